@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Literal, TypedDict
 
+IGNORE = -100  # the label of a token without loss: what torch's cross entropy skips
 Role = Literal["system", "user", "assistant"]
 
 

@@ -35,6 +35,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ChatTemplate = Literal["model", "llama-3.1"]
 
 
+def _below(path: str, folder: tuple[str, str]) -> str:
+    parts = Path(path).parts
+    if parts[:2] != folder or len(parts) < 3 or ".." in parts:
+        raise ValueError(f"{path!r} must lie under {'/'.join(folder)}/, the folder that DVC watches; copy it there")
+    return path
+
+
 class HubModel(_Section):
     """A model repository on a Hugging Face hub, at one commit."""
 
@@ -79,12 +86,17 @@ class WheelSource(_Section):
 
 
 class LocalModel(_Section):
-    """A model folder of the user's own: safetensors, config and tokenizer."""
+    """A model folder of the user's own under models/own/, which DVC watches: safetensors, config and tokenizer."""
 
     origin: Literal["local"]
     path: str
     license: str
     chat_template: ChatTemplate = "model"
+
+    @field_validator("path")
+    @classmethod
+    def _inside_own(cls, path: str) -> str:
+        return _below(path, ("models", "own"))
 
 
 class LocalSource(_Section):
@@ -98,8 +110,7 @@ class LocalSource(_Section):
     @field_validator("path")
     @classmethod
     def _inside_own(cls, path: str) -> str:
-        if Path(path).is_absolute() or ".." in Path(path).parts or Path(path).parts[:2] != ("data", "own"):
-            raise ValueError(f"{path!r} must lie under data/own/, the folder that DVC watches; copy or link it there")
+        _below(path, ("data", "own"))
         if Path(path).suffix not in (".jsonl", ".json", ".parquet"):
             raise ValueError(f"{path!r} must end in .jsonl, .json or .parquet")
         return path
@@ -129,7 +140,9 @@ class SplitParams(_Section):
     @model_validator(mode="after")
     def _leaves_something(self) -> SplitParams:
         if self.val + self.test >= 1:
-            raise ValueError(f"val + test = {self.val + self.test:g} leaves nothing to train on; keep it below 1")
+            raise ValueError(
+                f"val + test = {self.val + self.test:g} leaves nothing to train on; keep it below 1"
+            )
         return self
 
 
@@ -165,7 +178,9 @@ class TrainParams(_Section):
     @model_validator(mode="after")
     def _keep_needs_eval(self) -> TrainParams:
         if self.keep == "eval_loss" and not self.eval_steps:
-            raise ValueError("keep: eval_loss needs eval_steps above 0, so that there is an eval loss to go by")
+            raise ValueError(
+                "keep: eval_loss needs eval_steps above 0, so that there is an eval loss to go by"
+            )
         return self
 
     @property
@@ -218,7 +233,11 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
-        for kind, names in (("sources", self.sources), ("variants", self.variants), ("profiles", self.profiles)):
+        for kind, names in (
+            ("sources", self.sources),
+            ("variants", self.variants),
+            ("profiles", self.profiles),
+        ):
             for name in names:
                 if not KEY.fullmatch(name):
                     raise ValueError(f"{kind}.{name}: a name may hold letters, digits, '_' and '-' only")
@@ -227,14 +246,20 @@ class Params(_Section):
         if self.profile not in self.profiles:
             raise ValueError(f"profile: {self.profile!r} is not one of profiles ({', '.join(self.profiles)})")
         if self.evaluation.test_of not in self.variants:
-            raise ValueError(f"evaluation.test_of: {self.evaluation.test_of!r} is not one of variants ({', '.join(self.variants)})")
+            raise ValueError(
+                f"evaluation.test_of: {self.evaluation.test_of!r} is not one of variants ({', '.join(self.variants)})"
+            )
         for name, variant in self.variants.items():
             for source in variant.mix:
                 if source not in self.sources:
-                    raise ValueError(f"variants.{name}.mix.{source}: no such source; sources has {', '.join(self.sources)}")
+                    raise ValueError(
+                        f"variants.{name}.mix.{source}: no such source; sources has {', '.join(self.sources)}"
+                    )
         for name, profile in self.profiles.items():
             if missing := sorted(set(self.sources) ^ set(profile.sources)):
-                raise ValueError(f"profiles.{name}.sources: must name the same sources as `sources`; differs in {', '.join(missing)}")
+                raise ValueError(
+                    f"profiles.{name}.sources: must name the same sources as `sources`; differs in {', '.join(missing)}"
+                )
         return self
 
     @property

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -122,7 +122,9 @@ def _parquet_errors(path: Path, made_by: str) -> Iterator[None]:
 
 
 def _missing(path: Path, made_by: str) -> UserError:
-    return UserError(f"{path} not found; `dvc repro {made_by}` makes it, or `dvc pull` brings it from the remote")
+    return UserError(
+        f"{path} not found; `dvc repro {made_by}` makes it, or `dvc pull` brings it from the remote"
+    )
 
 
 def _damaged(path: Path, made_by: str, error: Exception) -> UserError:

@@ -1,0 +1,110 @@
+"""A trained or untuned model for scoring and generating: stock transformers and PEFT, as a user would load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from stages.common.chat import BASE_MODEL, prompt_ids, stop_token_ids
+from stages.common.conversation import Message
+from stages.common.device import device
+from stages.common.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_for_inference(
+    dtype: torch.dtype, adapter: Path | None = None, base: Path = BASE_MODEL
+) -> PreTrainedModel:
+    """The base model, with an adapter on it if one is given, in eval mode on the machine's device.
+
+    Raises:
+        UserError: the base model or the adapter is missing or does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # for "Loading weights", a second's work
+    if not (base / "config.json").exists():
+        raise UserError(
+            f"{base}/config.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, local_files_only=True, device_map=device()
+    )
+    return (model if adapter is None else _with_adapter(model, adapter)).eval()
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{adapter} does not load on {BASE_MODEL} ({str(error).splitlines()[0]}); {remedy}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    token_ids: list[int]  # without the stop token
+    stopped: bool  # ended with a stop token, not at the limit
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Greedy answers to a batch of conversations that each await a reply."""
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    width = max(map(len, prompts))
+    # Padding goes in front, so that every prompt ends where generation begins.
+    input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts])
+    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    stops = stop_token_ids(tokenizer)
+    with cached(model):
+        generated = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [_answer(tokenizer, ids, stops) for ids in generated[:, width:].tolist()]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset[int]) -> Answer:
+    end = next((position for position, token in enumerate(ids) if token in stops), None)
+    kept = ids if end is None else ids[:end]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end is not None)
+
+
+@contextmanager
+def cached(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode with the key-value cache on, and back to what was before, whatever happens."""
+    training, use_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = use_cache
+        model.train(training)

@@ -1,0 +1,90 @@
+"""How likely a model finds each conversation's supervised tokens: the sum of -log p, in nats.
+
+A sum per conversation and nothing averaged, so neither the batch size nor the order can change a loss:
+loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch means, which both can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from stages.common.conversation import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEAD_ROWS = 1024  # hidden states per language-model-head call: 1024 x 128,256 logits are 0.5 GB in float32
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, longest first, each at most batch_tokens wide x high (one row at least)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def conversation_nll(
+    model: PreTrainedModel,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> list[float]:
+    """-log p of each conversation's supervised tokens, summed over the conversation, in nats.
+
+    Args:
+        input_ids, labels: one sequence per conversation, of equal lengths; labels are -100 where not supervised.
+        batch_tokens: tokens per forward pass, padding included. Bounds memory; does not change the result
+            beyond floating-point rounding.
+    """
+    backbone, head = _backbone_and_head(model)
+    nll = [0.0] * len(input_ids)
+    for batch in batches([len(ids) for ids in input_ids], batch_tokens):
+        ids, mask, targets = _pad([input_ids[i] for i in batch], [labels[i] for i in batch], model.device)
+        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        sums = _sum_by_row(hidden, head, targets)
+        for index, value in zip(batch, sums.tolist(), strict=True):
+            nll[index] = value
+    return nll
+
+
+def _backbone_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+    # PEFT puts the LoRA layers into the base model's own modules, so its backbone is the adapted one.
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.get_decoder(), causal.get_output_embeddings()
+
+
+def _pad(
+    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, attention mask and *next-token* targets, each (conversations, longest)."""
+    width = max(map(len, input_ids))
+    ids = torch.zeros(len(input_ids), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    targets = torch.full_like(ids, IGNORE)
+    for row, (tokens, wanted) in enumerate(zip(input_ids, labels, strict=True)):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+        targets[row, : len(tokens) - 1] = torch.tensor(wanted[1:])
+    return ids.to(device), mask.to(device), targets.to(device)
+
+
+def _sum_by_row(hidden: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """Sum the supervised tokens' nll by row (float64), a bounded number of logits in memory at a time."""
+    rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
+    sums = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
+    for start in range(0, len(rows), HEAD_ROWS):
+        part = slice(start, start + HEAD_ROWS)
+        logits = head(hidden[rows[part], columns[part]]).float()
+        nll = cross_entropy(logits, targets[rows[part], columns[part]], reduction="none")
+        sums.index_add_(0, rows[part], nll.double())
+    return sums

@@ -1,0 +1,94 @@
+"""Score one model on the common test rows: `python -m stages.eval base` or `python -m stages.eval VARIANT`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from stages.common.chat import load_tokenizer
+from stages.common.errors import UserError, exits_with_one_line
+from stages.common.params import BASE, Params, load_params
+from stages.common.provenance import peak_reserved_gib, peak_rss_gib
+from stages.common.tables import read_table, replacing, write_json, write_jsonl
+
+MODELS, METRICS, SPLIT = Path("models"), Path("metrics/eval"), Path("data/split")
+CONVERSATIONS = pa.schema(
+    {
+        "id": pa.string(),
+        "group": pa.string(),
+        "source": pa.string(),
+        "nll": pa.float64(),
+        "n_supervised": pa.int32(),
+    }
+)
+
+
+@exits_with_one_line
+def main(name: str) -> None:
+    started = time.perf_counter()
+    params = load_params()
+    if name != BASE:
+        params.require_variant(name)
+    rows = test_rows(params)
+    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
+
+    from stages.common.device import resolve_dtype
+    from stages.common.inference import load_for_inference
+    from stages.common.likelihood import conversation_nll
+    from stages.eval.generation import answer_prompts, summarise
+    from stages.eval.likelihood import losses
+
+    dtype = resolve_dtype(params.train_of(params.evaluation.test_of).dtype)
+    model = load_for_inference(dtype, None if name == BASE else MODELS / name)
+    settings = params.active.eval
+    nll = conversation_nll(
+        model, rows["input_ids"].to_pylist(), rows["labels"].to_pylist(), settings.batch_tokens
+    )
+    conversations = rows.append_column("nll", pa.array(nll)).select(CONVERSATIONS.names).cast(CONVERSATIONS)
+    samples = answer_prompts(model, tokenizer, settings.max_new_tokens)
+    scores = losses(conversations)
+
+    with replacing(METRICS / name) as folder:
+        folder.mkdir()
+        pq.write_table(conversations, folder / "conversations.parquet")
+        write_jsonl(folder / "samples.jsonl", samples)
+        resources = {
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_rss_gib": round(peak_rss_gib(), 3),
+            "peak_reserved_gib": peak_reserved_gib(),
+        }
+        test_of = params.evaluation.test_of
+        record = {
+            "model": name,
+            "test_of": test_of,
+            **scores,
+            "generation": summarise(samples),
+            "resources": resources,
+        }
+        write_json(folder / "metrics.json", record)
+    for source, score in [*scores["sources"].items(), ("all", scores["overall"])]:
+        print(
+            f"{name} {source}: loss {score['loss']:.4f} nats over {score['n_conversations']:,} conversations"
+        )
+
+
+def test_rows(params: Params) -> pa.Table:
+    """The common test rows: those of the reference mix, the same for every model."""
+    reference = params.evaluation.test_of
+    path = SPLIT / reference / "test.parquet"
+    rows = read_table(
+        path, f"split@{reference}", ["id", "group", "source", "input_ids", "labels", "n_supervised"]
+    )
+    if not rows.num_rows:
+        raise UserError(
+            f"{path} has no rows; give profiles.{params.profile}.split.test a larger share in params.yaml"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)

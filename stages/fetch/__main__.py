@@ -1,0 +1,77 @@
+"""Fetch a source or the base model: `python -m stages.fetch <source>`, `python -m stages.fetch --model`.
+
+Writes data/raw/<source>/ (rows.parquet, source.json) or models/base/, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+
+from stages.common.errors import UserError, exits_with_one_line
+from stages.common.params import Params, load_params
+from stages.common.tables import replacing, write_json, write_rows
+from stages.fetch.model_files import count_parameters
+from stages.fetch.origins import open_model, open_source
+from stages.fetch.records import count_rows
+
+RAW = Path("data/raw")
+BASE_MODEL = Path("models/base")
+SCHEMA = pa.schema([("row", pa.int64()), ("record", pa.string()), ("group", pa.string())])
+
+
+@exits_with_one_line
+def main(
+    source: Annotated[str | None, typer.Argument(help="a name under `sources` in params.yaml")] = None,
+    model: Annotated[bool, typer.Option("--model", help="fetch the base model instead")] = False,
+) -> None:
+    """Fetch what the active profile of params.yaml names."""
+    if model == (source is not None):
+        raise UserError("name one source, or --model: `python -m stages.fetch chat`")
+    started = time.monotonic()
+    params = load_params()
+    done = fetch_model(params) if model else fetch_source(params, source)
+    print(f"fetched {done} in {time.monotonic() - started:.1f} s")
+
+
+def fetch_source(params: Params, name: str) -> str:
+    """Write data/raw/<name>/; return what was fetched, for people."""
+    if name not in params.active.sources:
+        raise UserError(f"params.yaml: no source {name!r}; sources has {', '.join(params.active.sources)}")
+    origin, key = params.active.sources[name], f"profiles.{params.profile}.sources.{name}"
+    with replacing(RAW / name) as folder:
+        folder.mkdir()
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            records, provenance = open_source(origin, key, Path(scratch))
+            rows = write_rows(folder / "rows.parquet", count_rows(records), SCHEMA)
+        if not rows:
+            raise UserError(
+                f"params.yaml: {key}: {', '.join(provenance['files'])} holds no rows; name a file that does"
+            )
+        write_json(folder / "source.json", described(origin, provenance) | {"rows": rows})
+    return f"{name}: {rows:,} rows"
+
+
+def fetch_model(params: Params) -> str:
+    """Write models/base/; return what was fetched, for people."""
+    origin, key = params.active.model, f"profiles.{params.profile}.model"
+    with replacing(BASE_MODEL) as folder:
+        folder.mkdir()
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            provenance = open_model(origin, key, folder, Path(scratch))
+        parameters = count_parameters(folder)
+        write_json(folder / "source.json", described(origin, provenance) | {"parameters": parameters})
+    return f"the base model: {parameters / 1e6:,.0f} million parameters"
+
+
+def described(origin: Any, provenance: dict[str, Any]) -> dict[str, Any]:
+    return {"origin": origin.origin, "license": origin.license, **provenance}
+
+
+if __name__ == "__main__":
+    typer.run(main)

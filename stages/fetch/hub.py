@@ -1,0 +1,265 @@
+"""Origin `hub`: files of a Hugging Face repository at one commit, resumed where cut and checked by hash.
+
+The client's own `hf_hub_download` deletes what it has of a file when it fails (huggingface_hub 1.33), so that a
+6 GB model starts over, keeps a second copy of it, and does not check hashes. So the client finds out what is
+there, and the bytes are taken from it here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the client is imported
+
+import httpx
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
+
+from stages.common.errors import UserError
+from stages.common.params import HubModel, HubSource
+from stages.common.provenance import sha256_of
+from stages.fetch.model_files import needed_files
+from stages.fetch.records import Record, check_suffix, read_records
+from stages.fetch.retry import Transient, with_retries
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # seconds without a byte; a download may take as long as it needs
+NO_NETWORK = (
+    "the model hub cannot be reached; check the network (or HTTPS_PROXY, HF_ENDPOINT) and run again."
+    " Profile tiny needs no hub: `dvc exp run -S profile=tiny`"
+)
+
+T = TypeVar("T")
+
+
+def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record], dict[str, Any]]:
+    """The records of a dataset repository's files, and what `source.json` says about them.
+
+    Raises:
+        UserError: no network, no access, no such repository, revision or file, a wrong hash.
+    """
+    for name in origin.files:
+        check_suffix(name, f"{key}.files")
+    repository = Repository(origin, "dataset", key)
+    listed = repository.files()
+    if missing := [name for name in origin.files if name not in listed]:
+        raise UserError(
+            f"params.yaml: {key}.files: {origin.repo} has no {missing[0]!r} at revision {origin.revision}"
+        )
+    targets = {name: scratch / str(number) for number, name in enumerate(origin.files)}
+    files = repository.fetch({target: listed[name] for name, target in targets.items()})
+    records = (record for name, target in targets.items() for record in read_records(target, name))
+    return records, {"repo": origin.repo, "revision": origin.revision, "files": files}
+
+
+def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:
+    """Download what `from_pretrained` needs into `folder`; return what `source.json` says about it.
+
+    Raises:
+        UserError: as for `source`, or the repository has no safetensors, config or tokenizer.
+    """
+    repository = Repository(origin, "model", key)
+    listed = repository.files()
+    names = needed_files(listed, f"{origin.repo} at revision {origin.revision}", f"{key}.repo")
+    files = repository.fetch({folder / name: listed[name] for name in names})
+    return {"repo": origin.repo, "revision": origin.revision, "files": files}
+
+
+class Repository:
+    """A repository at its pinned revision, read with the token of the environment."""
+
+    def __init__(self, origin: HubModel | HubSource, kind: Literal["model", "dataset"], key: str) -> None:
+        self.repo, self.revision, self.kind, self.key = origin.repo, origin.revision, kind, key
+        self.token = token_from_environment()
+        # Files wait here until all are complete: not in the stage's output, which DVC deletes before each run.
+        identity = hashlib.sha256(f"{kind} {self.repo} {self.revision}".encode()).hexdigest()
+        self.parked = Path(constants.HF_HUB_CACHE) / "abctune" / identity
+
+    def files(self) -> dict[str, RepoSibling]:
+        """The repository's files with size and hash, by name."""
+        listed = self._asking(self._list, f"asking the model hub for {self.repo}")
+        return {file.rfilename: file for file in listed}
+
+    def fetch(self, wanted: dict[Path, RepoSibling]) -> dict[str, dict[str, Any]]:
+        """Download and check files, then move each to its path; return sha256 and size in bytes by name.
+
+        Complete and cut files alike stay where they are if this fails, and the next run continues them.
+        """
+        self.parked.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(self.parked.with_suffix(".lock")):  # two runs would append to one file
+            parts = {target: self._download(file) for target, file in wanted.items()}
+            for target, part in parts.items():
+                shutil.move(part, target)
+            shutil.rmtree(self.parked, ignore_errors=True)
+        return {
+            file.rfilename: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path, file in wanted.items()
+        }
+
+    def _download(self, file: RepoSibling) -> Path:
+        name = file.rfilename
+        part = self.parked / hashlib.sha256(name.encode()).hexdigest()
+        cached = try_to_load_from_cache(self.repo, name, revision=self.revision, repo_type=self.kind)
+        if isinstance(cached, str) and not part.exists():  # another program has downloaded it already
+            shutil.copyfile(cached, part)
+            if not intact(part, file):
+                part.unlink()
+        url = hf_hub_url(self.repo, name, repo_type=self.kind, revision=self.revision)
+        self._asking(
+            lambda: continue_download(url, self.token, part, file), f"downloading {name} of {self.repo}"
+        )
+        if not intact(part, file):
+            part.unlink()
+            raise UserError(
+                f"{name} of {self.repo} at revision {self.revision} has not the hash that the hub lists;"
+                " the download was deleted. Run again; if it stays so, a proxy or a mirror alters it"
+            )
+        return part
+
+    def _list(self) -> list[RepoSibling]:
+        api = HfApi(token=self.token)
+        try:
+            info = api.repo_info(
+                self.repo,
+                revision=self.revision,
+                repo_type=self.kind,
+                files_metadata=True,
+                timeout=TIMEOUT.read,
+            )
+        except HFValidationError as error:
+            raise UserError(f"params.yaml: {self.key}.repo: {' '.join(str(error).split())}") from None
+        except (ValueError, KeyError, TypeError):  # no JSON, or not a repository's
+            raise UserError(
+                "something else than a model hub answers (a login page of the network?);"
+                " check the network and HF_ENDPOINT"
+            ) from None
+        return info.siblings or []
+
+    def _asking(self, ask: Callable[[], T], doing: str) -> T:
+        def attempt() -> T:
+            try:
+                return ask()
+            except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self._explained(error) from None
+
+        return with_retries(attempt, doing)
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error in words that name the key and the remedy; Transient if it may pass by itself."""
+        if isinstance(error, HfHubHTTPError):
+            return self._refused(error, error.response.status_code)
+        if isinstance(error, OfflineModeIsEnabled):
+            return UserError(
+                "HF_HUB_OFFLINE is set, so nothing can be fetched from the model hub; unset it and run again"
+            )
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+            return UserError("HF_ENDPOINT is no web address; correct it, or unset it")
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return Transient(f"{NO_NETWORK} ({error})")
+        return Transient(
+            f"the connection was cut ({error or type(error).__name__}); run again to continue where it stopped"
+        )
+
+    def _refused(self, error: HfHubHTTPError, status: int) -> Exception:
+        if isinstance(error, RevisionNotFoundError):
+            return UserError(
+                f"params.yaml: {self.key}.revision: {self.repo} has no commit {self.revision};"
+                " copy a full hash from the repository's history"
+            )
+        if isinstance(error, RemoteEntryNotFoundError):
+            return UserError(
+                f"params.yaml: {self.key}: a file of {self.repo} is listed but missing at revision {self.revision};"
+                " choose another revision"
+            )
+        if isinstance(error, GatedRepoError) or status in (401, 403):
+            page = hf_hub_url(self.repo, "x", repo_type=self.kind).split("/resolve/")[0]
+            token = "the token in HF_TOKEN is not enough" if self.token else "HF_TOKEN is not set"
+            return UserError(
+                f"params.yaml: {self.key}.repo: no access to {self.repo} (status {status}, {token}): it is gated, private"
+                f" or misspelt. Accept its licence at {page}, then set HF_TOKEN to a token of that account"
+            )
+        if status == 404:
+            return UserError(
+                f"params.yaml: {self.key}.repo: the hub has no {self.kind} {self.repo}; check its name"
+            )
+        if status == 429 or status >= 500:
+            return Transient(f"the hub answered with status {status}; try again later")
+        return UserError(f"the hub refused {self.repo} ({self.key} in params.yaml) with status {status}")
+
+
+def token_from_environment() -> str | Literal[False]:
+    """HF_TOKEN, or False: a token that lies in a file of the user's is not used. It is never written or shown."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", token):  # the client's own message would show it
+        raise UserError(
+            "HF_TOKEN holds characters that no token has (its value is not shown); set it again, or unset it"
+        )
+    return token or False
+
+
+def continue_download(url: str, token: str | bool, part: Path, file: RepoSibling) -> None:
+    """Append what `part` still lacks of the file.
+
+    The connection leads to the hub, which sends on to a store elsewhere; httpx drops the token on the way.
+    """
+    part.touch()
+    have = part.stat().st_size
+    if file.size is not None and have >= file.size:
+        return
+    headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True
+    ) as response:
+        hf_raise_for_status(response)
+        resumed = response.status_code == 206
+        with (
+            part.open("ab" if resumed else "wb") as out,
+            tqdm(
+                total=file.size,
+                initial=have if resumed else 0,
+                unit="B",
+                unit_scale=True,
+                desc=file.rfilename,
+                disable=None,
+            ) as bar,
+        ):
+            for chunk in response.iter_bytes():  # as they come: a larger chunk would be lost by a cut
+                out.write(chunk)
+                bar.update(len(chunk))
+    if file.size is not None and part.stat().st_size < file.size:
+        raise httpx.RemoteProtocolError("the answer ended early")
+
+
+def intact(path: Path, file: RepoSibling) -> bool:
+    """Whether the bytes have the size and the hash that the hub lists: sha256 for LFS files, else Git's own."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return False
+    return sha256_of(path) == file.lfs.sha256 if file.lfs else git_blob_id(path, size) == file.blob_id
+
+
+def git_blob_id(path: Path, size: int) -> str:
+    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

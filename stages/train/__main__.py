@@ -1,0 +1,121 @@
+"""Fine-tune one variant's adapter: `python -m stages.train VARIANT`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from stages.common.chat import BASE_MODEL, load_tokenizer
+from stages.common.errors import exits_with_one_line
+from stages.common.params import Params, load_params
+from stages.common.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
+from stages.common.tables import read_json, replacing, write_json
+from stages.train.card import model_card
+from stages.train.data import as_dataset, exposure, load_side
+
+MODELS, METRICS = Path("models"), Path("metrics/train")
+
+
+@exits_with_one_line
+def main(variant: str) -> None:
+    started = time.perf_counter()
+    params = load_params()
+    params.require_variant(variant)
+    recipe, max_length = params.train_of(variant), params.active.data.max_length
+    train, val = load_side(variant, "train"), load_side(variant, "val")
+    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
+
+    # Unsloth, which patches transformers and trl, is imported before the modules that use them.
+    from stages.common.model import load_for_training  # isort: skip
+    from dvclive import Live
+
+    from stages.train.callbacks import Clock, Curves, KeepBest, LiveSamples, StopOnNonFinite
+    from stages.train.schedule import describe
+    from stages.train.trainer import build_trainer, sft_config
+
+    schedule = describe(recipe)
+    for line in schedule["warnings"]:
+        print(f"warning: {variant}: {line}", file=sys.stderr)
+
+    metrics, adapter = METRICS / variant, MODELS / f".{variant}.kept"
+    model = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+        clock, keep = Clock(), KeepBest(recipe.keep, adapter)
+        samples = LiveSamples(tokenizer, metrics / "samples.jsonl", recipe.sample_every, params.seed)
+        trainer = build_trainer(
+            model,
+            tokenizer,
+            sft_config(recipe, max_length, params.seed, output_dir=str(adapter)),
+            as_dataset(train),
+            as_dataset(val),
+            callbacks=[clock, Curves(live, clock), StopOnNonFinite(), keep, samples],
+            eval_batch_tokens=params.active.eval.batch_tokens,
+        )
+        trainer.train()
+
+    record = {
+        "variant": variant,
+        "base_model": read_json(BASE_MODEL / "source.json", made_by="fetch-model"),
+        **resolved(params, variant, trainer.args),
+        "schedule": schedule,
+        "exposure": exposure(train, recipe),
+        "kept": keep.kept._asdict(),
+        "final": final_losses(trainer.state.log_history),
+        "resources": {
+            "seconds": round(time.perf_counter() - started, 2),
+            "train_seconds": round(clock.seconds, 2),
+            "tokens_per_second": round(clock.tokens_per_second(trainer.state), 1),
+            "peak_rss_gib": round(peak_rss_gib(), 3),
+            "peak_reserved_gib": peak_reserved_gib(),
+        },
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    publish(variant, adapter, tokenizer, record, params)
+    write_json(metrics / "training.json", record)
+    used = record["resources"]
+    peak = used["peak_reserved_gib"] or used["peak_rss_gib"]
+    print(
+        f"{variant}: {used['seconds']:.1f} s, {used['tokens_per_second']:,.0f} tokens/s, peak {peak:.2f} GiB"
+    )
+
+
+def resolved(params: Params, variant: str, arguments: Any) -> dict[str, Any]:
+    """Every setting as it took effect, Unsloth's and TRL's changes included."""
+    recipe = params.train_of(variant)
+    values = arguments.to_dict()
+    return {
+        "arguments": {
+            key: value for key, value in sorted(values.items()) if not key.endswith(("token", "_dir"))
+        },
+        "max_length": params.active.data.max_length,
+        "load_in_4bit": recipe.load_in_4bit,
+        "dtype": "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
+        "lora": params.lora.model_dump(mode="json"),
+    }
+
+
+def final_losses(history: list[dict[str, float]]) -> dict[str, float | None]:
+    def last(key: str) -> float | None:
+        return next((entry[key] for entry in reversed(history) if key in entry), None)
+
+    return {"train_loss": last("loss"), "eval_loss": last("eval_loss")}
+
+
+def publish(variant: str, adapter: Path, tokenizer: Any, record: dict[str, Any], params: Params) -> None:
+    """Put the kept adapter, its tokenizer and its papers at models/<variant>, all at once."""
+    with replacing(MODELS / variant) as folder:
+        shutil.copytree(adapter, folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "training.json", record)
+        (folder / "README.md").write_text(model_card(record, params), encoding="utf-8")
+    shutil.rmtree(adapter)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,205 @@
+"""What happens beside the training steps: curves, live samples, the best adapter, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from dvclive import Live
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ProgressCallback
+
+from stages.common.conversation import Message
+from stages.common.errors import UserError
+from stages.common.inference import generate
+from stages.common.prompts import PROMPTS
+from stages.common.provenance import peak_reserved_gib, peak_rss_gib
+
+SAMPLE_TOKENS = 48  # per live sample: enough to see the style, short enough not to slow training
+CURVES = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "eval_loss": "eval/loss",
+}
+
+
+class Clock(TrainerCallback):
+    """Time spent in training steps alone, and the tokens they took: evaluation and samples do not count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._started
+
+    def tokens_per_second(self, state: TrainerState) -> float:
+        """Non-padding tokens per second of training steps so far."""
+        return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
+
+
+class Curves(TrainerCallback):
+    """Log to DVCLive by optimizer step.
+
+    transformers' own DVCLive callback counts log events as steps, lets variants overwrite each other and
+    rewrites the root dvc.yaml.
+    """
+
+    def __init__(self, live: Live, clock: Clock) -> None:
+        self._live = live
+        self._clock = clock
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._live.step = state.global_step
+        for name, value in logs.items():
+            if name in CURVES:
+                self._live.log_metric(CURVES[name], value)
+        if "loss" in logs:
+            self._live.log_metric("train/tokens_per_second", self._clock.tokens_per_second(state))
+            self._live.log_metric("train/peak_rss_gib", peak_rss_gib())
+            if (reserved := peak_reserved_gib()) is not None:
+                self._live.log_metric("train/peak_reserved_gib", reserved)
+        self._live.make_summary()
+
+
+class StopOnNonFinite(TrainerCallback):
+    """End the run at a loss that is no number: everything after it would be noise, and nothing of it is published."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        for name in ("loss", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise UserError(
+                    f"{name} is {logs[name]} at step {state.global_step}; nothing is published. Lower the variant's "
+                    "learning_rate in params.yaml, or look for broken rows in data/formatted/*/preview.txt"
+                )
+
+
+class Kept(NamedTuple):
+    by: str
+    step: int
+    value: float | None
+
+
+class KeepBest(TrainerCallback):
+    """Keep the adapter of the lowest train loss (the report's callback), of the lowest eval loss, or the last one."""
+
+    def __init__(self, by: str, folder: Path) -> None:
+        self.kept: Kept | None = None
+        self.folder = folder
+        self._by = by
+        self._logged = {"train_loss": "loss", "eval_loss": "eval_loss"}.get(by)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        model: Any,
+        **_: Any,
+    ) -> None:
+        value = logs.get(self._logged) if self._logged else None
+        if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
+            self._save(model, Kept(self._by, state.global_step, value))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
+    ) -> None:
+        if self.kept is None:  # `last`, or a run shorter than its logging interval
+            self._save(model, Kept("last", state.global_step, None))
+
+    def _save(self, model: Any, kept: Kept) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        model.save_pretrained(self.folder)
+        self.kept = kept
+
+
+class LiveSamples(TrainerCallback):
+    """Answer a random prompt of the fixed list at each epoch's end and every `every` steps; print and store it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, path: Path, every: int, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._path = path
+        self._every = every
+        self._random = random.Random(seed)  # of its own, so that sampling cannot change what training draws
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
+    ) -> None:
+        if self._every and state.global_step % self._every == 0:
+            self._sample(state, model)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
+    ) -> None:
+        self._sample(state, model)
+
+    def _sample(self, state: TrainerState, model: Any) -> None:
+        prompt = self._random.choice(PROMPTS)
+        with torch.random.fork_rng():
+            answer = generate(
+                model, self._tokenizer, [[Message(role="user", content=prompt)]], SAMPLE_TOKENS
+            )[0]
+        row = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0.0, 4),
+            "prompt": prompt,
+            "answer": answer.text,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(f"\nsample at step {state.global_step}: {prompt!r}\n  -> {answer.text!r}", flush=True)
+
+
+class Progress(ProgressCallback):
+    """transformers' progress bar with the losses in it, instead of a line of JSON per log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, str] = {}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            self._shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+            self.training_bar.set_postfix(self._shown)

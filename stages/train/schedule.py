@@ -1,0 +1,52 @@
+"""The learning rate of every step, known before training: does the schedule do what its numbers suggest?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from stages.common.params import TrainParams
+
+
+def learning_rates(recipe: TrainParams) -> list[float]:
+    """The rate each of the max_steps optimizer steps is taken with, from transformers' own scheduler."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_learning_rate)
+    scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
+    rates = []
+    for _ in range(recipe.max_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def describe(recipe: TrainParams) -> dict[str, Any]:
+    """What the schedule amounts to: its peak, its sum over steps, and warnings where it is not what it seems."""
+    rates = learning_rates(recipe)
+    peak = max(rates)
+    decays = rates[-1] < peak
+    return {
+        "learning_rate": recipe.peak_learning_rate,
+        "warmup_steps": recipe.warmup_steps,
+        "max_steps": recipe.max_steps,
+        "peak_learning_rate": peak,
+        "peak_share": peak / recipe.peak_learning_rate,
+        "decays": decays,
+        "sum_learning_rate": sum(rates),
+        "warnings": _warnings(recipe, peak, decays),
+    }
+
+
+def _warnings(recipe: TrainParams, peak: float, decays: bool) -> list[str]:
+    if recipe.warmup_steps >= recipe.max_steps:
+        return [
+            f"warmup_steps {recipe.warmup_steps} >= max_steps {recipe.max_steps}: the learning rate peaks at {peak:.3g} "
+            f"({peak / recipe.peak_learning_rate:.0%} of {recipe.peak_learning_rate:g}) on the last step and never decays"
+        ]
+    if not decays and not recipe.lr_scheduler_type.startswith("constant"):
+        return [
+            f"warmup_steps {recipe.warmup_steps} of max_steps {recipe.max_steps} leave {recipe.lr_scheduler_type} no step to decay in"
+        ]
+    return []

@@ -1,0 +1,209 @@
+"""Origin local, and the reading of files that it shares with origin hub."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.fetch.records import read_records, serialise
+from tests.fetch.conftest import ProjectHere, jsonl
+from tests.fetch.test_hub import model_files, parquet
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Ünïcode 你好 {n}"}], "topic": f"t{n % 2}"} for n in range(5)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", jsonl(*ROWS)),
+        ("a.json", json.dumps(ROWS, indent=2).encode()),
+        ("a.json", jsonl(*ROWS)),  # as some hubs' .json files are
+        ("a.jsonl", b"\xef\xbb\xbf" + jsonl(*ROWS).replace(b"\n", b"\r\n\r\n")),  # as Windows writes it
+        ("a.parquet", parquet(ROWS)),
+    ],
+)
+def test_the_users_own_file_becomes_rows(here: ProjectHere, name: str, content: bytes) -> None:
+    here.own(name, content)
+    done = here.fetched("chat")
+    assert "fetched chat: 5 rows" in done.stdout
+    assert here.records() == ROWS
+    about = here.about(here.raw / "chat")
+    assert about["origin"] == "local"
+    assert about["path"] == f"data/own/{name}"
+    assert about["files"][name]["bytes"] == len(content)
+    assert about["rows"] == 5
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", jsonl(*ROWS)), ("a.parquet", parquet(ROWS))])
+def test_group_by_keeps_rows_together(here: ProjectHere, name: str, content: bytes) -> None:
+    here.own(name, content)
+    here.params["profiles"]["tiny"]["sources"]["chat"]["group_by"] = "topic"
+    here.fetched("chat")
+    assert [row["group"] for row in here.rows()] == ["t0", "t1", "t0", "t1", "t0"]
+
+
+def test_a_group_by_that_no_row_has_is_an_error(here: ProjectHere) -> None:
+    here.own("a.jsonl", jsonl(*ROWS))
+    here.params["profiles"]["tiny"]["sources"]["chat"]["group_by"] = "subject"
+    assert "no row has a value in 'subject', which group_by in params.yaml names" in here.refused("chat")
+
+
+def test_groups_may_be_numbers(tmp_path: Path) -> None:
+    assert [
+        record.group for record in records(tmp_path, jsonl({"n": 7}, {"n": None}, {"n": [1]}), group_by="n")
+    ] == ["7", None, "[1]"]
+
+
+def test_a_broken_line_is_kept_for_format_to_count(tmp_path: Path) -> None:
+    lines = [b'{"a": 1}', b'{"a": ', b'{"a": "\xff"}', b"9" * 5000, b"[" * 100_000, b'{"a": 2}']
+    texts = [record.text for record in records(tmp_path, b"\n".join(lines))]
+    assert texts[0] == '{"a": 1}'
+    assert texts[1] == '{"a":'
+    assert texts[2] == '{"a": "\N{REPLACEMENT CHARACTER}"}'
+    assert texts[3:5] == ["9" * 5000, "[" * 100_000]
+    assert texts[5] == '{"a": 2}'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_missing_file_names_the_key(here: ProjectHere, name: str) -> None:
+    here.source(origin="local", path=f"data/own/{name}")
+    assert f"params.yaml: profiles.tiny.sources.chat.path: data/own/{name} not found" in here.refused("chat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b""), ("a.jsonl", b"\n\n"), ("a.json", b"[]"), ("a.parquet", parquet(ROWS[:0]))],
+)
+def test_an_empty_file_is_an_error(here: ProjectHere, name: str, content: bytes) -> None:
+    here.own(name, content)
+    assert f"params.yaml: profiles.tiny.sources.chat: {name} holds no rows" in here.refused("chat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.parquet", b"not parquet", "cannot be read as Parquet"),
+        ("a.parquet", parquet(ROWS)[:-40], "cannot be read as Parquet"),
+        ("a.parquet", b"", "cannot be read as Parquet"),
+        ("a.json", b'[{"a": 1},', "cannot be read as a JSON list"),
+        ("a.json", b'{\n"data":\n[1]\n}', "none of its 4 rows is a JSON object"),
+        ("a.jsonl", b"just some\nprose", "none of its 2 rows is a JSON object"),
+        ("a.jsonl", "{}\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+    ],
+)
+def test_an_unreadable_file_is_one_line_that_names_it(
+    here: ProjectHere, name: str, content: bytes, message: str
+) -> None:
+    here.own(name, content)
+    line = here.refused("chat")
+    assert f"data/own/{name}" in line
+    assert message in line
+
+
+def test_a_file_outside_the_folder_that_dvc_watches_is_refused(here: ProjectHere) -> None:
+    here.source(origin="local", path="elsewhere/a.jsonl")
+    assert "profiles.tiny.sources.chat.path: 'elsewhere/a.jsonl' must lie under data/own/" in here.refused(
+        "chat"
+    )
+
+
+def test_what_json_lacks_does_not_sink_a_source(tmp_path: Path) -> None:
+    assert (
+        serialise({"a": math.nan, "b": [math.inf, {"c": -math.inf}]})
+        == '{"a": null, "b": [null, {"c": null}]}'
+    )
+    assert (
+        serialise({"half": "\ud83d", "whole": "\U0001f600"})
+        == '{"half": "\N{REPLACEMENT CHARACTER}", "whole": "😀"}'
+    )
+    line = rb'{"half": "\ud83d", "number": NaN}'
+    assert [record.text for record in records(tmp_path, line)] == [
+        '{"half": "\N{REPLACEMENT CHARACTER}", "number": null}'
+    ]
+    day = datetime.date(2024, 7, 26)
+    pq.write_table(
+        pa.Table.from_pylist([{"day": day, "raw": b"\xff", "x": math.nan}]), tmp_path / "a.parquet"
+    )
+    read = read_records(tmp_path / "a.parquet", "a.parquet")
+    assert [record.text for record in read] == [
+        '{"day": "2024-07-26", "raw": "\N{REPLACEMENT CHARACTER}", "x": null}'
+    ]
+
+
+def test_a_second_fetch_writes_the_same_bytes(here: ProjectHere) -> None:
+    here.own("a.jsonl", jsonl(*ROWS))
+    here.fetched("chat")
+    first = here.outputs()
+    here.fetched("chat")
+    assert here.outputs() == first
+
+
+def test_a_failed_fetch_leaves_the_last_good_one(here: ProjectHere) -> None:
+    here.own("a.jsonl", jsonl(*ROWS))
+    here.fetched("chat")
+    here.own("a.json", b"[{")
+    assert "data/own/a.json cannot be read as a JSON list" in here.refused("chat")
+    assert here.records() == ROWS
+
+
+@pytest.mark.parametrize(
+    "place", ["pyarrow.parquet.ParquetWriter.write_table", "stages.fetch.__main__.write_json"]
+)
+def test_a_full_disk_is_one_line(here: ProjectHere, place: str) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    here.own("a.jsonl", jsonl(*ROWS))
+    here.monkeypatch.setattr(place, full)
+    assert "no space left on the disk" in here.refused("chat")
+
+
+def test_a_model_folder_of_the_users_own_is_copied(here: ProjectHere) -> None:
+    folder = own_model(here, model_files(**{"optimizer.bin": b"pickle", "modeling.py": b"code"}))
+    here.fetched("--model")
+    wanted = {"config.json", "tokenizer.json", "model.safetensors"}
+    assert {path.name for path in here.base.iterdir()} == wanted | {"source.json"}
+    assert all((here.base / name).read_bytes() == (folder / name).read_bytes() for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model.safetensors", "has no model*.safetensors"),
+        ("config.json", "has no config.json"),
+        ("tokenizer.json", "has no tokenizer files"),
+    ],
+)
+def test_an_incomplete_model_folder_is_an_error(here: ProjectHere, missing: str, message: str) -> None:
+    files = model_files()
+    del files[missing]
+    own_model(here, files)
+    assert f"params.yaml: profiles.tiny.model.path: models/own/mine {message}" in here.refused("--model")
+
+
+def test_an_unknown_source_is_an_error(here: ProjectHere) -> None:
+    assert "params.yaml: no source 'chatter'; sources has chat, instruct" in here.refused("chatter")
+
+
+def own_model(here: ProjectHere, files: dict[str, bytes]) -> Path:
+    folder = here.root / "models/own/mine"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    here.model(origin="local", path="models/own/mine", license="mine")
+    return folder
+
+
+def records(folder: Path, content: bytes, **options: Any) -> list[Any]:
+    (folder / "a.jsonl").write_bytes(content)
+    return list(read_records(folder / "a.jsonl", "a.jsonl", **options))

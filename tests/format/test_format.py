@@ -1,0 +1,107 @@
+"""The stage as a whole: counts, quarantine, preview, errors."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import small
+
+
+def write_mixed(workspace, records, source="chat", groups=None):
+    """data/mixed/A.parquet from records: dictionaries, or raw text."""
+    folder = workspace.root / "data/mixed"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "source": pa.array([source] * len(records)),
+            "row": pa.array(range(len(records)), pa.int64()),
+            "record": pa.array([record if isinstance(record, str) else json.dumps(record) for record in records]),
+            "group": pa.array(groups or [None] * len(records), pa.string()),
+        }
+    )
+    pq.write_table(table, folder / "A.parquet", row_group_size=16)
+
+
+@pytest.fixture
+def project(workspace, small_model):
+    shutil.copytree(small_model, workspace.root / "models/base")
+    return workspace
+
+
+def summary(project):
+    return json.loads((project.root / "data/formatted/A/summary.json").read_text())
+
+
+def rows(project, name="rows"):
+    return pq.read_table(project.root / f"data/formatted/A/{name}.parquet").to_pylist()
+
+
+def test_every_row_read_is_kept_or_a_duplicate_or_in_quarantine_with_its_reason(project):
+    good = small.chat_records(90)
+    bad = ["no JSON", {"conversations": [{"from": "human", "value": "Hi"}]}, {"conversations": []}]
+    write_mixed(project, [*good, *good[:7], *bad])
+    project.set(format={"max_quarantined": 0.05})
+    project.stage("format", "A")
+    counts = summary(project)["sources"]["chat"]
+    assert counts["read"] == 100 and counts["duplicate"] == 7 and counts["kept"] == 90
+    assert counts["quarantined"] == {"empty conversation": 1, "no assistant turn": 1, "not JSON": 1}
+    assert len(rows(project)) == 90
+    assert [(row["row"], row["reason"], row["record"]) for row in rows(project, "quarantine")][0] == (97, "not JSON", "no JSON")
+
+
+def test_over_the_limit_the_stage_says_why_and_leaves_what_was_there(project):
+    write_mixed(project, small.chat_records(50))
+    project.stage("format", "A")
+    before = summary(project)
+    write_mixed(project, [*small.chat_records(50), "no JSON"])
+    done = project.stage("format", "A", check=False)
+    assert done.returncode == 1
+    assert "1 of 51 rows of chat (2.0%) are unusable (not JSON: 1)" in done.stderr
+    assert "format.max_quarantined = 0.01 in params.yaml" in done.stderr
+    assert summary(project) == before
+    assert [path.name for path in (project.root / "data/formatted").iterdir()] == ["A"]
+
+
+def test_rows_have_ids_groups_and_lengths(project):
+    record = {"conversations": [{"from": "human", "value": " Hi "}, {"from": "gpt", "value": "Yo"}]}
+    other = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    write_mixed(project, [record, other, small.chat_records(1)[0]], groups=[None, None, "rule-7"])
+    project.stage("format", "A")
+    one, two, three = rows(project)
+    assert one["messages"][0] == {"role": "user", "content": "Hi"}
+    assert one["id"] != two["id"] and one["group"] == two["group"]  # the same opening message: one group
+    assert three["group"] == "rule-7"
+    assert one["n_tokens"] == len(one["input_ids"]) == len(one["labels"])
+    assert one["n_supervised"] == 3  # Y, o, <|im_end|>
+
+
+def test_a_conversation_with_nothing_left_to_learn_after_the_cut_is_quarantined(project):
+    project.set(profiles__tiny__data__max_length=40, format={"max_quarantined": 1.0})
+    long = {"conversations": [{"from": "human", "value": "word " * 40}, {"from": "gpt", "value": "Yo"}]}
+    write_mixed(project, [long, *small.instruct_records(0), {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "w " * 40}]}])
+    project.stage("format", "A")
+    counts = summary(project)["sources"]["chat"]
+    assert counts["quarantined"] == {"nothing supervised after truncation": 1}
+    assert counts["truncated"] == 1 and rows(project)[0]["n_tokens"] == 40
+
+
+def test_the_preview_marks_what_is_supervised(project):
+    write_mixed(project, [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}])
+    project.stage("format", "A")
+    preview = (project.root / "data/formatted/A/preview.txt").read_text()
+    assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n«Yo<|im_end|>»\n" in preview
+
+
+def test_a_missing_model_is_one_line_with_the_remedy(workspace):
+    write_mixed(workspace, small.chat_records(3))
+    done = workspace.stage("format", "A", check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: models/base/tokenizer.json not found; `dvc repro fetch-model` makes it")
+
+
+def test_an_unknown_variant_is_named(project):
+    done = project.stage("format", "Z", check=False)
+    assert done.returncode == 1 and "no variant 'Z'; variants has A, B, C" in done.stderr

@@ -1,0 +1,216 @@
+"""The stage as a whole, on made-up runs: the right words for what was planted, and no unfair comparison."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.errors import UserError
+from stages.common.params import load_params
+from stages.plot.__main__ import main
+from stages.plot.comparison import compare
+from stages.plot.inputs import read_study
+from stages.plot.verdicts import verdicts_of
+from tests.plot.fake_run import RECIPES, ROOT, effect
+
+CONVERSATIONS = "metrics/eval/{}/conversations.parquet"
+
+
+def outcomes() -> dict[tuple[str, str, str], str]:
+    """(model, reference, set) -> outcome of the run in the current folder."""
+    found = verdicts_of(compare(read_study(load_params())))
+    return {(v.difference.model, v.difference.reference, v.difference.on.name): v.outcome for v in found}
+
+
+def test_a_planted_effect_is_called_better_where_it_is_and_nowhere_else(plotted):
+    summary = plotted({"C": effect(instruct=-0.05)}, n={"chat": 200, "instruct": 200})
+    text = Path("plots/report.md").read_text()
+    assert re.search(r"C is better than base on instruct by 0\.0[456]\d* nats \[0\.0", text)
+    assert re.search(r"C is better than B on instruct by 0\.0[3-7]\d* nats \[0\.0", text)
+    assert "C against base on chat: not shown" in text
+    assert "B against base on instruct: not shown" in text
+    assert summary["verdict"]["C_vs_base"].startswith("better by")
+    assert summary["C"]["vs_base"] == pytest.approx(
+        summary["C"]["test"]["nll"] - summary["base"]["test"]["nll"], abs=2e-5
+    )
+
+
+def test_a_planted_harm_is_called_worse(fake_run):
+    fake_run({"A": effect(chat=0.05)}, n={"chat": 200, "instruct": 200})
+    assert outcomes()["A", "base", "chat"] == "worse"
+
+
+def test_where_nothing_is_planted_nothing_is_shown(plotted):
+    summary = plotted()
+    assert all(words.startswith("not shown") for words in summary["verdict"].values())
+    page = Path("plots/report.md").read_text()
+    assert " is better than " not in page and " is worse than " not in page
+
+
+def test_models_with_equal_results_are_called_the_same(fake_run):
+    fake_run()
+    shutil.copytree("metrics/eval/B", "metrics/eval/C", dirs_exist_ok=True)
+    assert outcomes()["C", "B", "overall"] == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("id", "another row", "base and B were scored on different rows"),
+        ("n_supervised", 999, "base and B have different numbers of supervised tokens for 1 of the 130 rows"),
+        ("source", "elsewhere", "base and B have different sources"),
+        ("nll", float("nan"), "without a finite nll"),
+    ],
+)
+def test_a_model_scored_on_other_rows_stops_the_stage(fake_run, column, value, message):
+    fake_run()
+    rows = pd.read_parquet(CONVERSATIONS.format("B"))
+    rows.loc[3, column] = value
+    rows.to_parquet(CONVERSATIONS.format("B"))
+    with pytest.raises(UserError, match=message):
+        read_study(load_params())
+
+
+def test_a_missing_row_stops_the_stage(fake_run):
+    fake_run()
+    pd.read_parquet(CONVERSATIONS.format("C")).iloc[1:].to_parquet(CONVERSATIONS.format("C"))
+    with pytest.raises(UserError, match="base and C were scored on different rows"):
+        read_study(load_params())
+
+
+def test_rows_that_share_a_group_count_as_one(fake_run):
+    """Every third instruct row shares its group; making all of them pairs must widen the interval."""
+    fake_run({"C": effect(instruct=-0.3)})
+    found = compare(read_study(load_params()))
+    before = found.difference("C", "base", "instruct")
+    assert (before.on.n, before.on.n_groups) == (70, 47)
+    for model in ("base", *RECIPES):
+        rows = pd.read_parquet(CONVERSATIONS.format(model))
+        extra = rows[rows["source"] == "instruct"]
+        doubled = pd.concat([rows, extra.assign(id="again " + extra["id"])])  # copies: no new evidence
+        doubled.to_parquet(CONVERSATIONS.format(model))
+    after = compare(read_study(load_params())).difference("C", "base", "instruct")
+    assert (after.on.n, after.on.n_groups) == (140, 47)
+    assert after.se == pytest.approx(before.se)
+
+
+def test_other_prompts_stop_the_stage(fake_run):
+    fake_run()
+    path = Path("metrics/eval/A/samples.jsonl")
+    path.write_text(path.read_text().replace("Who are you?", "Who am I?"))
+    with pytest.raises(UserError, match="base and A answered different prompts"):
+        read_study(load_params())
+
+
+@pytest.mark.parametrize("column", ["id", "group"])
+def test_a_test_row_among_the_training_rows_stops_the_stage(fake_run, column):
+    fake_run()
+    leaked = pd.read_parquet(CONVERSATIONS.format("base")).loc[5, column]
+    train = pd.DataFrame({"id": ["t1", "t2"], "group": ["g1", "g2"]})
+    train.loc[1, column] = leaked
+    train.to_parquet("data/split/B/train.parquet")
+    with pytest.raises(UserError, match=r"unfair comparison: \d of 130 .* among the rows B was trained on"):
+        read_study(load_params())
+
+
+@pytest.mark.parametrize(
+    ("path", "made_by"),
+    [
+        ("metrics/eval/base/conversations.parquet", "eval-base"),
+        ("metrics/eval/B/metrics.json", "eval@B"),
+        ("metrics/train/B/training.json", "train@B"),
+        ("metrics/train/B/plots/metrics/train/loss.tsv", "train@B"),
+    ],
+)
+def test_a_missing_or_damaged_input_names_the_stage_that_makes_it(fake_run, path, made_by):
+    fake_run()
+    Path(path).write_bytes(b"\x00not it")
+    with pytest.raises(UserError, match=f"{path}.* `dvc repro --force {made_by}`"):
+        read_study(load_params())
+    Path(path).unlink()
+    with pytest.raises(UserError, match=f"{path} not found; `dvc repro {made_by}`"):
+        read_study(load_params())
+
+
+def test_the_run_can_do_without_the_data_summaries(plotted, fake_run):
+    fake_run()
+    shutil.rmtree("data")
+    main()
+    assert not Path("plots/lengths.svg").exists()
+    assert "Quarantine" not in Path("plots/report.md").read_text()
+
+
+def test_a_tiny_test_set_gives_no_interval_and_says_so(plotted):
+    summary = plotted({"C": effect(chat=-1.0)}, n={"chat": 3, "instruct": 40})
+    report = Path("plots/report.md").read_text()
+    assert "C against base on chat: not shown, too few independent conversations" in report
+    assert "chat: 3 conversations in 3 groups are too few for an interval" in report
+    table = pd.read_csv("plots/test_loss.csv").set_index(["model", "source"])
+    assert table.loc["C", "chat"][["low", "high"]].isna().all()
+    assert summary["C"]["chat"]["nll"] == pytest.approx(table.loc["C", "chat"]["loss"], abs=1e-5)
+
+
+def test_one_variant_alone_is_compared_with_base(plotted):
+    summary = plotted({"B": effect(chat=-0.3)}, recipes={"B": RECIPES["B"]})
+    assert list(summary["verdict"]) == ["B_vs_base"]
+
+
+def test_folders_that_params_yaml_does_not_name_are_ignored(plotted):
+    plotted()
+    shutil.copytree("metrics/eval/A", "metrics/eval/old")
+    main()
+    assert "old" not in json.loads(Path("metrics/summary.json").read_text())
+
+
+def test_two_runs_write_the_same_bytes(plotted):
+    plotted({"A": effect(chat=-0.2)})
+    first = {path: path.read_bytes() for path in sorted(Path("plots").iterdir())}
+    summary = Path("metrics/summary.json").read_bytes()
+    main()
+    assert {path: path.read_bytes() for path in sorted(Path("plots").iterdir())} == first
+    assert Path("metrics/summary.json").read_bytes() == summary
+
+
+def test_figures_of_an_earlier_run_do_not_stay_behind(plotted, fake_run):
+    plotted()
+    Path("plots/stale.svg").write_text("old")
+    main()
+    assert not Path("plots/stale.svg").exists()
+
+
+def test_the_charts_tables_have_a_column_per_variant(plotted):
+    plotted()
+    for name in ("train_loss", "eval_loss", "learning_rate"):
+        table = pd.read_csv(f"plots/{name}.csv")
+        assert list(table.columns) == ["step", "A", "B", "C"]
+        assert table["step"].is_monotonic_increasing
+    assert pd.read_csv("plots/eval_loss.csv")["A"].isna().all()  # A does not evaluate while it trains
+    assert list(pd.read_csv("plots/test_loss.csv").columns) == ["model", "source", "loss", "low", "high"]
+
+
+def test_a_source_may_not_take_a_name_of_the_summary(fake_run):
+    root = fake_run()
+    yaml = YAML()
+    params = yaml.load((root / "params.yaml").read_text())
+    for place in (params, *params["profiles"].values()):
+        place["sources"]["test"] = place["sources"].pop("chat")
+    for variant in params["variants"].values():
+        variant["mix"]["test"] = variant["mix"].pop("chat")
+    with (root / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    with pytest.raises(UserError, match=r"sources\.test"):
+        read_study(load_params())
+
+
+def test_the_stage_imports_no_training_library():
+    code = "import sys, stages.plot.__main__; print(sorted({'torch', 'transformers', 'datasets', 'gradio'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

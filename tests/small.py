@@ -1,0 +1,98 @@
+"""A model, a tokenizer and data so small that whole stages run in a test."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work number night point home water room mother area money "
+    "story fact month lot right study book eye job word business issue side kind head house service friend father power"
+).split()
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
+LLAMA_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
+
+
+def byte_tokenizer(specials: tuple[str, ...], **named: str):
+    """A tokenizer of one token per byte behind the given special tokens: byte b of a text has id len(specials) + rank of b."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(specials))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
+
+
+def chatml_tokenizer():
+    tokenizer = byte_tokenizer(CHATML_TOKENS, eos_token="<|im_end|>", pad_token="<pad>", unk_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def llama_tokenizer():
+    tokenizer = byte_tokenizer(
+        LLAMA_TOKENS, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|finetune_right_pad_id|>"
+    )
+    tokenizer.chat_template = Path("stages/common/llama-3.1.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def write_model(folder: Path, seed: int = 0) -> None:
+    """A random two-layer Llama with the ChatML byte tokenizer, as a folder for `from_pretrained`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = chatml_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def sentence(rng: random.Random, words: int = 5) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
+
+
+def chat_records(count: int, seed: int = 0) -> list[dict]:
+    """ShareGPT conversations of two or four turns."""
+    rng = random.Random(seed)
+    return [
+        {
+            "conversations": [
+                {"from": ("human", "gpt")[turn % 2], "value": sentence(rng)} for turn in range(rng.choice((2, 4)))
+            ]
+        }
+        for _ in range(count)
+    ]
+
+
+def instruct_records(count: int, seed: int = 1) -> list[dict]:
+    """Alpaca rows."""
+    rng = random.Random(seed)
+    return [{"instruction": sentence(rng), "input": "", "output": sentence(rng, 8)} for _ in range(count)]
+
+
+def write_jsonl(path: Path, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""The stage as a whole, on formatted rows."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.common.params import SplitParams
+from stages.split.buckets import side_of
+from tests import small
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "group": pa.string(),
+        "source": pa.string(),
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "n_tokens": pa.int32(),
+        "n_supervised": pa.int32(),
+    }
+)
+SPLIT = SplitParams(val=0.1, test=0.2)
+
+
+def formatted(count, source="chat", seed=0, prefix="row"):
+    found = []
+    for number, record in enumerate(small.chat_records(count, seed)):
+        messages = [{"role": ("user", "assistant")[n % 2], "content": t["value"]} for n, t in enumerate(record["conversations"])]
+        name = f"{prefix} {number}"
+        ids = list(range(10))
+        found.append(
+            {"id": name, "group": name, "source": source, "messages": messages, "input_ids": ids, "labels": ids, "n_tokens": 10, "n_supervised": 10}
+        )
+    return found
+
+
+def write(workspace, variant, rows):
+    folder = workspace.root / "data/formatted" / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "rows.parquet")
+
+
+def sides(workspace, variant):
+    folder = workspace.root / "data/split" / variant
+    return {side: pq.read_table(folder / f"{side}.parquet").to_pylist() for side in ("train", "val", "test")}
+
+
+def counts(workspace, variant):
+    return json.loads((workspace.root / f"data/split/{variant}/summary.json").read_text())["sources"]
+
+
+@pytest.fixture
+def rows():
+    return formatted(200)
+
+
+def test_every_row_lands_on_its_side_in_training_order(workspace, rows):
+    write(workspace, "A", rows)
+    write(workspace, "C", rows[:100])
+    workspace.stage("split", "A")
+    for side, found in sides(workspace, "A").items():
+        assert [row["id"] for row in found] == [row["id"] for row in rows if side_of(row["group"], SPLIT) == side]
+    assert sum(counts(workspace, "A")["chat"][side] for side in ("train", "val", "test")) == 200
+
+
+def test_a_row_held_out_for_one_variant_is_held_out_for_all(workspace, rows):
+    write(workspace, "A", rows)
+    write(workspace, "C", [*rows[50:150], *formatted(60, "instruct", 9, "other")])
+    for variant in "AC":
+        workspace.stage("split", variant)
+    a, c = sides(workspace, "A"), sides(workspace, "C")
+    held_out = {row["id"] for row in c["test"] + c["val"]}
+    assert held_out and not held_out & {row["id"] for row in a["train"]}
+
+
+def test_a_planted_near_copy_of_a_test_row_is_dropped_and_counted(workspace, rows):
+    write(workspace, "C", rows)
+    held = next(row for row in rows if side_of(row["group"], SPLIT) == "test")
+    name = next(name for name in (f"copy {n}" for n in range(100)) if side_of(name, SPLIT) == "train")
+    messages = [message | {"content": message["content"].upper()} for message in held["messages"]]
+    write(workspace, "A", [*rows, held | {"id": name, "group": name, "messages": messages}])
+    done = workspace.stage("split", "A")
+    assert counts(workspace, "A")["chat"]["contaminated"] == counts(workspace, "A")["chat"]["contaminated_near"] == 1
+    assert name not in {row["id"] for row in sides(workspace, "A")["train"]}
+    assert "1 dropped as too near to a held-out row" in done.stdout
+
+
+def test_the_stage_fails_if_a_held_out_row_is_left_in_train(workspace, rows, monkeypatch):
+    """The check reads the files, so it finds what the sorting missed: here the sorting is switched off."""
+    write(workspace, "C", rows)
+    name = next(name for name in (f"copy {n}" for n in range(100)) if side_of(name, SPLIT) == "train")
+    held = next(row for row in rows if side_of(row["group"], SPLIT) == "test")
+    write(workspace, "A", [*rows, held | {"group": name}])  # the same id in a group that trains
+    code = workspace.root / "stages/split/contamination.py"
+    code.write_text(code.read_text().replace('return "exact"', "return None"))
+    done = workspace.stage("split", "A", check=False)
+    assert done.returncode == 1 and "training ids are held out too" in done.stderr
+    assert not (workspace.root / "data/split/A").exists()
+
+
+def test_too_few_rows_to_hold_any_out_is_an_error_that_names_the_params(workspace):
+    few = [row for row in formatted(200) if side_of(row["group"], SPLIT) == "train"][:5]
+    write(workspace, "A", few)
+    write(workspace, "C", few)
+    done = workspace.stage("split", "A", check=False)
+    assert done.returncode == 1
+    assert "leaves no val row" in done.stderr and "variants.A.mix" in done.stderr and "profiles.*.split" in done.stderr
