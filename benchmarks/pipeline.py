@@ -39,7 +39,9 @@ def measure(command: str, folder: Path) -> dict[str, float]:
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
         environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
-        process = subprocess.Popen(command.split(), cwd=folder, env=environment, stdout=printed, stderr=printed)
+        process = subprocess.Popen(
+            command.split(), cwd=folder, env=environment, stdout=printed, stderr=printed
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         printed.seek(0)
@@ -65,9 +67,13 @@ def no_op_seconds() -> float | None:
 def table(stages: dict[str, dict[str, float]]) -> str:
     lines = ["| stage | wall (s) | peak RSS (GiB) | importing |", "|---|---:|---:|---:|"]
     for name, row in stages.items():
-        lines.append(f"| {name} | {row['seconds']:.1f} | {row['peak_rss_gib']:.2f} | {row['import_share']:.0%} |")
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | {row['peak_rss_gib']:.2f} | {row['import_share']:.0%} |"
+        )
     total = sum(row["seconds"] for row in stages.values())
-    lines.append(f"| **all** | **{total:.1f}** | **{max(row['peak_rss_gib'] for row in stages.values()):.2f}** | |")
+    lines.append(
+        f"| **all** | **{total:.1f}** | **{max(row['peak_rss_gib'] for row in stages.values()):.2f}** | |"
+    )
     return "\n".join(lines)
 
 
@@ -80,7 +86,12 @@ def main() -> None:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             copy(ROOT / name, Path(folder, name))
         # DVCLive wants to be in a Git repository.
-        subprocess.run("git init -q && git add -A && git -c user.name=b -c user.email=b@b commit -qm b", shell=True, cwd=folder, check=True)
+        subprocess.run(
+            "git init -q && git add -A && git -c user.name=b -c user.email=b@b commit -qm b",
+            shell=True,
+            cwd=folder,
+            check=True,
+        )
         for name, command in commands():
             stages[name] = measure(command, Path(folder))
             print(f"{name}: {stages[name]}", file=sys.stderr, flush=True)

@@ -1,68 +1,14 @@
-"""A whole project in a temporary folder: this repository's code and dvc.yaml, on a very small model and small data."""
+"""Projects for tests, see tests/workspace.py."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from tests import small
-
-ROOT = Path(__file__).parent.parent
-PROJECT_FILES = ("stages", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore", "data/own", "models/own", ".gitignore")
-# What a test sets in profile tiny, so that it runs in seconds.
-SMALL = {
-    "model": {"origin": "local", "path": "models/own/small", "license": "none"},
-    "sources": {
-        "chat": {"origin": "local", "path": "data/own/chat.jsonl"},
-        "instruct": {"origin": "local", "path": "data/own/instruct.jsonl"},
-    },
-    "data": {"max_length": 96, "rows_scale": 1.0},
-    "split": {"val": 0.1, "test": 0.2},
-}
-
-
-class Workspace:
-    """A project folder and the ways to change its params and run its commands."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def params(self) -> dict:
-        return YAML(typ="safe", pure=True).load((self.root / "params.yaml").read_text())
-
-    def set(self, **values: object) -> None:
-        """Set params by their path, dots written as double underscores: set(variants__B__train__max_steps=3)."""
-        params = self.params()
-        for path, value in values.items():
-            *parents, key = path.split("__")
-            place = params
-            for parent in parents:
-                place = place[parent]
-            place[key] = value
-        with (self.root / "params.yaml").open("w") as file:
-            YAML().dump(params, file)
-
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command here with this interpreter first on the PATH; `python -m stages.x` uses the copied code."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = os.environ | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | environment
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def stage(self, name: str, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", f"stages.{name}", *arguments, check=check, **environment)
-
-    def git(self, *arguments: str) -> str:
-        identity = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-        return self.run("git", *identity, *arguments).stdout
+from tests.workspace import Workspace, make_workspace
 
 
 @pytest.fixture(scope="session")
@@ -96,25 +42,3 @@ def ready_to_train(tmp_path: Path, split_once: Path) -> Workspace:
     """A project of its own in which every stage before train has run."""
     shutil.copytree(split_once, tmp_path, dirs_exist_ok=True)
     return Workspace(tmp_path)
-
-
-def make_workspace(tmp_path: Path, small_model: Path) -> Workspace:
-    for name in PROJECT_FILES:
-        if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "small")
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(small_model, tmp_path / "models/own/small")
-    small.write_jsonl(tmp_path / "data/own/chat.jsonl", small.chat_records(120))
-    small.write_jsonl(tmp_path / "data/own/instruct.jsonl", small.instruct_records(120))
-    project = Workspace(tmp_path)
-    project.set(**{f"profiles__tiny__{key}": value for key, value in SMALL.items()})
-    for variant, mix in {"A": {"chat": 120}, "B": {"chat": 60}, "C": {"chat": 60, "instruct": 60}}.items():
-        project.set(**{f"variants__{variant}__mix": mix, f"variants__{variant}__train__max_steps": 4})
-        project.set(**{f"variants__{variant}__train__logging_steps": 2})
-    project.set(variants__B__train__eval_steps=2, variants__C__train__eval_steps=2)
-    project.git("init", "-q", "-b", "main")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "start")
-    return project

@@ -6,17 +6,77 @@ import json
 import random
 from pathlib import Path
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work number night point home water room mother area money "
-    "story fact month lot right study book eye job word business issue side kind head house service friend father power"
-).split()
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "number",
+    "night",
+    "point",
+    "home",
+    "water",
+    "room",
+    "mother",
+    "area",
+    "money",
+    "story",
+    "fact",
+    "month",
+    "lot",
+    "right",
+    "study",
+    "book",
+    "eye",
+    "job",
+    "word",
+    "business",
+    "issue",
+    "side",
+    "kind",
+    "head",
+    "house",
+    "service",
+    "friend",
+    "father",
+    "power",
+]
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
-LLAMA_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
+LLAMA_TOKENS = (
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+)
 
 
 def byte_tokenizer(specials: tuple[str, ...], **named: str):
@@ -34,37 +94,47 @@ def byte_tokenizer(specials: tuple[str, ...], **named: str):
 
 
 def chatml_tokenizer():
-    tokenizer = byte_tokenizer(CHATML_TOKENS, eos_token="<|im_end|>", pad_token="<pad>", unk_token="<|endoftext|>")
+    tokenizer = byte_tokenizer(
+        CHATML_TOKENS, eos_token="<|im_end|>", pad_token="<pad>", unk_token="<|endoftext|>"
+    )
     tokenizer.chat_template = CHATML
     return tokenizer
 
 
 def llama_tokenizer():
     tokenizer = byte_tokenizer(
-        LLAMA_TOKENS, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|finetune_right_pad_id|>"
+        LLAMA_TOKENS,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
     )
     tokenizer.chat_template = Path("stages/common/llama-3.1.jinja").read_text(encoding="utf-8")
     return tokenizer
 
 
-def write_model(folder: Path, seed: int = 0) -> None:
-    """A random two-layer Llama with the ChatML byte tokenizer, as a folder for `from_pretrained`."""
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def write_model(folder: Path, seed: int = 0, tokenizer=None, shape=SHAPE) -> None:
+    """A random Llama, by default of two narrow layers with the ChatML byte tokenizer, as a folder for `from_pretrained`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = chatml_tokenizer()
+    tokenizer = tokenizer or chatml_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **shape,
         max_position_embeddings=512,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -80,7 +150,8 @@ def chat_records(count: int, seed: int = 0) -> list[dict]:
     return [
         {
             "conversations": [
-                {"from": ("human", "gpt")[turn % 2], "value": sentence(rng)} for turn in range(rng.choice((2, 4)))
+                {"from": ("human", "gpt")[turn % 2], "value": sentence(rng)}
+                for turn in range(rng.choice((2, 4)))
             ]
         }
         for _ in range(count)

@@ -31,13 +31,21 @@ def test_every_declared_dependency_is_pinned_to_a_version_it_allows():
     for name, requirement in declared().items():
         assert name in pins(), f"{name} is in pyproject.toml but not in requirements.txt; run `make lock`"
         for version in pins()[name]:
-            assert requirement.specifier.contains(version), f"{name}=={version} is not {requirement}; run `make lock`"
+            assert requirement.specifier.contains(version), (
+                f"{name}=={version} is not {requirement}; run `make lock`"
+            )
 
 
 def test_nothing_is_pinned_as_ours_that_pyproject_does_not_declare():
     blocks = re.split(r"\n(?=[A-Za-z0-9])", LOCK)
-    ours = {canonicalize_name(re.split(r"[=\[ ]", block)[0]) for block in blocks if re.search(r"# .*abctune \(pyproject.toml|#   abctune", block)}
-    assert ours == set(declared()), "requirements.txt was compiled from another pyproject.toml; run `make lock`"
+    ours = {
+        canonicalize_name(re.split(r"[=\[ ]", block)[0])
+        for block in blocks
+        if re.search(r"# .*abctune \(pyproject.toml|#   abctune", block)
+    }
+    assert ours == set(declared()), (
+        "requirements.txt was compiled from another pyproject.toml; run `make lock`"
+    )
 
 
 def test_every_pin_has_hashes_and_no_address_is_named():

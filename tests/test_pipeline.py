@@ -41,7 +41,11 @@ def outputs(workspace) -> list[str]:
         *(f"data/raw/{source}" for source in ("chat", "instruct")),
         "models/base",
         *(f"data/mixed/{v}{end}" for v in "ABC" for end in (".parquet", ".json")),
-        *(f"{room}/{v}" for v in "ABC" for room in ("data/formatted", "data/split", "models", "metrics/train", "metrics/eval")),
+        *(
+            f"{room}/{v}"
+            for v in "ABC"
+            for room in ("data/formatted", "data/split", "models", "metrics/train", "metrics/eval")
+        ),
         "metrics/eval/base",
         "metrics/summary.json",
         "plots",

@@ -17,8 +17,9 @@ from typing import Any
 from stages.common.errors import UserError
 from stages.fetch.records import Record, serialise
 
-MAX_MESSAGES = 6  # of a dialogue: most of them then fit the tokens that tiny trains on, and a step stays short
-MIN_MESSAGES = 6
+MESSAGES = (
+    4  # of a dialogue, from its start: several turns, and still short enough for tiny's max_length and a CPU
+)
 MIN_REPLY = 35  # characters, on average over a dialogue's replies: below it they are mostly "haha" and "yeah"
 MAX_PROFANITY = (
     0.3  # probability; at 0.5 the classifier passes a few rude messages, at 0.3 it drops some harmless ones
@@ -47,13 +48,12 @@ def chitchat(wheel: Path) -> Iterator[Record]:
 
 
 def usable_messages(dialogue: dict[str, Any]) -> list[str] | None:
-    """A dialogue's opening as alternating messages, an even number; None if it is too short or has what must not be in it."""
+    """A dialogue's opening as alternating messages; None if it is too short or has what must not be in it."""
     turns = merge_speakers(message for burst in dialogue["messages"] for message in burst)
     if len({speaker for speaker, _ in turns}) != 2:
         return None
-    messages = [text for _, text in turns[:MAX_MESSAGES]]
-    messages = messages[: len(messages) // 2 * 2]
-    if len(messages) < MIN_MESSAGES or mean(map(len, messages[1::2])) < MIN_REPLY:
+    messages = [text for _, text in turns[:MESSAGES]]
+    if len(messages) < MESSAGES or mean(map(len, messages[1::2])) < MIN_REPLY:
         return None
     return None if any(CONTACT.search(text) or MISSED.search(text) for text in messages) else messages
 

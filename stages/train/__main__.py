@@ -28,9 +28,8 @@ def main(variant: str) -> None:
     params.require_variant(variant)
     recipe, max_length = params.train_of(variant), params.active.data.max_length
     train, val = load_side(variant, "train"), load_side(variant, "val")
-    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
 
-    # Unsloth, which patches transformers and trl, is imported before the modules that use them.
+    # Unsloth, which patches transformers and trl, is imported before anything else imports them.
     from stages.common.model import load_for_training  # isort: skip
     from dvclive import Live
 
@@ -38,6 +37,7 @@ def main(variant: str) -> None:
     from stages.train.schedule import describe
     from stages.train.trainer import build_trainer, sft_config
 
+    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
     schedule = describe(recipe)
     for line in schedule["warnings"]:
         print(f"warning: {variant}: {line}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A mistake in params.yaml is one line that names the key, before any work starts."""
 
 import re
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -10,7 +11,7 @@ from stages.common.params import load_params
 
 
 def changed(tmp_path, path, value):
-    params = YAML(typ="safe", pure=True).load(open("params.yaml"))
+    params = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
     *parents, key = path.split(".")
     place = params
     for parent in parents:
@@ -30,20 +31,52 @@ def changed(tmp_path, path, value):
     [
         ("variants.B.train.learning_rte", 1e-4, "variants.B.train.learning_rte: unknown key"),
         ("variants.B.train.learning_rate", None, "variants.B.train.learning_rate: missing; add it"),
-        ("variants.B.train.max_steps", -3, "variants.B.train.max_steps: input should be greater than or equal to 1, got -3"),
-        ("variants.B.train.max_steps", "forty", "variants.B.train.max_steps: input should be a valid integer, got 'forty'"),
-        ("profiles.full.train", {"max_steps": 0}, "profiles.full.train.max_steps: input should be greater than or equal to 1"),
+        (
+            "variants.B.train.max_steps",
+            -3,
+            "variants.B.train.max_steps: input should be greater than or equal to 1, got -3",
+        ),
+        (
+            "variants.B.train.max_steps",
+            "forty",
+            "variants.B.train.max_steps: input should be a valid integer, got 'forty'",
+        ),
+        (
+            "profiles.full.train",
+            {"max_steps": 0},
+            "profiles.full.train.max_steps: input should be greater than or equal to 1",
+        ),
         ("train.keep", "best", "train.keep: input should be 'train_loss', 'eval_loss' or 'last'"),
         ("variants.A.mix.chatt", 5, "variants.A.mix.chatt: no such source; sources has chat, instruct"),
-        ("profiles.tiny.split.test", 0.99, "profiles.tiny.split: val + test = 1.04 leaves nothing to train on"),
+        (
+            "profiles.tiny.split.test",
+            0.99,
+            "profiles.tiny.split: val + test = 1.04 leaves nothing to train on",
+        ),
         ("profiles.tiny.split.test", 1.5, "profiles.tiny.split.test: input should be less than 1, got 1.5"),
         ("profile", "huge", "profile: 'huge' is not one of profiles (tiny, full)"),
         ("evaluation.test_of", "Q", "evaluation.test_of: 'Q' is not one of variants (A, B, C)"),
-        ("variants.base", {"mix": {"chat": 1}, "train": {}}, "variants.base: this name means the untuned model"),
-        ("variants.x;touch y", {"mix": {"chat": 1}, "train": {}}, "a name may hold letters, digits, '_' and '-' only"),
-        ("profiles.full.model.revision", "main", "profiles.full.model.revision: 'main' is not a full commit hash"),
+        (
+            "variants.base",
+            {"mix": {"chat": 1}, "train": {}},
+            "variants.base: this name means the untuned model",
+        ),
+        (
+            "variants.x;touch y",
+            {"mix": {"chat": 1}, "train": {}},
+            "a name may hold letters, digits, '_' and '-' only",
+        ),
+        (
+            "profiles.full.model.revision",
+            "main",
+            "profiles.full.model.revision: 'main' is not a full commit hash",
+        ),
         ("profiles.full.sources.chat.origin", "ftp", "profiles.full.sources.chat: input tag 'ftp'"),
-        ("profiles.tiny.sources.more", {"origin": "local", "path": "data/own/x.jsonl"}, "profiles.tiny.sources: must name the same sources"),
+        (
+            "profiles.tiny.sources.more",
+            {"origin": "local", "path": "data/own/x.jsonl"},
+            "profiles.tiny.sources: must name the same sources",
+        ),
         ("profiles.tiny.sources.chat", {"origin": "local", "path": "../x.jsonl"}, "must lie under data/own/"),
         ("lora.r", 0, "lora.r: input should be greater than or equal to 1, got 0"),
         ("seed", -1, "seed: input should be greater than or equal to 0"),
@@ -78,7 +111,10 @@ def test_the_reports_recipes_are_as_reported():
         "C": (4, 4, 40, 2e-5, 50, 10, 10),
     }.items():
         recipe = params.train_of(variant, "full")
-        assert (recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps) == (batch, accumulation)
+        assert (recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps) == (
+            batch,
+            accumulation,
+        )
         assert (recipe.max_steps, recipe.peak_learning_rate, recipe.warmup_steps) == (steps, rate, warmup)
         assert (recipe.logging_steps, recipe.eval_steps) == (logging, evaluation)
         assert (recipe.optim, recipe.weight_decay, recipe.lr_scheduler_type) == ("adamw_8bit", 0.01, "linear")

@@ -18,7 +18,9 @@ def write_mixed(workspace, records, source="chat", groups=None):
         {
             "source": pa.array([source] * len(records)),
             "row": pa.array(range(len(records)), pa.int64()),
-            "record": pa.array([record if isinstance(record, str) else json.dumps(record) for record in records]),
+            "record": pa.array(
+                [record if isinstance(record, str) else json.dumps(record) for record in records]
+            ),
             "group": pa.array(groups or [None] * len(records), pa.string()),
         }
     )
@@ -49,7 +51,8 @@ def test_every_row_read_is_kept_or_a_duplicate_or_in_quarantine_with_its_reason(
     assert counts["read"] == 100 and counts["duplicate"] == 7 and counts["kept"] == 90
     assert counts["quarantined"] == {"empty conversation": 1, "no assistant turn": 1, "not JSON": 1}
     assert len(rows(project)) == 90
-    assert [(row["row"], row["reason"], row["record"]) for row in rows(project, "quarantine")][0] == (97, "not JSON", "no JSON")
+    first = rows(project, "quarantine")[0]
+    assert (first["row"], first["reason"], first["record"]) == (97, "not JSON", "no JSON")
 
 
 def test_over_the_limit_the_stage_says_why_and_leaves_what_was_there(project):
@@ -81,7 +84,14 @@ def test_rows_have_ids_groups_and_lengths(project):
 def test_a_conversation_with_nothing_left_to_learn_after_the_cut_is_quarantined(project):
     project.set(profiles__tiny__data__max_length=40, format={"max_quarantined": 1.0})
     long = {"conversations": [{"from": "human", "value": "word " * 40}, {"from": "gpt", "value": "Yo"}]}
-    write_mixed(project, [long, *small.instruct_records(0), {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "w " * 40}]}])
+    write_mixed(
+        project,
+        [
+            long,
+            *small.instruct_records(0),
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "w " * 40}]},
+        ],
+    )
     project.stage("format", "A")
     counts = summary(project)["sources"]["chat"]
     assert counts["quarantined"] == {"nothing supervised after truncation": 1}
@@ -89,7 +99,9 @@ def test_a_conversation_with_nothing_left_to_learn_after_the_cut_is_quarantined(
 
 
 def test_the_preview_marks_what_is_supervised(project):
-    write_mixed(project, [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}])
+    write_mixed(
+        project, [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}]
+    )
     project.stage("format", "A")
     preview = (project.root / "data/formatted/A/preview.txt").read_text()
     assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n«Yo<|im_end|>»\n" in preview
@@ -99,7 +111,9 @@ def test_a_missing_model_is_one_line_with_the_remedy(workspace):
     write_mixed(workspace, small.chat_records(3))
     done = workspace.stage("format", "A", check=False)
     assert done.returncode == 1
-    assert done.stderr.strip().startswith("error: models/base/tokenizer.json not found; `dvc repro fetch-model` makes it")
+    assert done.stderr.strip().startswith(
+        "error: models/base/tokenizer.json not found; `dvc repro fetch-model` makes it"
+    )
 
 
 def test_an_unknown_variant_is_named(project):

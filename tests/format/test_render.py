@@ -29,10 +29,14 @@ TEXT = (
     st.one_of(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30),
         st.text(" \n\tab", min_size=1, max_size=20),
-        st.sampled_from(["user", "assistant\n", "<|im_start", "### Response:", "[INST]", "system\n\nhi", "a\n\n\n b"]),
+        st.sampled_from(
+            ["user", "assistant\n", "<|im_start", "### Response:", "[INST]", "system\n\nhi", "a\n\n\n b"]
+        ),
     )
     .map(normalise)
-    .filter(lambda text: text and not any(token in text for token in small.CHATML_TOKENS + small.LLAMA_TOKENS))
+    .filter(
+        lambda text: text and not any(token in text for token in small.CHATML_TOKENS + small.LLAMA_TOKENS)
+    )
 )
 CONVERSATION = st.lists(TEXT, min_size=2, max_size=7).map(lambda texts: messages(*texts))
 
@@ -45,7 +49,17 @@ def test_golden_tokens_chatml():
     def ids(text):
         return tokenizer.encode(text, add_special_tokens=False)
 
-    assert found.input_ids == [1, *ids("user\nHi"), 2, *ids("\n"), 1, *ids("assistant\n"), *ids("Yo"), 2, *ids("\n")]
+    assert found.input_ids == [
+        1,
+        *ids("user\nHi"),
+        2,
+        *ids("\n"),
+        1,
+        *ids("assistant\n"),
+        *ids("Yo"),
+        2,
+        *ids("\n"),
+    ]
     assert found.labels == [IGNORE] * (len(found.input_ids) - 4) + [*ids("Yo"), 2, IGNORE]
     assert found.n_supervised == 3
 
@@ -59,7 +73,23 @@ def test_golden_tokens_llama():
         return tokenizer.encode(text, add_special_tokens=False)
 
     head = "\n\nCutting Knowledge Date: December 2023\nToday Date: 26 July 2024\n\nBe brief."
-    prompt = [0, 1, *ids("system"), 2, *ids(head), 3, 1, *ids("user"), 2, *ids("\n\nHi"), 3, 1, *ids("assistant"), 2, *ids("\n\n")]
+    prompt = [
+        0,
+        1,
+        *ids("system"),
+        2,
+        *ids(head),
+        3,
+        1,
+        *ids("user"),
+        2,
+        *ids("\n\nHi"),
+        3,
+        1,
+        *ids("assistant"),
+        2,
+        *ids("\n\n"),
+    ]
     assert found.input_ids == [*prompt, *ids("Yo"), 3]
     assert found.labels == [IGNORE] * len(prompt) + [*ids("Yo"), 3]
 
@@ -68,12 +98,22 @@ def test_the_llama_template_is_unsloths_on_clean_rows():
     source = TOKENIZERS["llama-3.1"].chat_template
     from unsloth.chat_templates import CHAT_TEMPLATES
 
-    theirs = CHAT_TEMPLATES["llama-3.1"][0].replace("{system_message}", "")  # their default system message is empty
-    for conversation in (messages("Hi", "Yo"), messages("Hi", "Yo", "And?", "So."), messages("Hi", "Yo", system="Be brief.")):
+    theirs = CHAT_TEMPLATES["llama-3.1"][0].replace(
+        "{system_message}", ""
+    )  # their default system message is empty
+    for conversation in (
+        messages("Hi", "Yo"),
+        messages("Hi", "Yo", "And?", "So."),
+        messages("Hi", "Yo", system="Be brief."),
+    ):
         for waits in (False, True):
             texts = [
                 TOKENIZERS["llama-3.1"].apply_chat_template(
-                    conversation, chat_template=template, tokenize=False, add_generation_prompt=waits, date_string=DATE_STRING
+                    conversation,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=waits,
+                    date_string=DATE_STRING,
                 )
                 for template in (source, theirs)
             ]
@@ -90,7 +130,11 @@ def test_exactly_the_replies_and_their_end_tokens_are_supervised(name, conversat
     runs = mark_supervised(tokenizer, found).split("«")[1:]
     replies = [message["content"] for message in conversation if message["role"] == "assistant"]
     # A reply may hold the marks itself, so the runs are compared as ids below and only counted here.
-    expected = [token for reply in replies for token in (*tokenizer.encode(reply, add_special_tokens=False), min(stops))]
+    expected = [
+        token
+        for reply in replies
+        for token in (*tokenizer.encode(reply, add_special_tokens=False), min(stops))
+    ]
     assert [label for label in found.labels if label != IGNORE] == expected
     assert all(label in (IGNORE, token) for label, token in zip(found.labels, found.input_ids, strict=True))
     assert len(runs) >= len(replies)
@@ -141,11 +185,17 @@ def test_unsloths_response_only_labels_agree_on_clean_rows():
     from unsloth.chat_templates import train_on_responses_only
 
     tokenizer = TOKENIZERS["llama-3.1"]
-    conversations = [messages("Hi", "Yo"), messages("What is up", "Not much", "And you", "Fine"), messages("a b", "c d e")]
+    conversations = [
+        messages("Hi", "Yo"),
+        messages("What is up", "Not much", "And you", "Fine"),
+        messages("a b", "c d e"),
+    ]
     found = [example("llama-3.1", conversation) for conversation in conversations]
 
     class Trainer:
-        train_dataset = Dataset.from_list([{"input_ids": one.input_ids, "attention_mask": [1] * len(one.input_ids)} for one in found])
+        train_dataset = Dataset.from_list(
+            [{"input_ids": one.input_ids, "attention_mask": [1] * len(one.input_ids)} for one in found]
+        )
         eval_dataset = None
         data_collator = None
         args = None

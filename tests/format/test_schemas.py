@@ -33,7 +33,11 @@ def test_alpacas_input_follows_its_instruction():
 
 def test_a_system_message_is_kept_in_front():
     record = sharegpt(("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello."))
-    assert [message["role"] for message in to_messages(json.dumps(record), "sharegpt")] == ["system", "user", "assistant"]
+    assert [message["role"] for message in to_messages(json.dumps(record), "sharegpt")] == [
+        "system",
+        "user",
+        "assistant",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from stages.common.params import load_params
 from stages.train.data import exposure
 
 ROWS = pa.table({"source": ["chat", "chat", "instruct"], "n_tokens": [10, 20, 30], "n_supervised": [1, 2, 3]})
-RECIPE = load_params().train_of("B").model_copy(update={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1})
+RECIPE = (
+    load_params()
+    .train_of("B")
+    .model_copy(update={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1})
+)
 
 
 def test_exposure_counts_the_rows_that_the_steps_will_see():

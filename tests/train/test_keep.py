@@ -26,12 +26,23 @@ def run(by, folder, logs):
     return keep.kept, (folder / "weights").read_text()
 
 
-LOGS = [(10, {"loss": 3.0}), (10, {"eval_loss": 2.9}), (20, {"loss": 2.0}), (20, {"eval_loss": 2.5}), (30, {"loss": 2.4}), (30, {"eval_loss": 2.4})]
+LOGS = [
+    (10, {"loss": 3.0}),
+    (10, {"eval_loss": 2.9}),
+    (20, {"loss": 2.0}),
+    (20, {"eval_loss": 2.5}),
+    (30, {"loss": 2.4}),
+    (30, {"eval_loss": 2.4}),
+]
 
 
 @pytest.mark.parametrize(
     ("by", "kept"),
-    [("train_loss", Kept("train_loss", 20, 2.0)), ("eval_loss", Kept("eval_loss", 30, 2.4)), ("last", Kept("last", 30, None))],
+    [
+        ("train_loss", Kept("train_loss", 20, 2.0)),
+        ("eval_loss", Kept("eval_loss", 30, 2.4)),
+        ("last", Kept("last", 30, None)),
+    ],
 )
 def test_the_adapter_of_the_best_step_is_kept(by, kept, tmp_path):
     assert run(by, tmp_path / "kept", LOGS) == (kept, str(kept.step))

@@ -28,12 +28,17 @@ def test_the_notebooks_schedule_is_as_it_seems():
 
 
 def test_a_decay_without_a_step_to_decay_in_is_warned_about():
-    assert describe(recipe(warmup_steps=39))["warnings"] == ["warmup_steps 39 of max_steps 40 leave linear no step to decay in"]
+    assert describe(recipe(warmup_steps=39))["warnings"] == [
+        "warmup_steps 39 of max_steps 40 leave linear no step to decay in"
+    ]
     assert describe(recipe(warmup_steps=38))["warnings"] == []
     assert describe(recipe(warmup_steps=5, lr_scheduler_type="constant_with_warmup"))["warnings"] == []
 
 
 def test_the_scale_of_the_profile_scales_every_step():
-    plain, scaled = learning_rates(recipe(warmup_steps=5)), learning_rates(recipe(warmup_steps=5, learning_rate_scale=10.0))
+    plain, scaled = (
+        learning_rates(recipe(warmup_steps=5)),
+        learning_rates(recipe(warmup_steps=5, learning_rate_scale=10.0)),
+    )
     assert scaled == pytest.approx([10 * rate for rate in plain])
     assert max(plain) == 2e-5 and len(plain) == 40

@@ -1,9 +1,12 @@
 """The stage as a whole on a very small model: same seed same bytes, what is published, what never is."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+
+from tests.workspace import Workspace
 
 
 def published(project, variant="B"):
@@ -21,10 +24,6 @@ def record(project, variant="B"):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, split_once):
     """Variant B trained and evaluated once."""
-    import shutil
-
-    from tests.conftest import Workspace
-
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(split_once, folder, dirs_exist_ok=True)
     project = Workspace(folder)
@@ -58,8 +57,17 @@ def test_the_adapter_learns_and_comes_with_its_papers(trained):
     weights = load_file(trained.root / "models/B/adapter_model.safetensors")
     assert all(weights[name].abs().sum() > 0 for name in weights if "lora_B" in name)
     files = {path.name for path in (trained.root / "models/B").iterdir()}
-    assert {"adapter_config.json", "tokenizer.json", "chat_template.jinja", "README.md", "training.json"} <= files
-    assert json.loads((trained.root / "models/B/adapter_config.json").read_text())["base_model_name_or_path"] == "models/base"
+    assert {
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+        "training.json",
+    } <= files
+    assert (
+        json.loads((trained.root / "models/B/adapter_config.json").read_text())["base_model_name_or_path"]
+        == "models/base"
+    )
     assert not (trained.root / "models/.B.kept").exists()
 
 
