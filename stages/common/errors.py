@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -38,8 +39,17 @@ def exits_with_one_line(main: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        where = f" while writing {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; free some (`dvc gc --workspace` drops unused cache) and run again"
-    return str(error)
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
+def disk_full(path: object) -> UserError:
+    """What to say when writing `path` (None: not known) filled the disk."""
+    where = f" while writing {path}" if path else ""
+    return UserError(
+        f"no space left on the disk{where}; free some (`dvc gc --workspace` drops unused cache), run again"
+    )
+
+
+def _explain(error: UserError | OSError) -> str:
+    return str(disk_full(error.filename) if is_disk_full(error) else error)

@@ -18,6 +18,9 @@ from stages.common.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 BASE = "base"  # the untuned model's name beside the variants
+# Keys of metrics/summary.json: beside the models', and below a model beside its sources'.
+VARIANT_KEYS = ("verdict", "task_verdict")
+SOURCE_KEYS = ("overall", "test", "train", "tasks", "vs_base")
 # Keys become file names and words of a shell command (dvc.yaml's `cmd`), hence nothing but these characters;
 # no dot either, which DVC reads as a step into a mapping.
 KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -38,7 +41,9 @@ ChatTemplate = Literal["model", "llama-3.1"]
 def _below(path: str, folder: tuple[str, str]) -> str:
     parts = Path(path).parts
     if parts[:2] != folder or len(parts) < 3 or ".." in parts:
-        raise ValueError(f"{path!r} must lie under {'/'.join(folder)}/, the folder that DVC watches; copy it there")
+        raise ValueError(
+            f"{path!r} must lie under {'/'.join(folder)}/, the folder that DVC watches; copy it there"
+        )
     return path
 
 
@@ -148,7 +153,9 @@ class SplitParams(_Section):
 
 class EvalParams(_Section):
     batch_tokens: Count  # tokens per forward pass, padding included
-    max_new_tokens: Count
+    max_new_tokens: Count  # of each answer
+    task_prompts: Whole  # how many of the project's own tasks are asked; 0: none
+    code_rows: Whole  # how many held-out "improve this Python code" rows are asked, where there are any
 
 
 class TrainParams(_Section):
@@ -243,6 +250,15 @@ class Params(_Section):
                     raise ValueError(f"{kind}.{name}: a name may hold letters, digits, '_' and '-' only")
         if BASE in self.variants:
             raise ValueError(f"variants.{BASE}: this name means the untuned model; choose another")
+        for kind, names, taken in (
+            ("sources", self.sources, SOURCE_KEYS),
+            ("variants", self.variants, VARIANT_KEYS),
+        ):
+            for name in taken:
+                if name in names:
+                    raise ValueError(
+                        f"{kind}.{name}: this name has a meaning in metrics/summary.json; choose another"
+                    )
         if self.profile not in self.profiles:
             raise ValueError(f"profile: {self.profile!r} is not one of profiles ({', '.join(self.profiles)})")
         if self.evaluation.test_of not in self.variants:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.errors import UserError
+from stages.common.errors import UserError, disk_full, is_disk_full
 
 BATCH_ROWS = 1024  # rows in memory at a time while streaming
 
@@ -31,11 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(path) from error
         raise
 
 
