@@ -1,6 +1,6 @@
 """Time and memory of the comparison's bootstrap: `python -m benchmarks.statistics`.
 
-The size that issue 4 names: 10,000 resamples, 5 models (so 10 pairs), 3 sets, 5,000 conversations.
+The size to stay below 5 s at: 10,000 resamples, 5 models (so 10 pairs), 3 sets, 5,000 conversations.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,8 @@ import typer
 
 from stages.common.chat import load_tokenizer
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import BASE, Params, load_params
+from stages.common.params import BASE, EvalParams, Params, load_params
+from stages.common.prompts import PROMPTS
 from stages.common.provenance import peak_reserved_gib, peak_rss_gib
 from stages.common.tables import read_table, replacing, write_json, write_jsonl
 
@@ -39,8 +41,9 @@ def main(name: str) -> None:
     from stages.common.device import resolve_dtype
     from stages.common.inference import load_for_inference
     from stages.common.likelihood import conversation_nll
-    from stages.eval.generation import answer_prompts, summarise
+    from stages.eval.generation import summarise
     from stages.eval.likelihood import losses
+    from stages.eval.tasks import pass_rates
 
     dtype = resolve_dtype(params.train_of(params.evaluation.test_of).dtype)
     model = load_for_inference(dtype, None if name == BASE else MODELS / name)
@@ -49,13 +52,15 @@ def main(name: str) -> None:
         model, rows["input_ids"].to_pylist(), rows["labels"].to_pylist(), settings.batch_tokens
     )
     conversations = rows.append_column("nll", pa.array(nll)).select(CONVERSATIONS.names).cast(CONVERSATIONS)
-    samples = answer_prompts(model, tokenizer, settings.max_new_tokens)
     scores = losses(conversations)
+    samples, tasks = ask(model, tokenizer, rows, settings)
+    rates = pass_rates(tasks)
 
     with replacing(METRICS / name) as folder:
         folder.mkdir()
         pq.write_table(conversations, folder / "conversations.parquet")
         write_jsonl(folder / "samples.jsonl", samples)
+        write_jsonl(folder / "tasks.jsonl", tasks)
         resources = {
             "seconds": round(time.perf_counter() - started, 2),
             "peak_rss_gib": round(peak_rss_gib(), 3),
@@ -67,6 +72,7 @@ def main(name: str) -> None:
             "test_of": test_of,
             **scores,
             "generation": summarise(samples),
+            "tasks": rates,
             "resources": resources,
         }
         write_json(folder / "metrics.json", record)
@@ -74,15 +80,29 @@ def main(name: str) -> None:
         print(
             f"{name} {source}: loss {score['loss']:.4f} nats over {score['n_conversations']:,} conversations"
         )
+    for kind, rate in rates.items():
+        print(f"{name} {kind}: {rate['passed']} of {rate['n']} tasks passed")
+
+
+def ask(model: Any, tokenizer: Any, rows: pa.Table, settings: EvalParams) -> tuple[list[dict], list[dict]]:
+    """The answers to the fixed prompts, and the checked answers to the tasks that the profile asks for."""
+    from stages.eval.generation import answer_all, samples_of
+    from stages.eval.lint import code_tasks
+    from stages.eval.tasks import results, written_tasks
+
+    tasks = written_tasks(settings.task_prompts)
+    tasks += code_tasks(rows.select(["id", "group", "messages"]).to_pylist(), settings.code_rows)
+    prompts = [*PROMPTS, *(task.prompt for task in tasks)]
+    answers = answer_all(model, tokenizer, prompts, settings.max_new_tokens)
+    return samples_of(answers[: len(PROMPTS)]), results(tasks, answers[len(PROMPTS) :])
 
 
 def test_rows(params: Params) -> pa.Table:
     """The common test rows: those of the reference mix, the same for every model."""
     reference = params.evaluation.test_of
     path = SPLIT / reference / "test.parquet"
-    rows = read_table(
-        path, f"split@{reference}", ["id", "group", "source", "input_ids", "labels", "n_supervised"]
-    )
+    columns = ["id", "group", "source", "messages", "input_ids", "labels", "n_supervised"]
+    rows = read_table(path, f"split@{reference}", columns)
     if not rows.num_rows:
         raise UserError(
             f"{path} has no rows; give profiles.{params.profile}.split.test a larger share in params.yaml"

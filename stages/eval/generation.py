@@ -10,6 +10,8 @@ from stages.common.inference import Answer, generate
 from stages.common.prompts import PROMPTS
 
 NGRAM = 3
+# Answers generated side by side: the key-value cache of 32 x 700 tokens of a 3B model is 2.5 GB in 16 bits.
+ROWS = 32
 
 
 def repetition(token_ids: Sequence[int]) -> float:
@@ -21,11 +23,23 @@ def repetition(token_ids: Sequence[int]) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def answer_prompts(model: Any, tokenizer: Any, max_new_tokens: int) -> list[dict[str, Any]]:
+def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+    """Greedy answers to prompts of one message each, in the order given.
+
+    All that a model is asked goes in here at once: on a CPU a step for 30 prompts takes hardly longer than one for 10.
+    """
+    # Prompts of like length together, so that little of a batch is padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), ROWS):
+        batch = order[start : start + ROWS]
+        conversations = [[Message(role="user", content=prompts[i])] for i in batch]
+        answers |= zip(batch, generate(model, tokenizer, conversations, max_new_tokens), strict=True)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def samples_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """One row per fixed prompt: the answer and its form."""
-    answers = generate(
-        model, tokenizer, [[Message(role="user", content=prompt)] for prompt in PROMPTS], max_new_tokens
-    )
     return [_row(prompt, answer) for prompt, answer in zip(PROMPTS, answers, strict=True)]
 
 

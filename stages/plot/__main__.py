@@ -13,6 +13,7 @@ from stages.plot.figures import all_charts
 from stages.plot.inputs import read_study
 from stages.plot.report import render_html, render_markdown, report_of
 from stages.plot.summary import plot_tables, summary
+from stages.plot.tasks import compare_tasks
 from stages.plot.verdicts import verdicts_of
 
 SUMMARY, PLOTS = Path("metrics/summary.json"), Path("plots")
@@ -23,8 +24,9 @@ def main() -> None:
     study = read_study(load_params())
     comparison = compare(study)
     verdicts = verdicts_of(comparison)
+    tasks = compare_tasks(study)
     charts = all_charts(study, comparison, verdicts)
-    report = report_of(study, comparison, verdicts, confounds_of(study), charts)
+    report = report_of(study, comparison, verdicts, tasks, confounds_of(study), charts)
 
     with replacing(PLOTS) as folder:  # as a whole: no figure of an earlier run stays behind
         folder.mkdir()
@@ -34,7 +36,7 @@ def main() -> None:
             write_text(folder / f"{name}.svg", chart.svg)
         write_text(folder / "report.html", render_html(report))
         write_text(folder / "report.md", render_markdown(report))
-    write_json(SUMMARY, summary(study, comparison, verdicts))
+    write_json(SUMMARY, summary(study, comparison, verdicts, tasks))
 
     print("\n".join(report["headlines"]))
     print(f"The report, with every source and the reasons: {PLOTS / 'report.html'}")

@@ -15,9 +15,8 @@ from stages.common.errors import UserError
 from stages.common.params import BASE, Params
 
 EVAL, TRAIN, DATA = Path("metrics/eval"), Path("metrics/train"), Path("data")
+COLUMNS = ["id", "group", "source", "nll", "n_supervised"]  # of conversations.parquet
 OVERALL = "overall"
-# Names that mean something else beside a source's in metrics/summary.json or the tables.
-RESERVED = {OVERALL, "test", "train", "vs_base"}
 CURVES = {"train_loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
 
 
@@ -28,6 +27,9 @@ class Evaluated:
     conversations: pd.DataFrame  # id, group, source, nll, n_supervised; sorted by id
     metrics: dict[str, Any]
     samples: list[dict[str, Any]]
+    tasks: list[
+        dict[str, Any]
+    ]  # id, kind, prompt, answer, checks, passed; none where the profile asks for none
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,6 @@ def read_study(params: Params) -> Study:
     Raises:
         UserError: a required file is missing or damaged, or the models were not scored on the same rows.
     """
-    if taken := sorted(RESERVED & set(params.sources)):
-        raise UserError(
-            f"params.yaml: sources.{taken[0]}: this name has a meaning in metrics/summary.json; choose another"
-        )
     models = {name: read_evaluated(name) for name in (BASE, *params.variants)}
     require_same_test(models)
     require_known_sources(models[BASE].conversations, params)
@@ -84,8 +82,7 @@ def read_study(params: Params) -> Study:
 def read_evaluated(model: str) -> Evaluated:
     folder, made_by = EVAL / model, "eval-base" if model == BASE else f"eval@{model}"
     path = folder / "conversations.parquet"
-    columns = ["id", "group", "source", "nll", "n_supervised"]
-    rows = tables.read_table(path, made_by, columns).to_pandas().sort_values("id", ignore_index=True)
+    rows = tables.read_table(path, made_by, COLUMNS).to_pandas().sort_values("id", ignore_index=True)
     if rows.empty or not (np.isfinite(rows["nll"]) & (rows["n_supervised"] > 0)).all():
         problem = (
             "holds no conversations"
@@ -97,7 +94,8 @@ def read_evaluated(model: str) -> Evaluated:
         raise UserError(f"{path} scores one conversation twice; run `dvc repro --force {made_by}`")
     metrics = tables.read_json(folder / "metrics.json", made_by)
     require_keys(metrics, ("test_of", "generation"), folder / "metrics.json", made_by)
-    return Evaluated(rows, metrics, tables.read_jsonl(folder / "samples.jsonl", made_by))
+    samples, tasks = (tables.read_jsonl(folder / f"{name}.jsonl", made_by) for name in ("samples", "tasks"))
+    return Evaluated(rows, metrics, samples, tasks)
 
 
 def read_trained(variant: str) -> Trained:
@@ -163,9 +161,20 @@ def require_same_test(models: dict[str, Evaluated]) -> None:
 
 def test_fault(first: Evaluated, other: Evaluated) -> str | None:
     """What makes two models' results incomparable, in words, or None."""
-    a, b = first.conversations, other.conversations
     if first.metrics["test_of"] != other.metrics["test_of"]:
         return f"were scored on the test rows of {first.metrics['test_of']} and of {other.metrics['test_of']}"
+    if fault := test_fault_of_rows(first.conversations, other.conversations):
+        return fault
+    if [sample["prompt"] for sample in first.samples] != [sample["prompt"] for sample in other.samples]:
+        return "answered different prompts"
+    if [(task["kind"], task["prompt"]) for task in first.tasks] != [
+        (t["kind"], t["prompt"]) for t in other.tasks
+    ]:
+        return "were asked different tasks"
+    return None
+
+
+def test_fault_of_rows(a: pd.DataFrame, b: pd.DataFrame) -> str | None:
     if different := len(set(a["id"]) ^ set(b["id"])):
         return f"were scored on different rows ({different:,} of them were scored for one of the two only)"
     for column, what in (
@@ -175,8 +184,6 @@ def test_fault(first: Evaluated, other: Evaluated) -> str | None:
     ):
         if different := int((a[column].to_numpy() != b[column].to_numpy()).sum()):
             return f"have different {what} for {different:,} of the {len(a):,} rows"
-    if [sample["prompt"] for sample in first.samples] != [sample["prompt"] for sample in other.samples]:
-        return "answered different prompts"
     return None
 
 

@@ -18,6 +18,7 @@ from stages.plot.figures import Chart, styles_of
 from stages.plot.inputs import OVERALL, Study
 from stages.plot.statistics import LEVEL, RESAMPLES
 from stages.plot.summary import peak_gib, train_seconds
+from stages.plot.tasks import KINDS, TaskComparison, task_headlines
 from stages.plot.verdicts import Verdict, number
 
 HERE = Path(__file__).parent
@@ -33,6 +34,7 @@ def report_of(
     study: Study,
     comparison: Comparison,
     verdicts: list[Verdict],
+    tasks: TaskComparison,
     confounds: list[Confound],
     charts: dict[str, Chart],
 ) -> Report:
@@ -48,7 +50,10 @@ def report_of(
         "base_model": base_model(study),
         "comparison": comparison,
         "pairs": verdict_blocks(study, verdicts, confounds),
-        "headlines": headlines(verdicts),
+        "headlines": headlines(verdicts) + task_headlines(tasks),
+        "tasks": tasks,
+        "task_kinds": KINDS,
+        "task_rows": task_rows(study),
         "losses": loss_rows(study, comparison),
         "ledger": ledger(study),
         "confounds": confounds,
@@ -181,6 +186,25 @@ def samples(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def task_rows(study: Study) -> list[dict[str, Any]]:
+    """Every task with each model's answer and the checks it failed, in the order asked."""
+    return [
+        {
+            "kind": task["kind"],
+            "prompt": readable(task["prompt"]),
+            "answers": {
+                name: {
+                    "passed": model.tasks[i]["passed"],
+                    "answer": readable(model.tasks[i]["answer"]),
+                    "failed": [check for check, held in model.tasks[i]["checks"].items() if not held],
+                }
+                for name, model in study.models.items()
+            },
+        }
+        for i, task in enumerate(study.models[BASE].tasks)
+    ]
+
+
 def readable(text: str) -> str:
     """A model's text without control characters that no browser shows (new lines and tabs stay)."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "�", text)
@@ -244,7 +268,8 @@ def limits_of(study: Study) -> list[str]:
         "A lower loss means that the model finds the held-out replies more likely: their style and wording. It does not mean that its answers are more often correct, useful or safe.",
         "The intervals cover which conversations were held out. They do not cover the seed: another seed draws other rows and another adapter, and may shift every number here. Runs with several seeds show by how much.",
         "The test rows come from the same sources as the training rows. Nothing here says how a model does on other kinds of questions.",
-        "The answers are greedy, from a short fixed list of prompts. They are there to read, not to count.",
+        "The tasks check what a program can: form, counts, words, whether code parses and satisfies a lint rule. Code that does so may still do something else than the code it replaces, and a short list of tasks shows large differences only.",
+        "The answers to the fixed prompts are greedy and few. They are there to read, not to count.",
     ]
     if study.params.profile != FULL:
         lines.insert(

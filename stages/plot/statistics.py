@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -166,3 +167,43 @@ def sample_size_needed(
 ) -> float:
     """How many conversations like these `n` would show a true `difference` with probability `power`."""
     return n * (minimum_detectable_difference(se, alpha, power) / abs(difference)) ** 2
+
+
+def wilson(passed: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927): sensible at 0 of n and n of n too, unlike share ± 2 standard errors."""
+    found = binomtest(passed, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_shares(
+    both: int, first_only: int, second_only: int, neither: int, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """share(first) - share(second) on the same items, with Newcombe's (1998) interval, his method 10.
+
+    The two shares' Wilson limits, joined as squares with their correlation phi taken off. It holds its level with
+    few items, where resampling cannot: when all items agree a resample has no spread.
+    """
+    n = both + first_only + second_only + neither
+    first, second = both + first_only, both + second_only
+    p1, p2 = first / n, second / n
+    (low1, high1), (low2, high2) = wilson(first, n, level), wilson(second, n, level)
+    cross = both * neither - first_only * second_only
+    if cross > 0:
+        cross = max(cross - n / 2, 0)  # Newcombe's correction for continuity
+    margins = first * (n - first) * second * (n - second)
+    phi = cross / np.sqrt(margins) if margins else 0.0
+    below, above = (p1 - low1, high2 - p2), (high1 - p1, p2 - low2)
+    half = [float(np.sqrt(max(0.0, a**2 - 2 * phi * a * b + b**2))) for a, b in (below, above)]
+    return p1 - p2, p1 - p2 - half[0], p1 - p2 + half[1]
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Two-sided mid-p value of McNemar's test: that each item on which the two differ falls either way alike.
+
+    The exact test is too strict with few items, the mid-p keeps its level nearly as well (Fagerland, Lydersen &
+    Laake 2013, "The McNemar test for binary matched-pairs data: mid-p and asymptotic are better than exact conditional").
+    """
+    n, k = first_only + second_only, min(first_only, second_only)
+    if not n:
+        return 1.0
+    return float(min(1.0, 2 * (binom.cdf(k, n, 0.5) - binom.pmf(k, n, 0.5) / 2)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import pandas as pd
@@ -10,24 +9,34 @@ import pandas as pd
 from stages.common.params import BASE
 from stages.plot.comparison import Comparison
 from stages.plot.inputs import CURVES, OVERALL, Study, Trained
+from stages.plot.tasks import TaskComparison
 from stages.plot.verdicts import Verdict
 
+SHORT = {"instructions": "pass"}  # B.tasks.pass: the share of the project's own tasks that B passes
 DIGITS = 5  # of a loss in nats: far below any interval, and short in a terminal
 
 
-def summary(study: Study, comparison: Comparison, verdicts: list[Verdict]) -> dict[str, Any]:
+def summary(
+    study: Study, comparison: Comparison, verdicts: list[Verdict], tasks: TaskComparison
+) -> dict[str, Any]:
     """Few, short keys. Nothing in it depends on when, where or on which commit the stage ran."""
     models: dict[str, Any] = {}
     for name in study.models:
         losses = {on.name: comparison.loss(name, on.name).value for on in comparison.sets}
         models[name] = {"test": {"nll": round(losses.pop(OVERALL), DIGITS)}}
         models[name] |= {source: {"nll": round(value, DIGITS)} for source, value in losses.items()}
+        if tasks.kinds:
+            shares = {kind: round(tasks.rate(name, kind).value, 3) for kind in tasks.kinds}
+            models[name]["tasks"] = {SHORT.get(kind, kind): share for kind, share in shares.items()}
         if name != BASE:
             models[name]["vs_base"] = round(comparison.difference(name, BASE, OVERALL).value, DIGITS)
             models[name]["train"] = training_numbers(study.trained[name])
     overall = [verdict for verdict in verdicts if verdict.difference.on.name == OVERALL]
     words = {f"{v.difference.model}_vs_{v.difference.reference}": v.short for v in overall}
-    return models | {"verdict": words}
+    task_words = {
+        f"{d.model}_vs_{d.reference}": d.short for d in tasks.differences if d.kind == "instructions"
+    }
+    return models | {"verdict": words} | ({"task_verdict": task_words} if task_words else {})
 
 
 def training_numbers(trained: Trained) -> dict[str, float]:
@@ -52,15 +61,14 @@ def peak_gib(resources: dict[str, Any]) -> float:
 
 
 def plot_tables(study: Study, comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """One table per chart of `dvc plots`: wide curves, a column per variant, and the test losses in long form."""
-    tables = {name: wide_curve(study.trained, name) for name in CURVES}
+    """One table per chart of `dvc plots`, in long form."""
+    tables = {name: long_curve(study.trained, name) for name in CURVES}
     columns = ["model", "source", "loss", "low", "high"]
     rows = [(loss.model, loss.on.name, loss.value, loss.low, loss.high) for loss in comparison.losses]
     return tables | {"test_loss": pd.DataFrame(rows, columns=columns)}
 
 
-def wide_curve(trained: dict[str, Trained], name: str) -> pd.DataFrame:
-    """`step` and a column per variant; empty where a variant logged nothing at that step."""
-    curves = [run.curves[name].rename(columns={name: variant}) for variant, run in trained.items()]
-    merged = reduce(lambda left, right: left.merge(right, on="step", how="outer"), curves)
-    return merged.astype({"step": int}).sort_values("step", ignore_index=True)
+def long_curve(trained: dict[str, Trained], name: str) -> pd.DataFrame:
+    """Columns `step`, `variant` and the curve's name: a chart of it shows a new variant without an edit of dvc.yaml."""
+    curves = [run.curves[name].assign(variant=variant) for variant, run in trained.items()]
+    return pd.concat(curves)[["step", "variant", name]].dropna().astype({"step": int})

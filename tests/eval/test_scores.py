@@ -6,7 +6,9 @@ import pytest
 from stages.eval.generation import repetition, summarise
 from stages.eval.likelihood import losses
 
-CONVERSATIONS = pa.table({"source": ["chat", "chat", "instruct"], "nll": [10.0, 2.0, 3.0], "n_supervised": [2, 2, 6]})
+CONVERSATIONS = pa.table(
+    {"source": ["chat", "chat", "instruct"], "nll": [10.0, 2.0, 3.0], "n_supervised": [2, 2, 6]}
+)
 
 
 def test_the_loss_is_per_token_not_per_conversation():

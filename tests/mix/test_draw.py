@@ -22,7 +22,9 @@ def test_another_seed_draws_other_rows():
 
 def test_the_training_order_is_a_shuffle_that_mixes_the_sources():
     # 20 of 200 chat rows but 100 of 100 instruct rows: neither source may stand in front of the other.
-    drawn = [("chat", row) for row in draw(3407, "chat", ROWS, 20)] + [("instruct", row) for row in range(100)]
+    drawn = [("chat", row) for row in draw(3407, "chat", ROWS, 20)] + [
+        ("instruct", row) for row in range(100)
+    ]
     order = training_order(3407, drawn)
     assert sorted(order) == sorted(drawn)
     places = [place for place, (source, _) in enumerate(order) if source == "chat"]

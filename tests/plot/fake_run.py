@@ -39,6 +39,8 @@ RECIPES = {
     },
 }
 
+TASKS_PASSED = [True, False] * 10  # of each model, unless a test says otherwise
+
 # (source, number of rows, rng) -> nats per token that a model is above the base on each row
 Effect = Callable[[str, int, np.random.Generator], np.ndarray]
 
@@ -59,8 +61,13 @@ def write_run(
     n: dict[str, int] = N,
     recipes: dict[str, dict[str, Any]] = RECIPES,
     profile: str = "tiny",
+    passed: dict[str, list[bool]] | None = None,
 ) -> None:
-    """Write params.yaml and all inputs below `root`. A variant without an effect differs from base by noise alone."""
+    """Write params.yaml and all inputs below `root`. A variant without an effect differs from base by noise alone.
+
+    Args:
+        passed: which tasks each model passed.
+    """
     rng = np.random.default_rng(seed)
     write_params(root, recipes, profile)
     rows = test_rows(n, rng)
@@ -69,7 +76,7 @@ def write_run(
         own = pd.concat(
             [shifted(part, model, source, shift, rng) for source, part in rows.groupby("source", sort=False)]
         )
-        write_evaluation(root / "metrics/eval" / model, model, own)
+        write_evaluation(root / "metrics/eval" / model, model, own, (passed or {}).get(model, TASKS_PASSED))
     for variant, recipe in recipes.items():
         write_training(root, variant, recipe, rng)
         write_data(root, variant, recipe, n, rng)
@@ -128,7 +135,7 @@ def shifted(
     return part.assign(nll=part["nll"] + shift(source, len(part), rng) * part["n_supervised"])
 
 
-def write_evaluation(folder: Path, model: str, rows: pd.DataFrame) -> None:
+def write_evaluation(folder: Path, model: str, rows: pd.DataFrame, passed: list[bool]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.sample(frac=1, random_state=len(model) + ord(model[0]))  # the order must not matter
     rows.astype({"n_supervised": "int32"}).to_parquet(folder / "conversations.parquet", index=False)
@@ -146,6 +153,20 @@ def write_evaluation(folder: Path, model: str, rows: pd.DataFrame) -> None:
         }
         for i, prompt in enumerate(PROMPTS)
     ]
+    tasks = [
+        {
+            "id": f"task-{i}",
+            "kind": "instructions",
+            "prompt": f"Do thing {i}.",
+            "answer": f"{model} does it",
+            "n_tokens": 4,
+            "stopped": True,
+            "checks": {"words": held, "json": True},
+            "passed": held,
+        }
+        for i, held in enumerate(passed)
+    ]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks), encoding="utf-8")
     (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from stages.common.errors import UserError
 from stages.common.params import load_params
@@ -194,20 +193,6 @@ def test_the_charts_tables_have_a_column_per_variant(plotted):
         assert table["step"].is_monotonic_increasing
     assert pd.read_csv("plots/eval_loss.csv")["A"].isna().all()  # A does not evaluate while it trains
     assert list(pd.read_csv("plots/test_loss.csv").columns) == ["model", "source", "loss", "low", "high"]
-
-
-def test_a_source_may_not_take_a_name_of_the_summary(fake_run):
-    root = fake_run()
-    yaml = YAML()
-    params = yaml.load((root / "params.yaml").read_text())
-    for place in (params, *params["profiles"].values()):
-        place["sources"]["test"] = place["sources"].pop("chat")
-    for variant in params["variants"].values():
-        variant["mix"]["test"] = variant["mix"].pop("chat")
-    with (root / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-    with pytest.raises(UserError, match=r"sources\.test"):
-        read_study(load_params())
 
 
 def test_the_stage_imports_no_training_library():

@@ -8,14 +8,18 @@ SPLIT = SplitParams(val=0.025, test=0.025)
 GROUPS = [f"group {number}" for number in range(40_000)]
 
 
-@given(st.lists(st.sampled_from(GROUPS[:500]), unique=True), st.lists(st.sampled_from(GROUPS[:500]), unique=True))
+@given(
+    st.lists(st.sampled_from(GROUPS[:500]), unique=True), st.lists(st.sampled_from(GROUPS[:500]), unique=True)
+)
 def test_a_row_held_out_for_one_variant_is_held_out_for_all(one_mix, other_mix):
     sides = [{group: side_of(group, SPLIT) for group in mix} for mix in (one_mix, other_mix)]
     assert all(sides[0][group] == sides[1][group] for group in sides[0].keys() & sides[1].keys())
 
 
 def test_the_shares_are_those_of_the_params():
-    counts = {side: sum(side_of(group, SPLIT) == side for group in GROUPS) for side in ("train", "val", "test")}
+    counts = {
+        side: sum(side_of(group, SPLIT) == side for group in GROUPS) for side in ("train", "val", "test")
+    }
     assert abs(counts["test"] / len(GROUPS) - 0.025) < 0.003
     assert abs(counts["val"] / len(GROUPS) - 0.025) < 0.003
 

@@ -28,11 +28,23 @@ SPLIT = SplitParams(val=0.1, test=0.2)
 def formatted(count, source="chat", seed=0, prefix="row"):
     found = []
     for number, record in enumerate(small.chat_records(count, seed)):
-        messages = [{"role": ("user", "assistant")[n % 2], "content": t["value"]} for n, t in enumerate(record["conversations"])]
+        messages = [
+            {"role": ("user", "assistant")[n % 2], "content": t["value"]}
+            for n, t in enumerate(record["conversations"])
+        ]
         name = f"{prefix} {number}"
         ids = list(range(10))
         found.append(
-            {"id": name, "group": name, "source": source, "messages": messages, "input_ids": ids, "labels": ids, "n_tokens": 10, "n_supervised": 10}
+            {
+                "id": name,
+                "group": name,
+                "source": source,
+                "messages": messages,
+                "input_ids": ids,
+                "labels": ids,
+                "n_tokens": 10,
+                "n_supervised": 10,
+            }
         )
     return found
 
@@ -62,7 +74,9 @@ def test_every_row_lands_on_its_side_in_training_order(workspace, rows):
     write(workspace, "C", rows[:100])
     workspace.stage("split", "A")
     for side, found in sides(workspace, "A").items():
-        assert [row["id"] for row in found] == [row["id"] for row in rows if side_of(row["group"], SPLIT) == side]
+        assert [row["id"] for row in found] == [
+            row["id"] for row in rows if side_of(row["group"], SPLIT) == side
+        ]
     assert sum(counts(workspace, "A")["chat"][side] for side in ("train", "val", "test")) == 200
 
 
@@ -83,7 +97,11 @@ def test_a_planted_near_copy_of_a_test_row_is_dropped_and_counted(workspace, row
     messages = [message | {"content": message["content"].upper()} for message in held["messages"]]
     write(workspace, "A", [*rows, held | {"id": name, "group": name, "messages": messages}])
     done = workspace.stage("split", "A")
-    assert counts(workspace, "A")["chat"]["contaminated"] == counts(workspace, "A")["chat"]["contaminated_near"] == 1
+    assert (
+        counts(workspace, "A")["chat"]["contaminated"]
+        == counts(workspace, "A")["chat"]["contaminated_near"]
+        == 1
+    )
     assert name not in {row["id"] for row in sides(workspace, "A")["train"]}
     assert "1 dropped as too near to a held-out row" in done.stdout
 
@@ -107,4 +125,8 @@ def test_too_few_rows_to_hold_any_out_is_an_error_that_names_the_params(workspac
     write(workspace, "C", few)
     done = workspace.stage("split", "A", check=False)
     assert done.returncode == 1
-    assert "leaves no val row" in done.stderr and "variants.A.mix" in done.stderr and "profiles.*.split" in done.stderr
+    assert (
+        "leaves no val row" in done.stderr
+        and "variants.A.mix" in done.stderr
+        and "profiles.*.split" in done.stderr
+    )
