@@ -1,0 +1,46 @@
+"""What generates the answers. Two engines behind one small interface:
+
+- `llama_cpp`: llama.cpp with the base as GGUF and each adapter as a GGUF LoRA; the fast one on a CPU.
+- `reference`: transformers + PEFT, for a GPU and for a base that has no GGUF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from app.request import Sampling
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to generate."""
+
+    model: str
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came out next for the job at `index`."""
+
+    index: int
+    text: str
+    n_tokens: int  # generated so far
+    finish: Literal["stop", "length"] | None = None  # set on the job's last piece
+
+
+class Engine(Protocol):
+    """Used by one caller at a time (app.service sees to that).
+
+    A stream announces each job with an empty piece when it begins with it. Closing the iterator ends the
+    generation.
+    """
+
+    name: str
+    context: int
+
+    def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]: ...

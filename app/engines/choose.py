@@ -1,0 +1,60 @@
+"""The engine for what is there: llama.cpp where the base has a GGUF and there is no GPU, else transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from app.engines import Engine
+from app.models import Models
+from app.request import CONTEXT_TOKENS
+from stages.common.errors import UserError
+from stages.common.tables import read_json
+
+EngineName = Literal["auto", "llama.cpp", "transformers"]
+CACHE = Path("app/local/adapters")
+
+
+def load_engine(wanted: EngineName, models: Models, tokenizer: object, cache: Path = CACHE) -> Engine:
+    """Load the base and the adapters. An adapter that the engine cannot take joins `models.problems`.
+
+    Raises:
+        UserError: llama.cpp is asked for by name and the base has no GGUF.
+    """
+    gguf = models.base / "base.gguf"
+    if wanted == "llama.cpp" and not gguf.exists():
+        raise UserError(f"{gguf} not found: this base has no GGUF; use --engine transformers")
+    limit = read_json(models.base / "config.json", made_by="fetch-model").get("max_position_embeddings")
+    context = min(CONTEXT_TOKENS, limit or CONTEXT_TOKENS)
+    if wanted == "llama.cpp" or (wanted == "auto" and gguf.exists() and not _has_gpu()):
+        return _llama_cpp(gguf, models, context, cache)
+    return _reference(models, tokenizer, context)
+
+
+def _llama_cpp(gguf: Path, models: Models, context: int, cache: Path) -> Engine:
+    from app.engines.llama_cpp import LlamaCpp
+    from app.engines.lora_gguf import gguf_of
+
+    converted = {}
+    for name, adapter in list(models.adapters.items()):
+        try:
+            converted[name] = gguf_of(adapter.path, adapter.sha256, models.base, cache)
+        except UserError as error:
+            models.problems.append(str(error))
+            del models.adapters[name]
+    return LlamaCpp(gguf, converted, context, threads=len(os.sched_getaffinity(0)))
+
+
+def _reference(models: Models, tokenizer: object, context: int) -> Engine:
+    import stages.common.offline  # noqa: F401  (before torch)
+    from app.engines.reference import Reference
+    from stages.common.device import resolve_dtype
+
+    paths = {name: adapter.path for name, adapter in models.adapters.items()}
+    return Reference(models.base, paths, tokenizer, context, resolve_dtype("auto"))
+
+
+def _has_gpu() -> bool:
+    # Without importing torch, which takes seconds that llama.cpp does not need.
+    return Path("/dev/nvidia0").exists()

@@ -1,0 +1,82 @@
+"""A PEFT LoRA adapter of a Llama-architecture model as the GGUF adapter that llama.cpp applies at run time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.common.errors import UserError
+from stages.common.tables import read_json, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TENSOR = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight$")
+GGUF_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+# Settings that change what an adapter computes and that a plain GGUF LoRA cannot say.
+UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias")
+
+
+def gguf_of(adapter: Path, sha256: str, base: Path, cache: Path) -> Path:
+    """The adapter's GGUF, converted the first time its weights are seen."""
+    target = cache / f"{sha256}.gguf"
+    if not target.exists():
+        with replacing(target) as temporary:
+            convert(adapter, base, temporary)
+    return target
+
+
+def convert(adapter: Path, base: Path, target: Path) -> None:
+    """Write `target`.
+
+    Raises:
+        UserError: the adapter holds what llama.cpp would silently leave out, or weights that are not finite.
+    """
+    import gguf
+    import numpy as np
+    from safetensors import safe_open
+
+    config = read_json(adapter / "adapter_config.json", made_by=f"train@{adapter.name}")
+    shape = read_json(base / "config.json", made_by="fetch-model")
+    if used := [key for key in UNSUPPORTED if config.get(key)]:
+        raise UserError(f"{adapter}: llama.cpp cannot apply {', '.join(used)}; use --engine transformers")
+    heads = {"q_proj": shape["num_attention_heads"], "k_proj": shape["num_key_value_heads"]}
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]))
+    # Through torch: numpy has no bfloat16, which a GPU run may publish.
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
+            found = TENSOR.search(key)
+            if not found or found[2] not in GGUF_NAMES:
+                raise UserError(f"{adapter}: llama.cpp cannot apply {key}; use --engine transformers")
+            layer, module, side = found.groups()
+            weight = tensors.get_tensor(key).float().numpy()
+            if not np.isfinite(weight).all():
+                raise UserError(f"{adapter}: {key} holds values that are not finite; train it again")
+            if side == "B" and module in heads:
+                weight = interleaved(weight, heads[module])
+            name = f"blk.{layer}.{GGUF_NAMES[module]}.weight.lora_{side.lower()}"
+            writer.add_tensor(name, np.ascontiguousarray(weight, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows reordered as llama.cpp's rotary embedding wants them: each head's two halves alternate."""
+    rows = weight.shape[0]
+    return (
+        weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )

@@ -1,0 +1,115 @@
+"""Which models there are to talk to: the base, and each variant whose adapter is there and whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.common.errors import UserError
+from stages.common.params import BASE, Params
+from stages.common.provenance import sha256_of
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A variant's published adapter."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is served, and what was meant to be but cannot."""
+
+    base: Path
+    adapters: dict[str, Adapter]
+    losses: dict[str, float] = field(default_factory=dict)  # nats per token on the common test rows
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [BASE, *self.adapters]
+
+    def label(self, name: str) -> str:
+        loss = self.losses.get(name)
+        return name if loss is None else f"{name} · test loss {loss:.3f}"
+
+    def sha256(self, name: str) -> str | None:
+        return self.adapters[name].sha256 if name in self.adapters else None
+
+
+def find_models(root: Path, base: Path, params: Params, only: str | None = None) -> Models:
+    """Look through `root`/models for the variants of params.yaml.
+
+    Args:
+        root: the workspace, or a folder that holds another revision's models/ and metrics/.
+        only: serve this variant alone beside the base.
+
+    Raises:
+        UserError: the base is missing, or there is no such variant. A broken adapter is no error: it becomes
+            a line in `problems`, and the others are served.
+    """
+    if not (base / "model.safetensors").exists() and not list(base.glob("*.safetensors")):
+        raise UserError(f"{base} holds no model; `dvc repro fetch-model` makes it, or `dvc pull` brings it")
+    names = list(params.variants)
+    if only is not None:
+        params.require_variant(only)
+        names = [only]
+    adapters, problems = {}, []
+    for name in names:
+        try:
+            adapters[name] = read_adapter(root / "models" / name, base)
+        except UserError as error:
+            problems.append(str(error))
+    return Models(base, adapters, read_losses(root / "metrics/summary.json"), problems)
+
+
+def read_adapter(path: Path, base: Path) -> Adapter:
+    """Check that an adapter is there, whole, and belongs to the base.
+
+    Raises:
+        UserError: what is wrong, and the command that mends it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remedy = f"`dvc repro train@{path.name}` makes it, or `dvc pull` brings it"
+    weights = path / "adapter_model.safetensors"
+    for file in (path / "adapter_config.json", weights):
+        if not file.exists():
+            raise UserError(f"{file} not found; {remedy}")
+    try:
+        json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(weights, framework="np") as tensors:  # checks that header and size agree
+            if not any("lora_A" in key for key in tensors.keys()):  # noqa: SIM118
+                raise UserError(f"{weights} holds no LoRA weights; {remedy}")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, then {remedy}") from None
+    if _origin(path / "training.json", "base_model") not in (None, _origin(base / "source.json")):
+        raise UserError(f"{path} was trained on another base model than {base} holds; {remedy}")
+    return Adapter(path.name, path, sha256_of(weights))
+
+
+def _origin(path: Path, key: str | None = None) -> Any:
+    """Where a base model came from, as its record says; None where there is no record."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record[key] if key else record
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def read_losses(summary: Path) -> dict[str, float]:
+    """Each model's test loss; empty where nothing has been evaluated, which is no reason not to chat."""
+    try:
+        rows = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: float(row["test"]["nll"])
+        for name, row in rows.items()
+        if isinstance(row, dict) and isinstance(row.get("test"), dict) and "nll" in row["test"]
+    }

@@ -1,0 +1,180 @@
+"""The Chat tab.
+
+The conversation lives in a State on the server; the Chatbot only shows it. No handler raises: Gradio's chat
+locks its box for good on an exception, so whatever goes wrong becomes a message in the conversation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app.page.conversation import Conversation, Turn, as_json, display, fail, messages, update
+from app.page.parts import PRIVATE, QUEUE, sampling_controls, sampling_of
+from app.request import MAX_CHARACTERS, Refused, read_request, read_text
+from app.service import FAILED, Service
+from stages.common.prompts import PROMPTS
+
+log = logging.getLogger("app")
+EXAMPLES = (PROMPTS[0], PROMPTS[1], PROMPTS[5], PROMPTS[6])
+# Saves the text of a hidden box as a file, in the browser: no file is made on the server for anyone to guess.
+SAVE = """(text) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+    link.download = "conversation.json"; link.click(); URL.revokeObjectURL(link.href);
+}"""
+Shown = tuple[Conversation, list[dict[str, str]], Any]
+SEND = {"submit_btn": True, "stop_btn": False}
+STOP = {"submit_btn": False, "stop_btn": True}
+
+
+def chat_tab(service: Service) -> None:
+    models = service.models
+    conversation = gr.State([])
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            model = gr.Dropdown(
+                [(models.label(name), name) for name in models.names],
+                value=models.names[-1],
+                label="Model",
+                elem_id="model",
+            )
+            chatbot = gr.Chatbot(
+                show_label=False,
+                height="58vh",
+                min_height=340,
+                layout="bubble",
+                editable="user",
+                buttons=["copy", "copy_all"],
+                feedback_options=None,
+                placeholder="### Ask something, or start with an example",
+                examples=[{"text": text} for text in EXAMPLES],
+                elem_id="chatbot",
+            )
+            box = gr.Textbox(
+                show_label=False, placeholder="Write a message; Shift+Enter for a new line", lines=1, max_lines=8,
+                max_length=MAX_CHARACTERS, autofocus=True, elem_id="box", **SEND,
+            )  # fmt: skip
+            with gr.Row():
+                clear = gr.Button("New conversation", size="sm")
+                save = gr.Button("Download JSON", size="sm", elem_id="save")
+        with gr.Column(scale=1, min_width=280):
+            system = gr.Textbox(
+                label="System prompt", lines=2, max_lines=6, max_length=MAX_CHARACTERS, placeholder="none"
+            )
+            with gr.Accordion("Sampling", open=True):
+                settings = sampling_controls()
+            gr.Markdown(
+                f"Context: {service.engine.context:,} tokens. Older turns that no longer fit are left out; the answer then says so. Test loss: nats per token on held-out rows."
+            )
+    file = gr.Textbox(visible=False)
+
+    # --- what happens when
+    answer_inputs = [conversation, model, system, *settings]
+    view = [conversation, chatbot, box]
+
+    def answer(turns: Conversation, name: Any, instructions: Any, *values: Any) -> Iterator[Shown]:
+        yield from _answer(service, turns, name, instructions, values)
+
+    def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
+        return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
+
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+    running = [
+        then_answer(box.submit(_ask, [conversation, box], view, **at_once)),
+        then_answer(chatbot.example_select(_example, [conversation], view, **at_once)),
+        then_answer(chatbot.retry(_retry, [conversation], view, **at_once)),
+        then_answer(chatbot.edit(_edit, [conversation], view, **at_once)),
+    ]
+    box.stop(_settle, [conversation], view, cancels=running, **at_once)
+    chatbot.undo(_undo, [conversation], view, cancels=running, **at_once)
+    gr.on(
+        [clear.click, chatbot.clear],
+        lambda: ([], [], gr.update(value="", **SEND)),
+        None,
+        view,
+        cancels=running,
+        **at_once,
+    )
+    save.click(lambda turns: as_json(turns, service.engine.name), [conversation], [file], **at_once).then(
+        None, [file], None, js=SAVE, **PRIVATE
+    )
+
+
+def _answer(
+    service: Service, turns: Conversation, name: Any, system: Any, values: tuple[Any, ...]
+) -> Iterator[Shown]:
+    """Answer the last message, if it is a person's."""
+    if not turns or turns[-1].role != "user":
+        yield turns, display(turns), gr.update(**SEND)
+        return
+    turn = Turn("assistant", "")
+    asked = messages(turns, str(system or ""))
+    turns.append(turn)
+    try:
+        request = read_request(service.models.names, name, asked, sampling_of(*values))
+        for progress in service.answer([request]):
+            update(turn, progress, service.models)
+            yield turns, display(turns), gr.update(**STOP)
+    except Refused as refusal:
+        fail(turn, str(refusal))
+    except Exception:
+        log.exception("the chat failed")
+        fail(turn, FAILED)
+    turn.growing = False
+    yield turns, display(turns), gr.update(**SEND)
+
+
+def _ask(turns: Conversation, text: Any) -> Shown:
+    """Put the message into the conversation, or say why not and leave it in the box."""
+    _end(turns)
+    try:
+        turns.append(Turn("user", read_text(text)))
+    except Refused as refusal:
+        if text:
+            gr.Warning(str(refusal))
+        return turns, display(turns), gr.update()
+    return turns, display(turns), gr.update(value="", **STOP)
+
+
+def _example(turns: Conversation, event: gr.SelectData) -> Shown:
+    value = event.value
+    return _ask(turns, value.get("text") if isinstance(value, dict) else value)
+
+
+def _retry(turns: Conversation) -> Shown:
+    while turns and turns[-1].role != "user":
+        turns.pop()
+    return turns, display(turns), gr.update(**STOP)
+
+
+def _undo(turns: Conversation) -> Shown:
+    """Take back the last question; it returns to the box."""
+    _retry(turns)
+    text = turns.pop().text if turns else ""
+    return turns, display(turns), gr.update(value=text, **SEND)
+
+
+def _edit(turns: Conversation, event: gr.EditData) -> Shown:
+    """Replace a question of the past; what followed it goes."""
+    index = event.index if isinstance(event.index, int) else event.index[0]
+    if not (0 <= index < len(turns)) or turns[index].role != "user":
+        return turns, display(turns), gr.update()
+    del turns[index:]
+    return _ask(turns, event.value)
+
+
+def _settle(turns: Conversation) -> Shown:
+    """After a stop: what is there stays."""
+    _end(turns)
+    return turns, display(turns), gr.update(**SEND)
+
+
+def _end(turns: Conversation) -> None:
+    if turns and turns[-1].role == "assistant":
+        turns[-1].growing = False
+        if turns[-1].note is not None and turns[-1].reply is None and "waiting:" in turns[-1].note:
+            fail(turns[-1], "Stopped before it was your turn.")

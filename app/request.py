@@ -1,0 +1,99 @@
+"""What a person or a program may ask for, checked here whatever the page or the client has checked already.
+
+Gradio's sliders let NaN through and its text boxes check no length on direct API calls, so nothing that arrives
+is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.common.conversation import Message
+
+CONTEXT_TOKENS = 2048  # the report's max_seq_length; longer conversations lose their oldest turns
+MAX_CHARACTERS = 16_000  # per message: about twice what the context holds of English text
+MAX_MESSAGES = 200
+ROLES = ("system", "user", "assistant")
+
+
+class Refused(Exception):
+    """A request that is not served. The message is written for the person who asked and safe to show."""
+
+
+class Sampling(BaseModel):
+    """How the next token is chosen. Temperature 0 is greedy; then top_p and seed change nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: Annotated[float, Field(ge=0, le=1.5)] = 0.7
+    top_p: Annotated[float, Field(ge=0.05, le=1)] = 0.9
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 256
+    repetition_penalty: Annotated[float, Field(ge=1, le=2)] = 1.1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to give: by which model, to which conversation, how."""
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+
+
+def read_sampling(**values: Any) -> Sampling:
+    try:
+        return Sampling.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "settings"
+        raise Refused(f"{name}: {problem['msg'].lower()}") from None
+
+
+def read_request(known: Sequence[str], model: Any, messages: Any, sampling: Sampling) -> Request:
+    """Check the model's name and the conversation's shape and size.
+
+    Raises:
+        Refused: with what is wrong and what would be right.
+    """
+    if not isinstance(model, str) or model not in known:
+        raise Refused(f"no such model here; there is {', '.join(known)}")
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise Refused("messages must be a list with at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise Refused(f"{len(messages)} messages; at most {MAX_MESSAGES} are read. Start a new conversation")
+    checked = tuple(_message(message) for message in messages)
+    if checked[-1]["role"] != "user":
+        raise Refused("the last message must be the user's")
+    if any(message["role"] == "system" for message in checked[1:]):
+        raise Refused("a system message can only come first")
+    return Request(model, checked, sampling)
+
+
+def _message(message: Any) -> Message:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise Refused(f"each message needs a role ({', '.join(ROLES)}) and content")
+    return {"role": message["role"], "content": read_text(message.get("content"))}
+
+
+def read_text(content: Any) -> str:
+    """A message's text: a string, or a list of `text` parts as Gradio and the OpenAI API also write it."""
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise Refused("a message's content must be text; files and images are not read")
+    if len(content) > MAX_CHARACTERS:
+        raise Refused(
+            f"a message of {len(content):,} characters is too long; at most {MAX_CHARACTERS:,} are read"
+        )
+    # A lone surrogate is valid in JSON and in a Python string, but has no UTF-8 and so no tokens.
+    content = content.encode("utf-8", "replace").decode("utf-8").strip()
+    if not content:
+        raise Refused("an empty message; write something first")
+    return content

@@ -1,0 +1,101 @@
+"""The page and the API as one web application, and what guards it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+
+from app.openai_api import openai_routes
+from app.page import CSS, THEME, build_page
+from app.service import Service
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 4 * 2**20  # a long conversation is some 100 kB
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Whatever an answer says, the browser loads nothing from anywhere else. Gradio needs inline scripts and eval.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'self'; object-src 'none'"
+)
+
+
+def build_app(service: Service, auth: tuple[str, str] | None = None, only_loopback: bool = True) -> FastAPI:
+    """
+    Args:
+        auth: user and password, asked for by the page and, as `Authorization: Bearer <password>`, by the API.
+        only_loopback: refuse requests that name another host, as a foreign page's scripts would after pointing
+            their own name at 127.0.0.1.
+    """
+    app = FastAPI(title="abctune", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(openai_routes(service))
+    app.add_middleware(Guard, password=auth[1] if auth else None)
+    if only_loopback:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    page = build_page(service)
+    page.queue(max_size=4 * 40, api_open=False)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        auth=auth,
+        allowed_paths=[],
+        max_file_size="1kb",  # nothing is uploaded here
+        show_error=False,  # no exception text in the browser
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        theme=THEME,
+        css=CSS,
+    )
+
+
+class Guard:
+    """Limits the size of requests, adds the headers, and asks the API's callers for the password."""
+
+    def __init__(self, app: ASGIApp, password: str | None) -> None:
+        self._app, self._password = app, password
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
+            await send(message)
+
+        if refusal := self._refusal(scope["path"], headers):
+            await refusal(scope, receive, send_with_headers)
+        else:
+            await self._app(scope, receive, send_with_headers)
+
+    def _refusal(self, path: str, headers: dict[str, str]) -> PlainTextResponse | None:
+        length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers:
+            return PlainTextResponse("a request must say its length", 411)
+        if not length.isdigit() or int(length) > MAX_BODY:
+            return PlainTextResponse("the request is too large", 413)
+        if self._password is not None and path.startswith("/v1/") and not self._knows_password(headers):
+            return PlainTextResponse("a password is needed", 401, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _knows_password(self, headers: dict[str, str]) -> bool:
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        return secrets.compare_digest(given.encode(), self._password.encode())

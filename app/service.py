@@ -1,0 +1,147 @@
+"""One model, many people: who may use it when, and what an answer looks like while it grows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.context import fit
+from app.engines import Engine, Job, Piece
+from app.models import Models
+from app.request import Refused, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("app")
+WAITING = 16  # people in line behind the one being answered; a CPU answers them in a minute or two
+ANSWER_SECONDS = 120.0  # after which an answer is cut, so that the line moves
+SHOW_SECONDS = 0.05  # between two updates of a growing answer; more often costs more than it shows
+POLL_SECONDS = 0.2  # while in line; also how long a cancelled call may stay in it
+BUSY = "Too many people are asking at once. Nothing is lost: try again in a minute."
+FAILED = "The model could not answer. The reason is in the log of the terminal that runs the demo."
+
+
+@dataclass
+class Reply:
+    """An answer so far."""
+
+    request: Request
+    dropped: int  # messages that did not fit the context
+    n_prompt: int
+    text: str = ""
+    n_tokens: int = 0
+    first_token_seconds: float | None = None
+    seconds: float = 0.0
+    finish: str | None = None  # stop: the model ended it; length; time. None: still growing, or stopped
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens behind the first, whose time is the prompt's."""
+        if self.first_token_seconds is None or self.n_tokens < 2:
+            return None
+        return (self.n_tokens - 1) / max(self.seconds - self.first_token_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """In line."""
+
+    ahead: int
+
+
+class Line:
+    """First come, first served, one at a time, with a limit."""
+
+    def __init__(self, waiting: int) -> None:
+        self._limit, self._tickets, self._changed = waiting + 1, [], threading.Condition()
+
+    @contextmanager
+    def place(self) -> Iterator[object]:
+        """Stand in line for the length of the block.
+
+        Raises:
+            Refused: the line is full.
+        """
+        ticket = object()
+        with self._changed:
+            if len(self._tickets) >= self._limit:
+                raise Refused(BUSY)
+            self._tickets.append(ticket)
+        try:
+            yield ticket
+        finally:
+            with self._changed:
+                self._tickets.remove(ticket)
+                self._changed.notify_all()
+
+    def ahead(self, ticket: object, timeout: float) -> int:
+        """How many stand before the ticket; waits up to `timeout` for that to become nobody."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tickets[0] is ticket, timeout)
+            return self._tickets.index(ticket)
+
+
+class Service:
+    """Answers requests, one caller at a time.
+
+    The lock is for the whole generation, not for the choice of adapter alone: PEFT's `set_adapter` from two
+    threads answered with the wrong adapter in 30 of 40 calls.
+    """
+
+    def __init__(
+        self, models: Models, engine: Engine, tokenizer: PreTrainedTokenizerBase, waiting: int = WAITING
+    ) -> None:
+        self.models, self.engine, self.tokenizer = models, engine, tokenizer
+        self._line = Line(waiting)
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Waiting | list[Reply]]:
+        """Yield places in line, then the same replies again and again as they grow; closing it stops them.
+
+        Raises:
+            Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
+        """
+        replies, jobs = [], []
+        for request in requests:
+            wanted = request.sampling.max_new_tokens
+            prompt = fit(self.tokenizer, request.messages, wanted, self.engine.context)
+            replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
+            jobs.append(Job(request.model, prompt.ids, prompt.room, request.sampling))
+        with self._line.place() as ticket:
+            while ahead := self._line.ahead(ticket, POLL_SECONDS):
+                yield Waiting(ahead)
+            pieces = self.engine.stream(jobs)
+            try:
+                yield from _growing(replies, pieces)
+            except Exception:
+                log.exception("generation failed")
+                raise Refused(FAILED) from None
+            finally:
+                pieces.close()
+
+
+def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:
+    started, shown = time.perf_counter(), 0.0
+    begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
+    for piece in pieces:
+        now, reply = time.perf_counter(), replies[piece.index]
+        reply.text += piece.text
+        reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
+        if piece.text and reply.first_token_seconds is None:
+            reply.first_token_seconds = reply.seconds
+        reply.finish = piece.finish or reply.finish
+        if now - started > ANSWER_SECONDS * len(replies):
+            for late in replies:
+                late.finish = late.finish or "time"
+            break
+        if now - shown >= SHOW_SECONDS:
+            shown = now
+            yield replies
+    for reply in replies:
+        reply.text = reply.text.strip()
+    yield replies

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from app.engines import Job
+from app.engines.choose import load_engine
+from app.engines.lora_gguf import convert
+from app.engines.reference import next_token
+from app.models import find_models
+from app.request import Sampling
+from stages.common.chat import load_tokenizer, prompt_ids
+from stages.common.errors import UserError
+from stages.common.params import load_params
+from tests import small
+from tests.app import planted
+
+GREEDY = Sampling(temperature=0, repetition_penalty=1)
+
+
+def answers(engine, jobs):
+    texts, counts, ends = [""] * len(jobs), [0] * len(jobs), [None] * len(jobs)
+    for piece in engine.stream(jobs):
+        texts[piece.index] += piece.text
+        counts[piece.index] = piece.n_tokens
+        ends[piece.index] = piece.finish or ends[piece.index]
+    return texts, counts, ends
+
+
+def job(tokenizer, model, text="hello", n=8, sampling=GREEDY):
+    return Job(model, prompt_ids(tokenizer, [{"role": "user", "content": text}]), n, sampling)
+
+
+def test_each_model_answers_as_itself_in_any_order(engine, tokenizer):
+    for model in ("A", "base", "C", "B", "base", "A"):
+        assert answers(engine, [job(tokenizer, model)]) == ([planted.LETTERS[model] * 8], [8], ["length"])
+
+
+def test_a_comparison_gives_each_model_its_own_answer(engine, tokenizer):
+    names = ["C", "base", "A", "B"]
+    texts, counts, ends = answers(
+        engine, [job(tokenizer, name, text="q " * place, n=4 + place) for place, name in enumerate(names, 1)]
+    )
+    assert texts == ["ccccc", "zzzzzz", "aaaaaaa", "bbbbbbbb"]
+    assert counts == [5, 6, 7, 8] and set(ends) == {"length"}
+
+
+def test_a_generation_ends_when_its_reader_stops_reading_and_the_next_is_right(engine, tokenizer):
+    stream = engine.stream([job(tokenizer, "A", n=400)])
+    while not next(stream).text:
+        pass
+    started = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - started < 1
+    assert answers(engine, [job(tokenizer, "B", n=3)])[0] == ["bbb"]
+
+
+@pytest.fixture(scope="module")
+def random_pair(tmp_path_factory):
+    """Both engines on one random model with a random adapter on every linear layer."""
+    root = tmp_path_factory.mktemp("random")
+    small.write_model(root / "models/base", seed=1)
+    planted.speak_ascii(root / "models/base")
+    planted.write_gguf(root / "models/base")
+    planted.write_adapter(root / "models/A", root / "models/base", seed=2)
+    models = find_models(root, root / "models/base", load_params(), only="A")
+    tokenizer = load_tokenizer(root / "models/base")
+    return tokenizer, [
+        load_engine(name, models, tokenizer, root / "cache") for name in ("llama.cpp", "transformers")
+    ]
+
+
+def test_both_engines_give_the_same_greedy_answers_with_and_without_the_adapter(random_pair):
+    tokenizer, engines = random_pair
+    prompts = [" ".join(small.WORDS[start : start + 6]) for start in range(0, 60, 6)]
+    for model in ("base", "A"):
+        ours, theirs = (
+            [answers(engine, [job(tokenizer, model, text, n=20)])[0] for text in prompts]
+            for engine in engines
+        )
+        same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+        assert same >= 0.9 * len(prompts), f"{model}: {same} of {len(prompts)}"
+    base, adapted = (
+        [answers(engines[0], [job(tokenizer, model, text, n=20)])[0] for text in prompts]
+        for model in ("base", "A")
+    )
+    assert base != adapted
+
+
+def test_both_engines_apply_the_repetition_penalty_alike(random_pair):
+    tokenizer, engines = random_pair
+    penalised = Sampling(temperature=0, repetition_penalty=1.3)
+    ours, theirs = (answers(engine, [job(tokenizer, "A", n=20, sampling=penalised)])[0] for engine in engines)
+    assert ours == theirs != answers(engines[0], [job(tokenizer, "A", n=20)])[0]
+
+
+def test_a_seed_gives_the_same_answer_again_and_another_seed_another(random_pair):
+    tokenizer, engines = random_pair
+    for engine in engines:
+        first, again, other = (
+            answers(engine, [job(tokenizer, "A", n=20, sampling=Sampling(temperature=1.0, seed=seed))])[0]
+            for seed in (1, 1, 2)
+        )
+        assert first == again != other, engine.name
+
+
+def test_an_answer_of_a_batch_equals_the_answer_given_alone(random_pair):
+    tokenizer, (_, reference) = random_pair
+    jobs = [
+        job(tokenizer, model, text, 12, Sampling(temperature=1.0, seed=5))
+        for model, text in (("A", "one"), ("base", "two two two"))
+    ]
+    assert answers(reference, jobs)[0] == [answers(reference, [one])[0][0] for one in jobs]
+
+
+def test_top_p_keeps_only_the_likeliest_tokens():
+    import torch
+
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    random = torch.Generator().manual_seed(0)
+    drawn = {
+        next_token(scores, [], Sampling(temperature=1, top_p=0.79, repetition_penalty=1), random)
+        for _ in range(200)
+    }
+    assert drawn == {0, 1}
+    counts = [
+        next_token(scores, [], Sampling(temperature=1, top_p=1, repetition_penalty=1), random)
+        for _ in range(2000)
+    ].count(0)
+    assert math.isclose(counts / 2000, 0.5, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("key", ["use_dora", "use_rslora"])
+def test_an_adapter_that_llama_cpp_would_misread_is_refused(key, project, tmp_path):
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(project / "models/A", tmp_path / "A"))
+    config = json.loads((folder / "adapter_config.json").read_text()) | {key: True}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"cannot apply {key}; use --engine transformers"):
+        convert(folder, project / "models/base", tmp_path / "a.gguf")
+
+
+def test_an_adapter_with_values_that_are_not_finite_is_refused(project, tmp_path):
+    import shutil
+
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(project / "models/A", tmp_path / "A"))
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = np.nan
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        convert(folder, project / "models/base", tmp_path / "a.gguf")

@@ -1,0 +1,189 @@
+"""Many callers at once: nobody gets another adapter's answer, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.request import Refused, read_request, read_sampling
+from app.service import BUSY, FAILED, Service, Waiting
+from tests.app.conftest import serving
+from tests.app.planted import LETTERS
+
+NAMES = list(LETTERS)
+
+
+def body(model: str, n: int = 24) -> dict:
+    return {
+        "model": model,
+        "max_tokens": n,
+        "stream": True,
+        "temperature": 1.0,
+        "messages": [{"role": "user", "content": f"to {model}"}],
+    }
+
+
+async def call(client: httpx.AsyncClient, address: str, model: str, cancel: bool) -> str:
+    """The text of one streamed answer, cut off after its first piece if `cancel`."""
+    import json
+
+    text = ""
+    async with client.stream("POST", f"{address}/v1/chat/completions", json=body(model)) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+                if cancel and text:
+                    break
+    return text
+
+
+async def storm(address: str, calls: int) -> list[tuple[str, bool, str]]:
+    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        asked = [(NAMES[i % 4], i % 8 >= 4) for i in range(calls)]
+        texts = await asyncio.gather(*(call(client, address, *one) for one in asked))
+    return [(*one, text) for one, text in zip(asked, texts, strict=True)]
+
+
+def resident_mib() -> float:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def test_a_hundred_callers_at_once_and_fifty_who_leave_get_no_wrong_answer_and_no_memory_grows(address):
+    asyncio.run(storm(address, 100))  # what is allocated once
+    before = resident_mib()
+    answers = asyncio.run(storm(address, 100))
+    assert sum(cancelled for _, cancelled, _ in answers) >= 48
+    wrong = [(model, text) for model, _, text in answers if set(text) != {LETTERS[model]}]
+    assert wrong == []
+    assert all(len(text) == 24 for _, cancelled, text in answers if not cancelled)
+    assert resident_mib() < before * 1.05
+
+
+class SlowEngine:
+    """Says `x` for ever, and tells how often it has been entered at once."""
+
+    name, context = "slow", 512
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.ended = 0
+
+    def stream(self, jobs):
+        from app.engines import Piece
+
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            for n in range(10_000):
+                time.sleep(0.005)
+                yield Piece(0, "x", n)
+        finally:
+            self.inside -= 1
+            self.ended += 1
+
+
+class BrokenEngine(SlowEngine):
+    def stream(self, jobs):
+        raise RuntimeError("secret path /etc/shadow")
+        yield
+
+
+def request(service: Service, model: str = "A"):
+    return read_request(service.models.names, model, [{"role": "user", "content": "hi"}], read_sampling())
+
+
+def first_text(answer):
+    return next(progress for progress in answer if not isinstance(progress, Waiting))
+
+
+def test_one_answer_at_a_time_and_the_next_begins_when_it_is_stopped(models, tokenizer):
+    engine = SlowEngine()
+    service = Service(models, engine, tokenizer, waiting=4)
+    first = service.answer([request(service)])
+    first_text(first)
+    second = service.answer([request(service)])
+    assert next(second) == Waiting(1)
+    started = time.perf_counter()
+    first.close()
+    first_text(second)
+    assert time.perf_counter() - started < 1
+    second.close()
+    assert engine.most == 1 and engine.ended == 2
+
+
+def test_someone_who_leaves_the_line_does_not_block_it(models, tokenizer):
+    service = Service(models, SlowEngine(), tokenizer, waiting=4)
+    first, second, third = (service.answer([request(service)]) for _ in range(3))
+    first_text(first)
+    assert next(second) == Waiting(1)
+    assert next(third) == Waiting(2)
+    second.close()
+    assert next(third) == Waiting(1)
+    first.close()
+    first_text(third)
+    third.close()
+
+
+def test_a_full_line_says_so_and_serves_again_when_it_is_shorter(models, tokenizer):
+    service = Service(models, SlowEngine(), tokenizer, waiting=0)
+    first = service.answer([request(service)])
+    first_text(first)
+    with pytest.raises(Refused, match="Too many people"):
+        next(service.answer([request(service)]))
+    first.close()
+    last = service.answer([request(service)])
+    first_text(last)
+    last.close()
+
+
+def test_a_full_line_is_http_429_and_a_reader_who_leaves_frees_the_model_within_a_second(models, tokenizer):
+    engine = SlowEngine()
+    with serving(Service(models, engine, tokenizer, waiting=0)) as url:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body("A", 1024)) as response:
+            next(response.iter_lines())
+            refused = httpx.post(f"{url}/v1/chat/completions", json=body("B"))
+            assert (refused.status_code, refused.json()["error"]["message"]) == (429, BUSY)
+        started = time.perf_counter()
+        while engine.inside and time.perf_counter() - started < 5:
+            time.sleep(0.01)
+        assert time.perf_counter() - started < 1
+
+
+def test_a_failing_engine_gives_a_plain_message_and_frees_the_line(models, tokenizer):
+    service = Service(models, BrokenEngine(), tokenizer, waiting=0)
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            list(service.answer([request(service)]))
+        assert str(refused.value) == FAILED
+
+
+def test_an_answer_that_takes_too_long_is_cut_and_says_so(models, tokenizer, monkeypatch):
+    monkeypatch.setattr("app.service.ANSWER_SECONDS", 0.1)
+    service = Service(models, SlowEngine(), tokenizer)
+    *_, replies = service.answer([request(service)])
+    assert replies[0].finish == "time" and set(replies[0].text) == {"x"}
+
+
+def test_callers_in_other_threads_are_served_in_the_order_they_came(models, engines, tokenizer):
+    service = Service(models, engines["transformers"], tokenizer, waiting=50)
+    wrong: list[str] = []
+
+    def ask(model: str) -> None:
+        *_, replies = service.answer([request(service, model)])
+        if set(replies[0].text) != {LETTERS[model]}:
+            wrong.append(model)
+
+    threads = [threading.Thread(target=ask, args=(NAMES[i % 4],)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []

@@ -1,0 +1,193 @@
+"""What is served from the workspace or another revision, and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.__main__ import read_auth
+from app.models import find_models, read_adapter
+from app.votes import record, tally, wilson
+from stages.common.errors import UserError
+from stages.common.params import load_params
+from tests.conftest import Workspace
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(project, tmp_path / "project"))
+
+
+def damage(folder: Path, how: str) -> None:
+    weights = folder / "adapter_model.safetensors"
+    if how == "missing folder":
+        shutil.rmtree(folder)
+    elif how == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "empty":
+        weights.write_bytes(b"")
+    elif how == "no json":
+        (folder / "adapter_config.json").write_text("{")
+    else:
+        (folder / "training.json").write_text('{"base_model": {"origin": "elsewhere"}}')
+
+
+@pytest.mark.parametrize("how", ["missing folder", "cut short", "empty", "no json", "other base"])
+def test_a_broken_adapter_is_named_with_its_remedy_and_the_others_are_served(copy, how):
+    damage(copy / "models/B", how)
+    models = find_models(copy, copy / "models/base", load_params())
+    assert models.names == ["base", "A", "C"]
+    (problem,) = models.problems
+    assert "models/B" in problem and "dvc repro train@B" in problem
+
+
+def test_without_a_base_model_there_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match="dvc repro fetch-model"):
+        find_models(tmp_path, tmp_path / "models/base", load_params())
+
+
+def test_the_test_loss_stands_beside_the_name(models):
+    assert [models.label(name) for name in models.names] == [
+        "base · test loss 3.147",
+        "A",
+        "B · test loss 2.991",
+        "C",
+    ]
+
+
+def test_one_variant_can_be_served_alone(project):
+    assert find_models(project, project / "models/base", load_params(), only="C").names == ["base", "C"]
+    with pytest.raises(UserError, match="no variant 'D'"):
+        find_models(project, project / "models/base", load_params(), only="D")
+
+
+def test_a_changed_adapter_is_another_adapter(copy):
+    from safetensors.numpy import load_file, save_file
+
+    before = read_adapter(copy / "models/A", copy / "models/base").sha256
+    weights = copy / "models/A/adapter_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    assert read_adapter(copy / "models/A", copy / "models/base").sha256 != before
+
+
+@pytest.mark.parametrize("text", ["me", ":x", "me:"])
+def test_a_password_without_its_user_is_an_error(text):
+    with pytest.raises(UserError, match="user:password"):
+        read_auth(text)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def tracked(copy: Path) -> Workspace:
+    """A project whose adapters DVC tracks in one commit, and whose workspace has others."""
+    for name in ("app", "stages"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    project = Workspace(copy)
+    project.run("git", "init", "-q", "-b", "main")
+    project.run("dvc", "init", "-q")
+    project.run("dvc", "add", "-q", *(f"models/{name}" for name in "ABC"))
+    project.git("add", "params.yaml", "metrics", "models/A.dvc", "models/B.dvc", "models/C.dvc")
+    project.git("commit", "-qm", "first")
+    project.git("tag", "first")
+    shutil.rmtree(copy / "models/B")
+    shutil.copytree(copy / "models/A", copy / "models/B")
+    return project
+
+
+REVISION = """
+from pathlib import Path
+from app.__main__ import load_service
+service = load_service({rev!r}, None, "transformers")
+from app.request import read_request, read_sampling
+request = read_request(service.models.names, "B", [{{"role": "user", "content": "hi"}}], read_sampling(max_new_tokens=4))
+*_, replies = service.answer([request])
+print("answer", replies[0].text)
+"""
+
+
+def test_a_revision_brings_its_own_adapters_and_leaves_the_workspace_alone(tracked):
+    before = (tracked.root / "models/B/adapter_model.safetensors").read_bytes()
+    assert "answer bbbb" in tracked.run("python", "-c", REVISION.format(rev="first")).stdout
+    assert "answer aaaa" in tracked.run("python", "-c", REVISION.format(rev=None)).stdout
+    assert (tracked.root / "models/B/adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_revision_whose_data_are_gone_or_that_is_none_is_one_line(tracked):
+    shutil.rmtree(tracked.root / ".dvc/cache")
+    for rev, says in (("first", "dvc pull"), ("nowhere", "no such Git revision or experiment")):
+        done = tracked.run("python", "-m", "app", "--rev", rev, "--port", "7999", check=False)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+def test_the_command_starts_answers_and_never_connects_elsewhere(copy, tmp_path):
+    for name in ("app", "stages"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    # Python runs a `sitecustomize` it finds at start: any connection that is not to loopback ends the process.
+    (copy / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def watch(event, args):\n"
+        "    if event == 'socket.connect' and isinstance(args[1], tuple) and args[1][0] not in ('127.0.0.1', '::1'):\n"
+        "        sys.stderr.write(f'OUTSIDE {args[1]}\\n'); sys.stderr.flush(); os._exit(9)\n"
+        "    if event == 'socket.getaddrinfo' and args[0] not in ('127.0.0.1', 'localhost', None, '::1'):\n"
+        "        sys.stderr.write(f'OUTSIDE {args[0]}\\n'); sys.stderr.flush(); os._exit(9)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    project = Workspace(copy)
+    import os
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "--port", "7998"],
+        cwd=project.root, env=os.environ | {"PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        line = process.stdout.readline()
+        assert re.match(r"base, A, B, C by llama.cpp, loaded in [\d.]+ s: http://127.0.0.1:7998", line), (
+            process.stderr.read()
+        )
+        for _ in range(100):
+            try:
+                assert httpx.get("http://127.0.0.1:7998/").status_code == 200
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        body = {"model": "C", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+        answer = httpx.post("http://127.0.0.1:7998/v1/chat/completions", json=body, timeout=20).json()
+        assert answer["choices"][0]["message"]["content"] == "ccc"
+        second = project.run("python", "-m", "app", "--port", "7998", check=False)
+        assert second.returncode == 1 and "choose another with --port" in second.stderr
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    assert "OUTSIDE" not in errors
+
+
+# --- votes ---
+
+
+def test_only_blind_votes_count_and_a_broken_line_costs_one_vote(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    for preferred, blind in (("A", True), ("A", True), (None, True), ("B", False)):
+        record(path, {"models": ["A", "B"], "preferred": preferred, "blind": blind})
+    with path.open("a") as file:
+        file.write('{"models": ["A"\n')
+    assert [row[:3] for row in tally(path)] == [("A", 2, 3), ("B", 0, 3)]
+    assert json.loads(path.read_text().splitlines()[0])["preferred"] == "A"
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson(7, 10)
+    assert (round(low, 4), round(high, 4)) == (0.3968, 0.8922)
+    assert wilson(0, 5)[0] == 0 and round(wilson(0, 5)[1], 3) == 0.434
