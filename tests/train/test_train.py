@@ -75,9 +75,9 @@ def test_the_resolved_arguments_are_the_recipes(trained):
     arguments, recipe = record(trained)["arguments"], trained.params()["variants"]["B"]["train"]
     assert arguments["learning_rate"] == pytest.approx(10 * float(recipe["learning_rate"]))
     assert arguments["warmup_steps"] == 50 and arguments["max_steps"] == 4
-    assert arguments["per_device_train_batch_size"] == 2 and arguments["weight_decay"] == 0.01
+    assert arguments["per_device_train_batch_size"] == 1 and arguments["weight_decay"] == 0.01
     assert arguments["seed"] == 3407 and arguments["logging_nan_inf_filter"] is False
-    assert record(trained)["exposure"]["conversations"] == {"chat": 8}
+    assert record(trained)["exposure"]["conversations"] == {"chat": 4}
 
 
 def test_the_schedules_trap_is_one_clear_line_before_training(trained):
