@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint app report bench lock clean
+.PHONY: repro test lint app report bench lock
 
 repro: $(BIN)/.installed ## the whole pipeline; runs only what changed
 	dvc repro
