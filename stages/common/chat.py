@@ -7,6 +7,7 @@ ids a reply is trained behind are the ids it is generated behind.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,11 +118,33 @@ def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) ->
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation that awaits a reply, tokenised piece by piece as in training."""
-    past = segments(tokenizer, messages[:-1])
-    rendered = "".join(text for text, _ in past)
-    prompt = render(tokenizer, messages, add_generation_prompt=True)
-    if not prompt.startswith(rendered):
+    """Token ids of a conversation that awaits a reply, tokenised piece by piece as in training.
+
+    A control token that someone wrote stays the characters they wrote: a `<|im_end|>` in a message would
+    otherwise end the user's turn and let the rest of the message speak as the system. (format rejects such rows,
+    so training and this agree on all text that training has seen.)
+    """
+    contents = [message["content"] for message in messages]
+    written = [token for token in control_tokens(tokenizer) if any(token in text for text in contents)]
+    # One private-use character stands for each while the template is applied.
+    stands_for = {chr(0xF0000 + index): token for index, token in enumerate(written)}
+    masked = [Message(role=one["role"], content=_mask(one["content"], stands_for)) for one in messages]
+    pieces = [text for text, _ in segments(tokenizer, masked[:-1])]
+    past, prompt = "".join(pieces), render(tokenizer, masked, add_generation_prompt=True)
+    if not prompt.startswith(past):
         raise TemplateError("the chat template changes earlier text at the last message")
-    texts = [text for text, _ in past] + [prompt[len(rendered) :]]
-    return [token for text in texts for token in tokenizer.encode(text, add_special_tokens=False)]
+    parts = re.compile(f"([{''.join(stands_for)}])").split if stands_for else lambda piece: [piece]
+    return [
+        token
+        for piece in [*pieces, prompt[len(past) :]]
+        for part in parts(piece)
+        for token in tokenizer.encode(
+            stands_for.get(part, part), add_special_tokens=False, split_special_tokens=part in stands_for
+        )
+    ]
+
+
+def _mask(text: str, stands_for: dict[str, str]) -> str:
+    for mark, token in sorted(stands_for.items(), key=lambda pair: -len(pair[1])):
+        text = text.replace(mark, "").replace(token, mark)
+    return text
