@@ -29,6 +29,10 @@ class TemplateError(UserError):
     """The chat template rewrites earlier turns, so labels cannot be placed by construction."""
 
 
+class Unrenderable(UserError):
+    """The chat template raises an error on this conversation: it refuses a role, or it is broken."""
+
+
 def load_tokenizer(path: Path = BASE_MODEL, chat_template: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder with the chat template that params name.
 
@@ -79,9 +83,20 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
 ) -> str:
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
-    )
+    """The conversation as text, by the chat template in Jinja's sandbox: it reads no file and runs no code.
+
+    Raises:
+        Unrenderable: the template fails on this conversation.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=DATE_STRING,
+        )
+    except Exception as error:  # whatever a model's own template raises
+        raise Unrenderable(f"chat template fails ({' '.join(str(error).split())[:100]})") from error
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[tuple[str, bool]]:

@@ -1,18 +1,42 @@
-"""What the machine has: its device and the number format to compute in."""
+"""What the machine has - device, number format, attention, memory - and what of a model fits on it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Capability = tuple[int, int] | None  # of a GPU, (9, 0) for an H100; None: a CPU
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Beside weights and activations: the logits of a chunk (Unsloth's loss takes up to 4 GiB), optimizer, fragments.
+WORKING_BYTES = 5 * 2**30
+
+# A 3B model's micro-batch of this many tokens takes an H100 a quarter of a second, about what launching it takes Python.
+BUSY_TOKENS = 6144
 
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def dtype_for(name: str, capability: tuple[int, int] | None) -> torch.dtype:
-    """The number format that params name; `auto` by the GPU's compute capability (None: a CPU).
+def why_no_gpu() -> str:
+    """Why torch sees no GPU, in its own words: there is no driver, or one too old for this torch, or none is visible."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split(". ")[0].splitlines()[0].rstrip(".")
+    return "torch sees no GPU"
+
+
+def capability() -> Capability:
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def dtype_for(name: str, capability: Capability) -> torch.dtype:
+    """The number format that params name; `auto` by the GPU's compute capability.
 
     bfloat16 needs sm_80 (A100 and later); a T4 (sm_75) gets float16, as in the report, a CPU float32.
     """
@@ -25,4 +49,49 @@ def dtype_for(name: str, capability: tuple[int, int] | None) -> torch.dtype:
 
 def resolve_dtype(name: str) -> torch.dtype:
     """`dtype_for` on this machine."""
-    return dtype_for(name, torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
+    return dtype_for(name, capability())
+
+
+def packs(capability: Capability, dtype: torch.dtype) -> bool:
+    """Whether attention over packed conversations (varlen) is fast: FlashAttention, from sm_80 on, in 16 bit.
+
+    Elsewhere a packed row costs attention over all of it, and rows of like length with little padding are faster.
+    """
+    return capability is not None and capability >= (8, 0) and dtype != torch.float32
+
+
+def free_bytes() -> int:
+    """GPU memory that this process can still take, also under torch.cuda.set_per_process_memory_fraction."""
+    free, total = torch.cuda.mem_get_info()
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_reserved()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return min(free, allowed) + unused
+
+
+def activation_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) -> int:
+    """What a Llama-like model keeps of one token for the backward pass, in 16 bit.
+
+    A block keeps its two inputs, their norms, the query (twice: attention wants it in another order), the attention's
+    output, keys and values (twice) and the MLP's two halves. With checkpointing only the block at work keeps them,
+    the others their input.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    block = 7 * width + 4 * config.num_key_value_heads * head + 2 * config.intermediate_size
+    return 2 * (block + layers * width if checkpointing else layers * block)
+
+
+def tokens_that_fit(free: int, bytes_per_token: int) -> int:
+    """Tokens of a micro-batch whose activations fit into `free` bytes; 0 or less where nothing does."""
+    return (free - WORKING_BYTES) // bytes_per_token
+
+
+def needs_checkpointing(free: int, config: PreTrainedConfig, max_length: int, capability: Capability) -> bool:
+    """Whether to compute a third more in order to keep less.
+
+    Where one conversation of full length would not fit otherwise; and on a GPU that is done with what fits before
+    Python has launched it.
+    """
+    fits = tokens_that_fit(free, activation_bytes_per_token(config, checkpointing=False))
+    fast = capability is not None and capability >= (8, 0)
+    return fits < max(max_length, BUSY_TOKENS if fast else 0)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
+import subprocess
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-P = ParamSpec("P")
+import typer
+
 T = TypeVar("T")
+NO_SPACE = os.strerror(errno.ENOSPC)
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
 class UserError(Exception):
@@ -20,27 +26,62 @@ class UserError(Exception):
     """
 
 
-def exits_with_one_line(main: Callable[P, T]) -> Callable[P, T]:
+def exits_with_one_line(main: Callable[..., T]) -> Callable[..., T]:
     """Wrap a stage's main: a UserError (or a full disk) ends it with one line and exit status 1.
 
-    `ABCTUNE_DEBUG=1` keeps the traceback.
+    The command gets a flag `--debug`, which keeps the traceback; so does `ABCTUNE_DEBUG=1`, which also reaches
+    the stages that DVC starts.
     """
 
     @functools.wraps(main)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> T:
         try:
             return main(*args, **kwargs)
-        except (UserError, OSError) as error:
-            if os.environ.get("ABCTUNE_DEBUG"):
+        except Exception as error:
+            note = _left_in_params()
+            if debug or os.environ.get("ABCTUNE_DEBUG") or not _is_users(error):
+                if note:
+                    error.add_note(note)
                 raise
-            print(f"error: {_explain(error)}", file=sys.stderr)
+            print(f"error: {_explain(error)}\n{note}".rstrip(), file=sys.stderr)
             raise SystemExit(1) from None
 
+    signature = inspect.signature(main, eval_str=True)
+    flag = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), flag])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = main.__annotations__ | {"debug": Debug}
     return wrapped
 
 
+def _left_in_params() -> str:
+    """What to know after a failed `dvc exp run -S`: DVC wrote the values into params.yaml and does not take them back.
+
+    Queued and temporary runs have a params.yaml of their own, which is thrown away (DVC_ROOT is elsewhere).
+    """
+    if "DVC_EXP_NAME" not in os.environ or Path(os.environ.get("DVC_ROOT", "")).resolve() != Path.cwd():
+        return ""
+    try:
+        command = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
+        changed = subprocess.run(command, capture_output=True, timeout=20).returncode == 1
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if not changed:
+        return ""
+    return "note: params.yaml keeps what this experiment set; `git checkout params.yaml` restores it"
+
+
+def _is_users(error: Exception) -> bool:
+    return isinstance(error, UserError | OSError) or is_disk_full(error) or _is_out_of_gpu_memory(error)
+
+
+def _is_out_of_gpu_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, which most stages do not import
+
+
 def is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+    """Whether a write failed for want of space; safetensors and pyarrow say so in words of their own."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or NO_SPACE in str(error)
 
 
 def disk_full(path: object) -> UserError:
@@ -51,5 +92,14 @@ def disk_full(path: object) -> UserError:
     )
 
 
-def _explain(error: UserError | OSError) -> str:
-    return str(disk_full(error.filename) if is_disk_full(error) else error)
+def _explain(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if is_disk_full(error):
+        return str(disk_full(getattr(error, "filename", None)))
+    if _is_out_of_gpu_memory(error):
+        return (
+            "out of GPU memory: end what else is on the GPU (`nvidia-smi` shows it), or set a smaller"
+            " profiles.<profile>.eval.batch_tokens or data.max_length in params.yaml"
+        )
+    return str(error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from stages.common.chat import BASE_MODEL, prompt_ids, stop_token_ids
 from stages.common.conversation import Message
 from stages.common.device import device
 from stages.common.errors import UserError
+from stages.common.tables import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,22 +41,33 @@ def load_for_inference(
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, local_files_only=True, device_map=device()
     )
-    return (model if adapter is None else _with_adapter(model, adapter)).eval()
+    return (model if adapter is None else _with_adapter(model, adapter, base)).eval()
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrainedModel:
     from peft import PeftModel
     from safetensors import SafetensorError
 
     remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
     if not (adapter / "adapter_model.safetensors").exists():
         raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
+    trained_on, given = _origin(adapter / "training.json", "base_model"), _origin(base / "source.json")
+    if trained_on and given and trained_on != given:  # of the same shape it would load, and answer nonsense
+        raise UserError(f"{adapter} was trained on another base model than {base} holds; {remedy}")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{adapter} does not load on {BASE_MODEL} ({str(error).splitlines()[0]}); {remedy}"
+            f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
         ) from None
+
+
+def _origin(path: Path, key: str | None = None) -> Any:
+    """Where a base model came from, as a record of ours says; None for a folder that has no such record."""
+    if not path.exists():
+        return None
+    record = read_json(path, made_by="train" if key else "fetch-model")
+    return record.get(key) if key else record
 
 
 @dataclass(frozen=True)

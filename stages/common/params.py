@@ -6,10 +6,12 @@ mistake is an error that names its key before any work starts.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -21,9 +23,35 @@ BASE = "base"  # the untuned model's name beside the variants
 # Keys of metrics/summary.json: beside the models', and below a model beside its sources'.
 VARIANT_KEYS = ("verdict", "task_verdict")
 SOURCE_KEYS = ("overall", "test", "train", "tasks", "vs_base")
-# Keys become file names and words of a shell command (dvc.yaml's `cmd`), hence nothing but these characters;
+# Keys become file names, and people type them in commands, hence nothing but these characters;
 # no dot either, which DVC reads as a step into a mapping.
 KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def key_from_dvc() -> str | None:
+    """The key of the lane that DVC is running, `B` of its stage `train@B`; None where DVC runs none.
+
+    dvc.yaml's commands hold no ${key}: DVC pastes it into a shell's line, and a key such as `x; touch y` runs
+    before anything here can refuse it. In the environment no shell reads it.
+    """
+    return os.environ.get("DVC_STAGE", "").partition("@")[2] or None
+
+
+def _required_key() -> str:
+    if (key := key_from_dvc()) is None:
+        raise typer.BadParameter("name a variant of params.yaml")
+    return key
+
+
+LaneArgument = Annotated[
+    str,
+    typer.Argument(
+        default_factory=_required_key,
+        metavar="VARIANT",
+        show_default=False,
+        help="a name under `variants` in params.yaml; DVC names it by DVC_STAGE",
+    ),
+]
 
 
 class _Section(BaseModel):
@@ -35,7 +63,11 @@ Whole = Annotated[int, Field(ge=0, strict=True)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Words of pip's command line: no option, no address.
+Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Version = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+!-]*$")]
 ChatTemplate = Literal["model", "llama-3.1"]
+ExportFormat = Literal["merged_16bit", "f16", "q8_0", "q4_k_m"]
 
 
 def _below(path: str, folder: tuple[str, str]) -> str:
@@ -71,8 +103,8 @@ class WheelModel(_Section):
     """A GGUF model inside a PyPI wheel."""
 
     origin: Literal["wheel"]
-    package: str
-    version: str
+    package: Package
+    version: Version
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     file: str
     license: str
@@ -83,8 +115,8 @@ class WheelSource(_Section):
     """Records that a recipe (stages/fetch/wheel.py) takes out of a PyPI wheel."""
 
     origin: Literal["wheel"]
-    package: str
-    version: str
+    package: Package
+    version: Version
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     recipe: Literal["chitchat", "ruff_rules"]
     license: str
@@ -177,10 +209,11 @@ class TrainParams(_Section):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     adam_epsilon: Positive
     sample_every: Whole  # optimizer steps between live generations; 0: epoch ends and the last step only
+    save_steps: Whole  # optimizer steps between checkpoints to resume from; 0: only when the run is told to stop
     keep: Literal["train_loss", "eval_loss", "last"]
     load_in_4bit: bool
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    gradient_checkpointing: Literal["unsloth", "standard", "none"]
+    gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
 
     @model_validator(mode="after")
     def _keep_needs_eval(self) -> TrainParams:
@@ -211,6 +244,13 @@ class EvaluationParams(_Section):
     test_of: str
 
 
+class ExportParams(_Section):
+    """Which published adapters become model files for other programs, and in which formats."""
+
+    variants: tuple[str, ...]
+    formats: tuple[ExportFormat, ...]
+
+
 class Variant(_Section):
     mix: Annotated[dict[str, Count], Field(min_length=1)]  # rows per source, before rows_scale
     train: dict[str, Any]
@@ -236,6 +276,7 @@ class Params(_Section):
     lora: LoraParams
     format: FormatParams
     evaluation: EvaluationParams
+    export: ExportParams
     profiles: Annotated[dict[str, Profile], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -265,6 +306,11 @@ class Params(_Section):
             raise ValueError(
                 f"evaluation.test_of: {self.evaluation.test_of!r} is not one of variants ({', '.join(self.variants)})"
             )
+        for name in self.export.variants:
+            if name not in self.variants:
+                raise ValueError(
+                    f"export.variants: {name!r} is not one of variants ({', '.join(self.variants)})"
+                )
         for name, variant in self.variants.items():
             for source in variant.mix:
                 if source not in self.sources:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import json
 import os
 import shutil
@@ -16,29 +18,86 @@ import pyarrow.parquet as pq
 from stages.common.errors import UserError, disk_full, is_disk_full
 
 BATCH_ROWS = 1024  # rows in memory at a time while streaming
+# No conversation is longer; fetch cuts a longer record to one character more, by which format knows it.
+RECORD_CHARACTERS = 1_000_000
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux's constants for renameat2
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
-    Works for a file and for a folder (which the block makes).
+    Works for a file and for a folder (which the block makes). Readers see the old one or the new one; what they see
+    is on the disk, so that it outlives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        sync(temporary)
         if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+            _exchange(temporary, path)
+            _remove(temporary)
         else:
-            temporary.unlink(missing_ok=True)
+            temporary.replace(path)
+        _sync_one(path.parent)
+    except BaseException as error:
+        _remove(temporary, ignore_errors=True)
         if is_disk_full(error):
             raise disk_full(path) from error
         raise
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or all that is in a folder, before this returns."""
+    for below in path.rglob("*"):
+        _sync_one(below)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two paths trade places, in one step where the system can (rename() alone replaces no folder)."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux
+    if renameat2 and renameat2(AT_FDCWD, bytes(new), AT_FDCWD, bytes(old), RENAME_EXCHANGE) == 0:
+        return
+    aside = new.with_name(f"{new.name}.tmp")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes left for `path`, which would count as data in their folder."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            _remove(leftover)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True
+
+
+def _remove(path: Path, ignore_errors: bool = False) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

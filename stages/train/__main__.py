@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +13,99 @@ import typer
 
 from stages.common.chat import BASE_MODEL, load_tokenizer
 from stages.common.errors import exits_with_one_line
-from stages.common.params import Params, load_params
+from stages.common.params import LaneArgument, Params, load_params
 from stages.common.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
 from stages.common.tables import read_json, replacing, write_json
 from stages.train.card import model_card
+from stages.train.checkpoints import Room, explaining_errors, identity, only_run
 from stages.train.data import as_dataset, exposure, load_side
+from stages.train.follower import follow
+from stages.train.processes import Processes, joined, launch, wanted
 
 MODELS, METRICS = Path("models"), Path("metrics/train")
 
 
 @exits_with_one_line
-def main(variant: str) -> None:
+def main(variant: LaneArgument) -> None:
     started = time.perf_counter()
     params = load_params()
     params.require_variant(variant)
+    if wanted():
+        launch(variant)
+        return
+    with joined() as processes:
+        recipe = params.train_of(variant)
+        processes.require_work(
+            variant, recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        )
+        if processes.first:
+            with only_run(variant):
+                train(variant, params, started, processes)
+        else:
+            follow(variant, params, processes)
+
+
+def train(variant: str, params: Params, started: float, processes: Processes) -> None:
     recipe, max_length = params.train_of(variant), params.active.data.max_length
-    train, val = load_side(variant, "train"), load_side(variant, "val")
+    rows, val = load_side(variant, "train"), load_side(variant, "val")
 
     # Unsloth, which patches transformers and trl, is imported before anything else imports them.
     from stages.common.model import load_for_training  # isort: skip
     from dvclive import Live
 
+    from stages.common.device import resolve_dtype
     from stages.train.callbacks import Clock, Curves, KeepBest, LiveSamples, StopOnNonFinite
+    from stages.train.cut import cut_for
+    from stages.train.resume import Checkpoints
     from stages.train.schedule import describe
-    from stages.train.trainer import build_trainer, sft_config
+    from stages.train.trainer import build_trainer, training_arguments
 
     tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
     schedule = describe(recipe)
     for line in schedule["warnings"]:
         print(f"warning: {variant}: {line}", file=sys.stderr)
 
-    metrics, adapter = METRICS / variant, MODELS / f".{variant}.kept"
+    metrics = METRICS / variant
+    made_of = identity(params, variant, str(resolve_dtype(recipe.dtype)))
+    room = Room(variant, made_of)
+    checkpoints = Checkpoints(room, recipe.save_steps, {"kept": room.kept, "metrics": metrics}, started)
+    processes.tell("identity", made_of)
+    processes.tell("checkpoint", checkpoints.start and str(checkpoints.start))
     model = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
-    with Live(str(metrics), dvcyaml=None, save_dvc_exp=False, report=None) as live:
-        clock, keep = Clock(), KeepBest(recipe.keep, adapter)
+    cut = cut_for(model, recipe, max_length)
+    with Live(str(metrics), resume=bool(checkpoints.start), save_dvc_exp=False, dvcyaml=None) as live:
+        clock, keep = Clock(), KeepBest(recipe.keep, room.kept)
         samples = LiveSamples(tokenizer, metrics / "samples.jsonl", recipe.sample_every, params.seed)
         trainer = build_trainer(
             model,
             tokenizer,
-            sft_config(recipe, max_length, params.seed, output_dir=str(adapter)),
-            as_dataset(train),
+            training_arguments(recipe, params.seed, output_dir=str(room.writing)),
+            as_dataset(rows),
             as_dataset(val),
-            callbacks=[clock, Curves(live, clock), StopOnNonFinite(), keep, samples],
+            callbacks=[clock, Curves(live, clock), keep, samples],
             eval_batch_tokens=params.active.eval.batch_tokens,
+            cut=cut,
+            processes=processes,
         )
-        trainer.train()
+        trainer.add_callback(StopOnNonFinite(trainer, room.last_finite))
+        checkpoints.attach(trainer, {"clock": clock, "keep": keep, "samples": samples})
+        processes.wait_for_others()
+        with explaining_errors(room.folder), checkpoints.stopping_gently():
+            trainer.train(resume_from_checkpoint=checkpoints.start)
 
     record = {
         "variant": variant,
         "base_model": read_json(BASE_MODEL / "source.json", made_by="fetch-model"),
         **resolved(params, variant, trainer.args),
+        "cut": {"tokens_at_start": cut.tokens} | asdict(trainer.cut),
         "schedule": schedule,
-        "exposure": exposure(train, recipe),
+        "processes": processes.world,
+        "exposure": exposure(rows, recipe),
         "kept": keep.kept._asdict(),
         "final": final_losses(trainer.state.log_history),
+        "resumed_at": checkpoints.resumed_at,  # the steps at which an interrupted run was taken up again
         "resources": {
-            "seconds": round(time.perf_counter() - started, 2),
+            "seconds": round(checkpoints.seconds, 2),
             "train_seconds": round(clock.seconds, 2),
             "tokens_per_second": round(clock.tokens_per_second(trainer.state), 1),
             "peak_rss_gib": round(peak_rss_gib(), 3),
@@ -76,8 +114,9 @@ def main(variant: str) -> None:
         "versions": versions(),
         "hardware": hardware(),
     }
-    publish(variant, adapter, tokenizer, record, params)
+    publish(variant, room.kept, tokenizer, record, params)
     write_json(metrics / "training.json", record)
+    room.leave()
     used = record["resources"]
     peak = used["peak_reserved_gib"] or used["peak_rss_gib"]
     print(
@@ -114,7 +153,6 @@ def publish(variant: str, adapter: Path, tokenizer: Any, record: dict[str, Any],
         tokenizer.save_pretrained(folder)
         write_json(folder / "training.json", record)
         (folder / "README.md").write_text(model_card(record, params), encoding="utf-8")
-    shutil.rmtree(adapter)
 
 
 if __name__ == "__main__":

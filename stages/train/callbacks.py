@@ -12,13 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from dvclive import Live
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from stages.common.conversation import Message
@@ -51,6 +45,12 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - self._started
 
+    def state(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.seconds = saved["seconds"]
+
     def tokens_per_second(self, state: TrainerState) -> float:
         """Non-padding tokens per second of training steps so far."""
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
@@ -68,12 +68,7 @@ class Curves(TrainerCallback):
         self._clock = clock
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
@@ -90,22 +85,43 @@ class Curves(TrainerCallback):
 
 
 class StopOnNonFinite(TrainerCallback):
-    """End the run at a loss that is no number: everything after it would be noise, and nothing of it is published."""
+    """End the run at a loss or gradient that is no number, before the optimizer puts it into the adapter.
+
+    The adapter as it was then goes to `folder`, to look into; nothing is published.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        self._trainer = trainer
+        self._folder = folder
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, _control: Any, model: Any, **_: Any
+    ) -> None:
+        loss = float(self._trainer._tr_loss)  # the sum since the last log: a number only if all of it are
+        if not math.isfinite(loss):
+            self._stop(f"loss is {loss}", state.global_step + 1, model)
+        # With float16 an infinite gradient is the gradient scaler's everyday business: it skips the step.
+        if not args.fp16 and not _all_finite(model):
+            self._stop("a gradient is infinite or nan", state.global_step + 1, model)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
     ) -> None:
-        for name in ("loss", "eval_loss"):
-            if name in logs and not math.isfinite(logs[name]):
-                raise UserError(
-                    f"{name} is {logs[name]} at step {state.global_step}; nothing is published. Lower the variant's "
-                    "learning_rate in params.yaml, or look for broken rows in data/formatted/*/preview.txt"
-                )
+        if not math.isfinite(logs.get("eval_loss", 0.0)):
+            self._stop(f"eval_loss is {logs['eval_loss']}", state.global_step, model)
+
+    def _stop(self, what: str, step: int, model: Any) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        model.save_pretrained(self._folder)
+        raise UserError(
+            f"{what} at step {step}; nothing is published, the adapter that gave it is at {self._folder}. "
+            "Lower the variant's learning_rate in params.yaml, or look for broken rows in data/formatted/*/preview.txt"
+        )
+
+
+def _all_finite(model: Any) -> bool:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
 
 
 class Kept(NamedTuple):
@@ -124,23 +140,21 @@ class KeepBest(TrainerCallback):
         self._logged = {"train_loss": "loss", "eval_loss": "eval_loss"}.get(by)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        model: Any,
-        **_: Any,
+        self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
     ) -> None:
         value = logs.get(self._logged) if self._logged else None
         if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
             self._save(model, Kept(self._by, state.global_step, value))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
-    ) -> None:
+    def on_train_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         if self.kept is None:  # `last`, or a run shorter than its logging interval
             self._save(model, Kept("last", state.global_step, None))
+
+    def state(self) -> dict[str, Any]:
+        return {"kept": self.kept and self.kept._asdict()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.kept = saved["kept"] and Kept(**saved["kept"])
 
     def _save(self, model: Any, kept: Kept) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -157,16 +171,24 @@ class LiveSamples(TrainerCallback):
         self._every = every
         self._random = random.Random(seed)  # of its own, so that sampling cannot change what training draws
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
-    ) -> None:
+    def on_step_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         if self._every and state.global_step % self._every == 0:
             self._sample(state, model)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
-    ) -> None:
+    def on_epoch_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         self._sample(state, model)
+
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        # Resumed from an epoch's last step, which is saved before its end: this sample was still to come.
+        if state.global_step and state.epoch == int(state.epoch):
+            self._sample(state, model)
+
+    def state(self) -> dict[str, Any]:
+        return {"random": self._random.getstate()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        version, numbers, gauss = saved["random"]
+        self._random.setstate((version, tuple(numbers), gauss))
 
     def _sample(self, state: TrainerState, model: Any) -> None:
         prompt = self._random.choice(PROMPTS)
@@ -193,12 +215,7 @@ class Progress(ProgressCallback):
         self._shown: dict[str, str] = {}
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:
         if state.is_world_process_zero and self.training_bar is not None:
             self._shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}

@@ -25,9 +25,8 @@ A LoRA adapter on {base} ({revision}), variant {variant} of an abctune run with 
 | LoRA | r {r}, alpha {alpha}, dropout {dropout} |
 | kept | step {kept_step} by {kept_by} |
 
-All resolved settings, library versions and the hardware are in `training.json`; how it compares with its
-siblings on held-out rows is in the run's report. A lower loss is a closer imitation of the data, not a more
-truthful answer.
+All resolved settings, library versions and the hardware are in `training.json`. How it compares with its siblings
+on held-out rows was not known when this was written: the complete card is the project's `plots/cards/{variant}.md`.
 """
 
 

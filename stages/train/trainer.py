@@ -1,29 +1,36 @@
-"""TRL's trainer, set up for one recipe: every argument written out, since Unsloth and TRL change defaults."""
+"""transformers' Trainer, set up for one recipe: every argument written out, since Unsloth changes defaults.
+
+Not TRL's SFTTrainer: what it adds (templates, packing, metrics from all logits) is done elsewhere here or not wanted,
+and having Unsloth rewrite it costs ten seconds a run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from trl import SFTConfig, SFTTrainer
 
 from stages.common.conversation import IGNORE
 from stages.common.device import resolve_dtype
 from stages.common.likelihood import conversation_nll
 from stages.common.params import TrainParams
 from stages.train.callbacks import Progress
+from stages.train.cut import Cut, Row, as_rows, n_supervised, n_tokens
+from stages.train.processes import Processes
 
 
-def sft_config(recipe: TrainParams, max_length: int, seed: int, output_dir: str) -> SFTConfig:
-    """The recipe as TRL's arguments."""
+def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> TrainingArguments:
+    """The recipe as the Trainer's arguments."""
     dtype = resolve_dtype(recipe.dtype)
-    return SFTConfig(
+    return TrainingArguments(
         output_dir=output_dir,
-        per_device_train_batch_size=recipe.per_device_train_batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        # What the DataLoader hands over is a whole step's conversations; training_step cuts them.
+        per_device_train_batch_size=recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
+        gradient_accumulation_steps=1,
         max_steps=recipe.max_steps,
         learning_rate=recipe.peak_learning_rate,
         warmup_steps=recipe.warmup_steps,
@@ -42,14 +49,10 @@ def sft_config(recipe: TrainParams, max_length: int, seed: int, output_dir: str)
         save_strategy="no",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        gradient_checkpointing=recipe.gradient_checkpointing != "none",
-        max_length=max_length,
-        packing=False,
-        padding_free=False,
         train_sampling_strategy="sequential",  # mix has shuffled; so the file's order is the training order
-        dataset_kwargs={"skip_prepare_dataset": True},  # format has tokenised and labelled
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="no",  # wants tensors; get_batch_samples counts
         remove_unused_columns=False,
+        label_names=["labels"],
         seed=seed,
         data_seed=seed,
         report_to="none",
@@ -57,15 +60,70 @@ def sft_config(recipe: TrainParams, max_length: int, seed: int, output_dir: str)
     )
 
 
-class TokenWeightedTrainer(SFTTrainer):
-    """SFTTrainer whose eval loss is sum(nll) / sum(supervised tokens), the one that the eval stage reports too."""
+class TokenWeightedTrainer(Trainer):
+    """Trainer whose losses are sum(nll) / sum(supervised tokens), however a batch is cut.
 
-    eval_batch_tokens: int = 2048
+    A batch of its DataLoader is the whole of a step's conversations, a list of rows; `cut` says how they go through
+    the model. The eval loss is the one that the eval stage reports too.
+    """
+
+    cut: Cut
+    eval_batch_tokens: int
+    processes: Processes
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Row]], torch.Tensor]:
+        """The step's conversations, the same in every process, and their supervised tokens to divide by."""
+        samples = [rows for _, rows in zip(range(num_batches), epoch_iterator, strict=False)]
+        mine = [sum(map(count, samples)) for count in (n_supervised, n_tokens)]
+        supervised, tokens = self.accelerator.reduce(torch.tensor(mine, device=device))
+        self.state.num_input_tokens_seen += int(tokens)
+        return samples, supervised
+
+    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradients of the step's loss; where its micro-batches do not fit the GPU, smaller ones from here on.
+
+        Raises:
+            UserError: not even one conversation fits.
+        """
+        model.train()
+        rows = self.processes.share(inputs, [len(row["input_ids"]) for row in inputs])
+        while (loss := self._forward_backward(model, rows, num_items_in_batch)) is None:
+            model.zero_grad()
+            torch.cuda.empty_cache()
+            self.cut = self.cut.smaller(rows)
+            print(
+                f"\nout of GPU memory at step {self.state.global_step + 1}: once more with micro-batches of at most "
+                f"{self.cut.tokens:,} tokens; the {len(inputs)} conversations of a step stay together",
+                flush=True,
+            )
+        return self.processes.sum_gradients(model, loss)
+
+    def _forward_backward(self, model: Any, rows: list[Row], supervised: Any) -> torch.Tensor | None:
+        """The step's loss, its gradients left in the parameters; None if the GPU's memory ran out.
+
+        (None rather than the error, whose traceback would keep the activations.)
+        """
+        losses = []
+        try:
+            for batch in self.cut.micro_batches(rows):
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, batch, num_items_in_batch=supervised)
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+        except torch.cuda.OutOfMemoryError:
+            return None
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: list[Row]) -> float:
+        return 0.0  # transformers' estimate wants tensors, and nothing here reads it
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = (eval_dataset or self.eval_dataset)[:]
+        rows = (eval_dataset or self.eval_dataset)[self.processes.rank :: self.processes.world]
         was_training = self.model.training
         self.model.eval()
         try:
@@ -74,7 +132,8 @@ class TokenWeightedTrainer(SFTTrainer):
         finally:
             self.model.train(was_training)
         supervised = sum(label != IGNORE for labels in rows["labels"] for label in labels)
-        metrics = {f"{metric_key_prefix}_loss": sum(nll) / supervised}
+        sums = [self.processes.sum(value, self.model.device) for value in (sum(nll), supervised)]
+        metrics = {f"{metric_key_prefix}_loss": sums[0] / sums[1]}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -83,21 +142,28 @@ class TokenWeightedTrainer(SFTTrainer):
 def build_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    arguments: SFTConfig,
+    arguments: TrainingArguments,
     train: Dataset,
     val: Dataset,
     callbacks: list[TrainerCallback],
     eval_batch_tokens: int,
+    cut: Cut,
+    processes: Processes,
 ) -> TokenWeightedTrainer:
+    arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
     trainer = TokenWeightedTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=val if arguments.eval_strategy != "no" else None,
         processing_class=tokenizer,
+        data_collator=as_rows,
         callbacks=callbacks,
     )
+    trainer.cut = cut
+    trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Progress())
+    if processes.first:
+        trainer.add_callback(Progress())
     return trainer

@@ -132,3 +132,12 @@ def test_a_variant_may_not_take_a_name_of_the_summary(tmp_path, name):
 def test_a_source_may_not_take_a_name_of_the_summary(tmp_path, name):
     with pytest.raises(UserError, match=rf"sources\.{name}: this name .*; choose another"):
         load_params(changed(tmp_path, f"sources.{name}", {"schema": "auto"}))
+
+
+@pytest.mark.parametrize(
+    "word", ["--index-url=http://127.0.0.1/", "-r", "x @ http://127.0.0.1/x.whl", "a b", ""]
+)
+def test_a_package_is_no_option_of_pips_and_no_address(tmp_path, word):
+    for key in ("package", "version"):
+        with pytest.raises(UserError, match=rf"profiles\.tiny\.model\.{key}: "):
+            load_params(changed(tmp_path, f"profiles.tiny.model.{key}", word))

@@ -1,0 +1,56 @@
+"""What the processes beside the first do: their share of every step, and nothing that anyone sees."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from stages.common.chat import BASE_MODEL, load_tokenizer
+from stages.common.errors import UserError
+from stages.common.params import Params
+from stages.train.checkpoints import differences, identity
+from stages.train.data import as_dataset, load_side
+from stages.train.processes import Processes
+
+
+def follow(variant: str, params: Params, processes: Processes) -> None:
+    """Train along with the first process.
+
+    Raises:
+        UserError: this machine would train something else, or does not see the first one's checkpoint.
+    """
+    recipe, max_length = params.train_of(variant), params.active.data.max_length
+    rows, val = load_side(variant, "train"), load_side(variant, "val")
+
+    from stages.common.model import load_for_training  # isort: skip  (first, see there)
+    from transformers.utils.logging import disable_progress_bar
+
+    from stages.common.device import resolve_dtype
+    from stages.train.cut import cut_for
+    from stages.train.trainer import build_trainer, training_arguments
+
+    theirs = processes.hear("identity")
+    if other := "; ".join(differences(theirs, identity(params, variant, str(resolve_dtype(recipe.dtype))))):
+        raise UserError(f"its machine has other {other} than the first one's")
+    checkpoint = processes.hear("checkpoint")
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise UserError(
+            f"it cannot go on from {checkpoint}, which its machine lacks: let the machines share the folder "
+            "checkpoints/, or delete it on the first one to start again"
+        )
+    disable_progress_bar()
+    model = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    with tempfile.TemporaryDirectory() as nothing:
+        trainer = build_trainer(
+            model,
+            load_tokenizer(chat_template=params.active.model.chat_template),
+            training_arguments(recipe, params.seed, output_dir=nothing),
+            as_dataset(rows),
+            as_dataset(val),
+            callbacks=[],
+            eval_batch_tokens=params.active.eval.batch_tokens,
+            cut=cut_for(model, recipe, max_length),
+            processes=processes,
+        )
+        processes.ready()
+        trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,136 @@
+"""Saving a run as it goes, stopping it gently, and taking it up again where it was saved."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from stages.common.errors import UserError
+from stages.common.tables import read_json, replacing, write_json
+from stages.train.checkpoints import Room, seal
+from stages.train.cut import Cut
+from stages.train.trainer import TokenWeightedTrainer
+
+OURS = "run"  # the folder within a checkpoint that is not the Trainer's
+
+
+class Stateful(Protocol):
+    """A callback whose state decides what comes out of the run."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, saved: dict[str, Any]) -> None: ...
+
+
+class Checkpoints(TrainerCallback):
+    """Save every `every` steps (0: never), and at the end of the step in which SIGTERM or Ctrl-C comes.
+
+    The Trainer saves adapter, optimizer, scheduler, random state and its place in the data; this adds what it does not:
+    our callbacks' state, the running sum of the loss, and `folders` (name -> folder), which are put back on resuming.
+    """
+
+    def __init__(self, room: Room, every: int, folders: dict[str, Path], started: float) -> None:
+        self.start = start = room.enter()
+        self.resumed_at: list[int] = []
+        self._room = room
+        self._every = every
+        self._folders = folders
+        self._started = started
+        self._earlier_seconds = 0.0
+        self._saved: dict[str, Any] = {}
+        self._signal: str | None = None
+        for name, folder in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            if start and (start / OURS / name).exists():
+                shutil.copytree(start / OURS / name, folder)
+        if start:
+            print(f"{room.variant}: going on from {start}", file=sys.stderr)
+            self._saved = read_json(start / OURS / "state.json", made_by=f"train@{room.variant}")
+            self._earlier_seconds = self._saved["seconds"]
+            self.resumed_at = [*self._saved["resumed_at"], self._saved["step"]]
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start, earlier attempts' up to their checkpoint included."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def attach(self, trainer: TokenWeightedTrainer, callbacks: dict[str, Stateful]) -> None:
+        """Watch the trainer; give the callbacks back the state they were saved with."""
+        self._trainer = trainer
+        self._callbacks = callbacks
+        trainer.add_callback(self)
+        if self.start:
+            trainer.cut = Cut(**self._saved["cut"])  # as small as memory has forced it to be
+            for name, callback in callbacks.items():
+                callback.restore(self._saved["callbacks"][name])
+
+    @contextmanager
+    def stopping_gently(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C wait for the step's end; a second one ends the process at once."""
+
+        def stop(number: int, _frame: Any) -> None:
+            self._signal = signal.Signals(number).name
+            signal.signal(number, signal.SIG_DFL)
+            print(f"\n{self._signal}: saving a checkpoint after this step; again: stop now", file=sys.stderr)
+
+        # A background job of a shell is started with Ctrl-C ignored, and so it stays.
+        numbers = [
+            number
+            for number in (signal.SIGTERM, signal.SIGINT)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if self.start:  # the Trainer has just set these to zero, in the middle of a logging interval
+            self._trainer._tr_loss.fill_(self._saved["loss_sum"])
+            self._trainer._globalstep_last_logged = self._saved["last_logged"]
+
+    def on_step_end(self, _args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        due = self._every and state.global_step % self._every == 0
+        # Not at the last step: the adapter is about to be published, and the Trainer cannot go on from a finished run.
+        control.should_save = bool(due or self._signal) and state.global_step < state.max_steps
+
+    def on_save(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """Make what the Trainer has written complete, and put it in place."""
+        with replacing(self._room.path(state.global_step)) as folder:
+            shutil.move(self._room.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of code that nothing reads
+            for name, source in self._folders.items():
+                if source.exists():
+                    shutil.copytree(source, folder / OURS / name)
+            write_json(folder / OURS / "state.json", self._state(state))
+            seal(folder)
+        self._room.prune()
+        if self._signal:
+            raise UserError(
+                f"stopped by {self._signal} after step {state.global_step} of {state.max_steps}; "
+                f"`dvc repro train@{self._room.variant}` goes on from there"
+            )
+
+    def _state(self, state: TrainerState) -> dict[str, Any]:
+        return {
+            "step": state.global_step,
+            "seconds": self.seconds,
+            "resumed_at": self.resumed_at,
+            "cut": asdict(self._trainer.cut),
+            "loss_sum": float(self._trainer._tr_loss),
+            "last_logged": self._trainer._globalstep_last_logged,
+            "callbacks": {name: callback.state() for name, callback in self._callbacks.items()},
+        }
