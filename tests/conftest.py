@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import small
+from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
 
 
@@ -42,3 +43,17 @@ def ready_to_train(tmp_path: Path, split_once: Path) -> Workspace:
     """A project of its own in which every stage before train has run."""
     shutil.copytree(split_once, tmp_path, dirs_exist_ok=True)
     return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    return make_finished(tmp_path_factory.mktemp("study"), small_model).root
+
+
+@pytest.fixture
+def study(tmp_path: Path, study_once: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A study of one's own in which everything has run and is in order; the test works in its folder."""
+    root = tmp_path / "study"
+    shutil.copytree(study_once, root, symlinks=True)
+    monkeypatch.chdir(root)
+    return Workspace(root)

@@ -66,11 +66,17 @@ def test_a_changed_report_never_retrains(finished):
     assert would_run(finished) == {"plot"}
 
 
+def test_exports_are_off_until_a_format_is_named(finished):
+    finished.set(export__formats=["q8_0", "f16"])
+    assert would_run(finished) == {"export@B-q8_0", "export@B-f16", "plot"}
+
+
 def test_the_lock_belongs_to_dvc_yaml():
     """A stage of dvc.yaml that dvc.lock lacks was never run as committed."""
     lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text())["stages"]
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert {name.split("@")[0] for name in lock} == set(stages)
+    off = {"export"}  # while export.formats is empty
+    assert {name.split("@")[0] for name in lock} - off == set(stages) - off
 
 
 def imports_of(path: Path) -> set[str]:
@@ -98,7 +104,7 @@ def common_modules_of(stage: str) -> set[str]:
     return used
 
 
-@pytest.mark.parametrize("name", ["fetch-model", "fetch", *LANES, "eval-base", "plot"])
+@pytest.mark.parametrize("name", ["fetch-model", "fetch", *LANES, "eval-base", "export", "plot"])
 def test_a_stage_depends_on_the_code_it_imports(name):
     stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]
     body = stage.get("do", stage)
@@ -109,7 +115,7 @@ def test_a_stage_depends_on_the_code_it_imports(name):
     assert declared == common_modules_of(folder)
 
 
-@pytest.mark.parametrize("stage", ["fetch", *LANES, "plot"])
+@pytest.mark.parametrize("stage", ["fetch", *LANES, "export", "plot"])
 def test_no_stage_imports_another(stage):
     for file in (ROOT / "stages" / stage).glob("*.py"):
         for name in imports_of(file):

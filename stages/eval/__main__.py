@@ -12,7 +12,7 @@ import typer
 
 from stages.common.chat import load_tokenizer
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import BASE, EvalParams, Params, load_params
+from stages.common.params import BASE, EvalParams, LaneArgument, Params, load_params
 from stages.common.prompts import PROMPTS
 from stages.common.provenance import peak_reserved_gib, peak_rss_gib
 from stages.common.tables import read_table, replacing, write_json, write_jsonl
@@ -30,7 +30,7 @@ CONVERSATIONS = pa.schema(
 
 
 @exits_with_one_line
-def main(name: str) -> None:
+def main(name: LaneArgument) -> None:
     started = time.perf_counter()
     params = load_params()
     if name != BASE:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import typer
 
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import Params, load_params
+from stages.common.params import Params, key_from_dvc, load_params
 from stages.common.tables import replacing, write_json, write_rows
 from stages.fetch.model_files import count_parameters
 from stages.fetch.origins import open_model, open_source
@@ -31,6 +31,8 @@ def main(
     model: Annotated[bool, typer.Option("--model", help="fetch the base model instead")] = False,
 ) -> None:
     """Fetch what the active profile of params.yaml names."""
+    if source is None and not model:
+        source = key_from_dvc()
     if model == (source is not None):
         raise UserError("name one source, or --model: `python -m stages.fetch chat`")
     started = time.monotonic()

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.errors import UserError
-from stages.common.tables import BATCH_ROWS
+from stages.common.tables import BATCH_ROWS, RECORD_CHARACTERS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# A character has at most 4 bytes, so what is left of a line that is cut here is still too long.
+LINE_BYTES = 4 * (RECORD_CHARACTERS + 1)
+BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
 
 
 class Record(NamedTuple):
-    """A source's row: its JSON (or, for a line that is none, the line itself), and what it shares with others."""
+    """A source's row: its JSON (or, for a line that is none, the line itself), and what it shares with others.
+
+    A text of more than RECORD_CHARACTERS has been cut to one more.
+    """
 
     text: str
     group: str | None
@@ -51,15 +58,15 @@ def read_records(path: Path, name: str, group_by: str | None = None) -> Iterator
     grouped = 0
     objects = 0
     rows = 0
-    for value in values:
+    for value, line in values:
         rows += 1
-        if isinstance(value, Broken):
-            yield Record(value.text, None)
-            continue
+        text, group = line, None
+        if value is not BROKEN:
+            with suppress(RecursionError):  # what could be read may still be nested too deep to be written
+                text, group = serialise(value), group_of(value, group_by)
         objects += isinstance(value, dict)
-        group = group_of(value, group_by)
         grouped += group is not None
-        yield Record(serialise(value), group)
+        yield Record(text[: RECORD_CHARACTERS + 1], group)
     if rows and not objects:
         raise UserError(
             f'{name}: none of its {rows:,} rows is a JSON object; each row must be one, as {{"messages": [...]}}'
@@ -68,13 +75,7 @@ def read_records(path: Path, name: str, group_by: str | None = None) -> Iterator
         raise UserError(f"{name}: no row has a value in {group_by!r}, which group_by in params.yaml names")
 
 
-class Broken(NamedTuple):
-    """A line that is not JSON. It is kept, so that `format` can count it and show it."""
-
-    text: str
-
-
-def read_json(path: Path, name: str) -> Iterator[Any]:
+def read_json(path: Path, name: str) -> Iterator[tuple[Any, str]]:
     """The values of a JSON list, or of JSON lines: some hubs' .json files are the latter."""
     with path.open("rb") as file:
         start = file.read(4096)
@@ -84,31 +85,43 @@ def read_json(path: Path, name: str) -> Iterator[Any]:
     return read_json_list(path, name) if name.endswith(".json") and is_list else read_json_lines(path)
 
 
-def read_json_list(path: Path, name: str) -> Iterator[Any]:
+def read_json_list(path: Path, name: str) -> Iterator[tuple[Any, str]]:
     try:
-        yield from json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+        for value in json.loads(path.read_text(encoding="utf-8-sig", errors="replace")):
+            yield value, ""
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} cannot be read as a JSON list: {error}") from None
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
+def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    """Each line's value (BROKEN if it is not JSON) and its text."""
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(lines(file)):
             # A byte that is not UTF-8 becomes U+FFFD, by which `format` knows the row.
             text = line.decode("utf-8-sig" if number == 0 else "utf-8", errors="replace").strip()
             if not text:
                 continue
             try:
-                yield json.loads(text)
+                value = json.loads(text)
             except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
-                yield Broken(text)
+                value = BROKEN
+            yield value, text
 
 
-def read_parquet(path: Path, name: str) -> Iterator[dict[str, Any]]:
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """The file's lines, each cut at LINE_BYTES: one endless line must not fill the memory."""
+    while line := file.readline(LINE_BYTES):
+        yield line
+        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES)
+
+
+def read_parquet(path: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
+                for value in batch.to_pylist():
+                    yield value, ""
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's trouble, not the file's

@@ -14,7 +14,7 @@ import typer
 from stages.common.chat import load_tokenizer, template_hash
 from stages.common.conversation import Message, conversation_group, conversation_id
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, Params, load_params
+from stages.common.params import PARAMS_FILE, LaneArgument, Params, load_params
 from stages.common.tables import parquet_writer, read_batches, replacing, write_json, write_text
 from stages.format.render import Example, Renderer
 from stages.format.schemas import Rejected, to_messages
@@ -117,7 +117,7 @@ def check_quarantine(tally: Tally, params: Params, variant: str) -> None:
 
 
 @exits_with_one_line
-def main(variant: str) -> None:
+def main(variant: LaneArgument) -> None:
     without_torch()
     params = load_params()
     params.require_variant(variant)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.common.chat import TemplateError, control_tokens, segments, stop_token_ids
+from stages.common.chat import TemplateError, Unrenderable, control_tokens, segments, stop_token_ids
 from stages.common.conversation import IGNORE, Message
 from stages.format.schemas import Rejected
 
@@ -49,7 +49,7 @@ class Renderer:
 
         Raises:
             Rejected: a text holds a control token, which would be trained as a real turn boundary, or the
-                template rewrites earlier turns of this conversation.
+                template fails on this conversation or rewrites earlier turns of it.
         """
         if any(self._control.search(message["content"]) for message in messages):
             raise Rejected("control token in text")
@@ -57,6 +57,8 @@ class Renderer:
             return segments(self.tokenizer, messages)
         except TemplateError:
             raise Rejected("chat template rewrites earlier turns") from None
+        except Unrenderable as error:
+            raise Rejected(str(error)) from None
 
     def encode(self, conversations: Sequence[Pieces]) -> list[Example]:
         """Token ids and labels of a batch of cut conversations."""

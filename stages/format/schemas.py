@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.common.conversation import Message, Role, normalise
+from stages.common.tables import RECORD_CHARACTERS
 
 # The names the three roles go by in published ShareGPT and chat data; Unsloth's standardize_sharegpt knows the same.
 ROLES: Mapping[str, Role] = {
@@ -53,9 +54,13 @@ def to_messages(record: str, schema: str) -> list[Message]:
 
 
 def _parse(record: str) -> dict[str, Any]:
+    if len(record) > RECORD_CHARACTERS:
+        raise Rejected("too long")
     try:
         fields = json.loads(record)
-    except (json.JSONDecodeError, RecursionError):
+    except RecursionError:
+        raise Rejected("nested too deep") from None
+    except ValueError:  # also a number of thousands of digits
         raise Rejected("not JSON") from None
     if not isinstance(fields, dict):
         raise Rejected("not a JSON object")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import typer
 
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, Params, load_params
+from stages.common.params import PARAMS_FILE, LaneArgument, Params, load_params
 from stages.common.tables import BATCH_ROWS, read_table, replacing, write_json
 from stages.mix.draw import draw, training_order
 
@@ -50,14 +50,15 @@ def warnings(params: Params, variant: str, counts: dict[str, dict[str, int]]) ->
 
 
 @exits_with_one_line
-def main(variant: str) -> None:
+def main(variant: LaneArgument) -> None:
     params = load_params()
     drawn = {source: draw_source(params, variant, source) for source in params.require_variant(variant).mix}
     counts: dict[str, Any] = {source: count for source, (_, count) in drawn.items()}
     table = in_training_order(params, [rows for rows, _ in drawn.values()])
-    with replacing(MIXED / f"{variant}.parquet") as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=BATCH_ROWS)
-    write_json(MIXED / f"{variant}.json", {"sources": counts, "warnings": warnings(params, variant, counts)})
+    # Both or neither: a full disk must not leave the rows of one run beside the counts of another.
+    with replacing(MIXED / f"{variant}.parquet") as rows, replacing(MIXED / f"{variant}.json") as about:
+        pq.write_table(table, rows, compression="zstd", row_group_size=BATCH_ROWS)
+        write_json(about, {"sources": counts, "warnings": warnings(params, variant, counts)})
     for line in warnings(params, variant, counts):
         print(f"warning: {line}", file=sys.stderr)
     print(

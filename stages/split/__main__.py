@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import typer
 
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, Params, SplitParams, load_params
+from stages.common.params import PARAMS_FILE, LaneArgument, Params, SplitParams, load_params
 from stages.common.tables import parquet_writer, read_batches, read_rows, read_table, replacing, write_json
 from stages.split.buckets import SIDES, side_of
 from stages.split.contamination import HeldOut
@@ -100,7 +100,7 @@ def lines(variant: str, summary: dict[str, Any]) -> Iterator[str]:
 
 
 @exits_with_one_line
-def main(variant: str) -> None:
+def main(variant: LaneArgument) -> None:
     params: Params = load_params()
     params.require_variant(variant)
     split = params.active.split

@@ -44,7 +44,9 @@ def test_a_system_message_is_kept_in_front():
     ("reason", "record"),
     [
         ("not JSON", '{"conversations": ['),
-        ("not JSON", "[" * 100_000),
+        ("not JSON", "9" * 5000),
+        ("nested too deep", "[" * 100_000),
+        ("too long", "x" * 1_000_001),
         ("not a JSON object", "[1, 2]"),
         ("schema not recognised", '{"text": "Hi"}'),
         ("no list of turns under 'conversations'", '{"conversations": "Hi"}'),

@@ -1,0 +1,182 @@
+"""DVC and the stages under it: killed at any moment, or started twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.workspace import Workspace, make_workspace
+
+STAGES = ("fetch-model", "fetch@chat", "fetch@instruct", "mix@C", "format@C", "split@C", "train@C", "eval-base", "eval@C", "plot")  # fmt: skip
+KILLS = 5
+# What differs between two runs of the same: times and memory, and what is drawn or written from them.
+MEASURED = re.compile(r"seconds|tokens_per_second|peak_\w+_gib|\bresources\b|timestamp|resumed")
+
+
+def make_project(folder: Path, small_model: Path) -> Workspace:
+    """A project of one variant, in which each stage runs once."""
+    project = make_workspace(folder, small_model)
+    project.set(variants={"C": project.params()["variants"]["C"]}, export__variants=["C"])
+    project.commit("C alone")
+    return project
+
+
+def start(project: Workspace, *command: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own; its output goes to `log`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (project.root / "log.tmp").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=project.root, env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, text=True,
+        )  # fmt: skip
+
+
+def started(project: Workspace, process: subprocess.Popen[str], patience: float = 60) -> bool:
+    """Wait until DVC has started a stage; whether it has."""
+    until = time.monotonic() + patience
+    while process.poll() is None and time.monotonic() < until:
+        if "\n> " in (project.root / "log.tmp").read_text():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def seconds_of(project: Workspace, stage: str) -> float:
+    """Run a stage to its end; how long its command took."""
+    process = start(project, "dvc", "repro", "--single-item", stage)
+    assert started(project, process), (project.root / "log.tmp").read_text()
+    began = time.monotonic()
+    assert process.wait() == 0, (project.root / "log.tmp").read_text()
+    return time.monotonic() - began
+
+
+def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: random.Random) -> int:
+    """Kill a stage, with DVC or (every second time) without, at random moments of its command; how many times."""
+    killed = 0
+    for attempt in range(3 * kills):
+        process = start(project, "dvc", "repro", "--single-item", "--force", stage)
+        if started(project, process):
+            time.sleep(rng.uniform(0, seconds))
+        if process.poll() is None:
+            if attempt % 2:
+                kill_children(process.pid)
+                killed += process.wait() != 0  # DVC tells; if the stage had just ended, nothing was killed
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                killed += 1
+        if killed == kills:
+            break
+    return killed
+
+
+def kill_children(pid: int) -> None:
+    """Kill the stage that DVC runs, and leave DVC."""
+    import psutil
+
+    for child in psutil.Process(pid).children(recursive=True):
+        child.send_signal(signal.SIGKILL)
+
+
+def lock(project: Workspace) -> dict:
+    return YAML(typ="safe").load((project.root / "dvc.lock").read_text())["stages"]
+
+
+def comparable(stages: dict) -> dict:
+    """dvc.lock without the hashes of outputs that hold times: their contents are compared instead."""
+    timed = re.compile(r"^(models/C|metrics/.*|plots)$")
+    for stage in stages.values():
+        for path in [*stage.get("deps", []), *stage.get("outs", [])]:
+            if timed.match(path["path"]):
+                for key in ("md5", "size"):
+                    path.pop(key, None)
+    return stages
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: without_times(one) for key, one in value.items() if not MEASURED.search(key)}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
+
+
+def results(project: Workspace) -> dict[str, object]:
+    """The outputs that hold times, without the times."""
+    found: dict[str, object] = {}
+    for room in ("models/C", "metrics"):
+        for path in sorted((project.root / room).rglob("*")):
+            name = str(path.relative_to(project.root))
+            if path.suffix == ".json":
+                found[name] = without_times(json.loads(path.read_text()))
+            elif path.suffix in (".safetensors", ".parquet", ".jsonl"):
+                found[name] = path.read_bytes()
+    return found
+
+
+def check_kills(project: Workspace, clean: Workspace, stages: tuple[str, ...], kills: int) -> None:
+    rng, total = random.Random(0), 0
+    for stage in stages:
+        seconds = seconds_of(clean, stage)
+        killed = kill_some(project, stage, seconds, kills, rng)
+        assert killed == kills, f"{stage} was killed {killed} times of {kills}"
+        project.run("dvc", "repro", "--single-item", stage)
+        total += killed
+        print(f"\nkill -9 in {stage}: {killed} of {kills}, then dvc repro completed", end="", flush=True)
+    assert lock(project).keys() == lock(clean).keys() == set(stages)
+    assert comparable(lock(project)) == comparable(lock(clean))
+    assert results(project) == results(clean)
+    left = [
+        path for path in project.root.rglob("*.tmp") if ".dvc" not in path.parts and path.name != "log.tmp"
+    ]
+    assert left == []
+    print(f"\nkill -9 in DVC stages: {total} of {total}; dvc.lock as a clean run's")
+
+
+@pytest.fixture
+def two_projects(tmp_path: Path, small_model: Path) -> tuple[Workspace, Workspace]:
+    """The same project twice."""
+    make_project(tmp_path / "killed", small_model)
+    shutil.copytree(tmp_path / "killed", tmp_path / "clean")
+    return Workspace(tmp_path / "killed"), Workspace(tmp_path / "clean")
+
+
+def test_a_killed_stage_is_made_good_by_the_next_dvc_repro(two_projects: tuple[Workspace, Workspace]) -> None:
+    check_kills(*two_projects, STAGES[:5], kills=1)
+
+
+@pytest.mark.faults
+def test_every_stage_may_be_killed_five_times(two_projects: tuple[Workspace, Workspace]) -> None:
+    check_kills(*two_projects, STAGES, KILLS)
+    project, _ = two_projects
+    assert "Running stage" not in project.run("dvc", "repro").stdout
+
+
+def test_of_two_runs_at_once_one_wins_and_the_other_says_why(tmp_path: Path, small_model: Path) -> None:
+    project = make_project(tmp_path, small_model)
+    for stage in STAGES[:3]:
+        project.run("dvc", "repro", "--single-item", stage)
+    first = start(project, "dvc", "repro", "mix@C")
+    try:
+        assert started(project, first)
+        os.killpg(first.pid, signal.SIGSTOP)  # so that it is still at it, however slow this machine is
+        began = time.monotonic()
+        second = project.run("dvc", "repro", "mix@C", check=False)
+        seconds = time.monotonic() - began
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
+    assert second.returncode
+    assert f"is busy, it is being blocked by:\n  (PID {first.pid}): " in second.stderr
+    assert first.wait(timeout=60) == 0
+    assert (project.root / "data/mixed/C.parquet").exists()
+    print(f"\ntwo runs at once: one finished, the other said who blocks it after {seconds:.1f} s")
+    assert seconds < 60  # 1 s on an idle machine
