@@ -1,0 +1,1 @@
+import stages.common.offline  # noqa: F401  (before torch)

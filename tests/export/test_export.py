@@ -1,0 +1,183 @@
+"""An exported file says what its adapter says, or it is not published."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from stages.common.errors import UserError
+from stages.common.tables import read_json, read_table
+from stages.export import __main__ as stage
+from stages.export import llama_gguf
+from stages.export.check import TOLERANCE
+from stages.export.quantize import encode, type_of
+from tests import small
+
+# Rows of 256 and 512, so that the 256-wide blocks of q4_k_m are used; logits that differ from token to token.
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.08,
+}
+LLAMA_3 = {
+    "rope_theta": 10_000.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+KINDS = GGMLQuantizationType
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders with a base of another shape than the project's and an adapter that does much, by the base's kind."""
+    folders = {}
+    for kind, extra in {
+        "tied": {"tie_word_embeddings": True},
+        "llama 3": {"tie_word_embeddings": False, "rope_parameters": LLAMA_3},
+    }.items():
+        folder = tmp_path_factory.mktemp("models")
+        small.write_model(folder / "base", shape=SHAPE | extra)
+        base = AutoModelForCausalLM.from_pretrained(folder / "base")
+        torch.manual_seed(1)
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(base, lora).save_pretrained(folder / "B")
+        AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "B")
+        folders[kind] = folder
+    return folders
+
+
+@pytest.fixture(params=["tied", "llama 3"])
+def project(request, models, ready_to_train, monkeypatch):
+    """A project whose variant B is published; the working directory."""
+    base = ready_to_train.root / "models/base"
+    for file in base.iterdir():
+        file.unlink()
+    for name in ("base", "B"):
+        source = models[request.param] / name
+        (ready_to_train.root / "models" / name).mkdir(exist_ok=True)
+        for file in source.iterdir():
+            (ready_to_train.root / "models" / name / file.name).write_bytes(file.read_bytes())
+    monkeypatch.chdir(ready_to_train.root)
+    return ready_to_train
+
+
+@pytest.mark.parametrize("fmt", list(TOLERANCE))
+def test_each_format_says_what_the_adapter_says(project, fmt):
+    record = stage.export("B", fmt, *inputs())
+    print(f"{fmt}: mean KL {record['mean_kl']:.2g} nats of at most {record['tolerance']}")
+    assert record["positions"] > 20 and -1e-6 < record["mean_kl"] < TOLERANCE[fmt]
+    assert record["file_loss"] == pytest.approx(record["adapter_loss"], abs=0.3)
+    assert json.loads((project.root / f"models/exported/B/{fmt}/check.json").read_text()) == record
+
+
+def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
+    """Not by the stage's own check: another program's reader, on other tokens."""
+    stage.export("B", "f16", *inputs())
+    file = project.root / "models/exported/B/f16/B.f16.gguf"
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    tied = AutoConfig.from_pretrained(project.root / "models/base").tie_word_embeddings
+    assert ("output.weight" in tensors) is not tied
+    if "rope_freqs.weight" in tensors:
+        pytest.skip("transformers reads no rotary factors from a GGUF")
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(project.root / "models/base", dtype=torch.float32)
+    adapter = PeftModel.from_pretrained(base, project.root / "models/B")
+    ids = torch.randint(4, 260, (2, 60), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected, found = adapter(input_ids=ids).logits, read(input_ids=ids).logits
+    assert (found - expected).abs().max() < 0.02 * expected.std()
+
+
+def test_a_file_with_one_mistake_is_not_published(project, monkeypatch):
+    monkeypatch.setattr(llama_gguf, "interleaved", lambda weight, heads: weight)
+    with pytest.raises(UserError, match=r"B as f16 is not the adapter: mean KL .* nothing is published"):
+        stage.export("B", "f16", *inputs())
+    assert not (project.root / "models/exported/B/f16").exists()
+
+
+def inputs():
+    return (
+        read_json(stage.BASE_MODEL / "config.json", made_by="fetch-model"),
+        read_table(stage.SPLIT / "B/val.parquet", made_by="split@B"),
+        "model",
+    )
+
+
+@pytest.mark.parametrize("project", ["tied"], indirect=True)
+def test_a_model_that_is_no_llama_is_refused_before_work(project):
+    config = json.loads((project.root / "models/base/config.json").read_text())
+    config["architectures"] = ["Qwen3ForCausalLM"]
+    (project.root / "models/base/config.json").write_text(json.dumps(config))
+    done = project.stage("export", "B", "q8_0", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: models/base/config.json: no GGUF is written for architecture ['Qwen3ForCausalLM']; put merged_16bit"
+    )
+
+
+@pytest.mark.parametrize("project", ["tied"], indirect=True)
+def test_dvcs_name_of_the_lane_says_what_to_export(project):
+    done = project.stage("export", DVC_STAGE="export@B-merged_16bit")
+    assert done.stdout.splitlines()[-1].startswith("B merged_16bit: ")
+    assert {"model.safetensors", "tokenizer.json", "config.json", "check.json"} <= {
+        path.name for path in (project.root / "models/exported/B/merged_16bit").iterdir()
+    }
+
+
+def test_an_unknown_format_is_one_line(ready_to_train):
+    done = ready_to_train.stage("export", "B", "q5_1", check=False)
+    assert done.stderr == (
+        "error: no format 'q5_1' to export to; there are merged_16bit, f16, q8_0, q4_k_m\n"
+    )
+
+
+def test_a_tokenizer_that_cuts_text_in_an_unknown_way_is_refused():
+    tokenizer = json.loads(small.chatml_tokenizer().backend_tokenizer.to_str())
+    assert llama_gguf.pre_tokenizer(tokenizer) == "gpt-2"
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    with pytest.raises(UserError, match="no GGUF is written for this tokenizer"):
+        llama_gguf.pre_tokenizer(tokenizer)
+
+
+def test_the_rotary_factors_are_what_transformers_multiplies_by():
+    config = LlamaConfig(**SHAPE, max_position_embeddings=512, rope_parameters=LLAMA_3)
+    plain = LlamaConfig(
+        **SHAPE, max_position_embeddings=512, rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"}
+    )
+    ratio = LlamaRotaryEmbedding(plain).inv_freq / LlamaRotaryEmbedding(config).inv_freq
+    torch.testing.assert_close(llama_gguf.rope_factors(config.to_dict()), ratio, rtol=1e-5, atol=0)
+    assert llama_gguf.rope_factors(plain.to_dict()) is None
+
+
+def test_q4_k_m_spends_its_bits_where_llama_cpp_does():
+    """The layers of Llama-3-8B's Q4_K_M files, by llama.cpp's rule."""
+    finer = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
+    for name in ("attn_v", "ffn_down"):
+        kinds = [
+            type_of(f"blk.{layer}.{name}.weight", (1024, 4096), "q4_k_m", 32, False) for layer in range(32)
+        ]
+        assert kinds == [KINDS.Q6_K if layer in finer else KINDS.Q4_K for layer in range(32)]
+    assert type_of("output.weight", (128256, 4096), "q4_k_m", 32, False) == KINDS.Q6_K
+    assert type_of("token_embd.weight", (128256, 4096), "q4_k_m", 32, False) == KINDS.Q4_K
+    assert type_of("token_embd.weight", (128256, 4096), "q4_k_m", 32, True) == KINDS.Q6_K
+    assert type_of("blk.5.attn_norm.weight", (4096,), "q4_k_m", 32, True) == KINDS.F32
+    # SmolLM2's rows of 576 are no multiple of 256.
+    assert type_of("blk.5.attn_q.weight", (576, 576), "q4_k_m", 30, True) == KINDS.Q5_0
+
+
+def test_the_blocks_are_the_same_by_any_number_of_threads():
+    weight = torch.randn(7, 256, generator=torch.Generator().manual_seed(0)).numpy()
+    for kind in (KINDS.Q8_0, KINDS.Q4_K, KINDS.Q6_K):
+        assert (encode(weight, kind, threads=1) == encode(weight, kind, threads=3)).all()
