@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from stages.common.errors import exits_with_one_line
 from stages.common.params import load_params
 from stages.common.tables import replacing, write_json, write_text
+from stages.plot.cards import card
 from stages.plot.comparison import compare
 from stages.plot.exposure import confounds_of
 from stages.plot.figures import all_charts
@@ -26,9 +29,11 @@ def main() -> None:
     verdicts = verdicts_of(comparison)
     tasks = compare_tasks(study)
     charts = all_charts(study, comparison, verdicts)
-    report = report_of(study, comparison, verdicts, tasks, confounds_of(study), charts)
+    confounds = confounds_of(study)
+    report = report_of(study, comparison, verdicts, tasks, confounds, charts)
 
-    with replacing(PLOTS) as folder:  # as a whole: no figure of an earlier run stays behind
+    # As a whole: no figure of an earlier run stays behind, and a full disk leaves both or neither.
+    with replacing(PLOTS) as folder, replacing(SUMMARY) as numbers:
         folder.mkdir()
         for name, table in plot_tables(study, comparison).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n")
@@ -36,11 +41,14 @@ def main() -> None:
             write_text(folder / f"{name}.svg", chart.svg)
         write_text(folder / "report.html", render_html(report))
         write_text(folder / "report.md", render_markdown(report))
-    write_json(SUMMARY, summary(study, comparison, verdicts, tasks))
+        for name in study.trained:
+            text = card(name, study, comparison, verdicts, tasks, confounds)
+            write_text(folder / "cards" / f"{name}.md", text)
+        write_json(numbers, summary(study, comparison, verdicts, tasks))
 
     print("\n".join(report["headlines"]))
     print(f"The report, with every source and the reasons: {PLOTS / 'report.html'}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

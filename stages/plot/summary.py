@@ -69,6 +69,13 @@ def plot_tables(study: Study, comparison: Comparison) -> dict[str, pd.DataFrame]
 
 
 def long_curve(trained: dict[str, Trained], name: str) -> pd.DataFrame:
-    """Columns `step`, `variant` and the curve's name: a chart of it shows a new variant without an edit of dvc.yaml."""
-    curves = [run.curves[name].assign(variant=variant) for variant, run in trained.items()]
-    return pd.concat(curves)[["step", "variant", name]].dropna().astype({"step": int})
+    """Columns `step`, `variant` and the curve's name: a chart of it shows a new variant without an edit of dvc.yaml.
+
+    A variant that logged nothing has one row without numbers: so it takes its colour in every chart.
+    """
+    curves = [run.curves[name].dropna().assign(variant=variant) for variant, run in trained.items()]
+    curves = [
+        curve if len(curve) else pd.DataFrame({"variant": [variant]})
+        for variant, curve in zip(trained, curves, strict=True)
+    ]
+    return pd.concat(curves).reindex(columns=["step", "variant", name]).astype({"step": "Int64"})

@@ -1,0 +1,130 @@
+"""`dvc plots show` and `diff`: one colour per variant, one dash per revision, and a page that needs no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+
+CURVES = ("plots/train_loss.csv", "plots/eval_loss.csv", "plots/learning_rate.csv")
+A, B, C, BASE = "#0072B2", "#D55E00", "#009E73", "#000000"
+COLOUR = {"A": A, "B": B, "C": C}
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def drawn(project, path: str, *revisions: str) -> ElementTree.Element:
+    """One chart of `dvc plots diff`, as SVG."""
+    import vl_convert
+
+    shown = json.loads(project.run("dvc", "plots", "diff", *revisions, "--json").stdout)
+    assert "errors" not in shown
+    spec = shown["data"][path][0]["content"]
+    spec = json.loads(spec) if isinstance(spec, str) else spec
+    return ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version="5.21"))
+
+
+def strokes(svg: ElementTree.Element, mark: str) -> Counter[tuple[str, str]]:
+    """(colour, dash) of every drawn line of a kind of mark, legends left out."""
+    found: Counter[tuple[str, str]] = Counter()
+    for group in svg.iter("{http://www.w3.org/2000/svg}g"):
+        name = group.get("class", "")
+        if mark in name.split() and "role-mark" in name:
+            for path in group:
+                if path.get("opacity") != "0" and path.get("stroke"):
+                    found[path.get("stroke").upper(), path.get("stroke-dasharray", "")] += 1
+    return found
+
+
+@pytest.mark.parametrize("revisions", [("main", "b-rate"), ("main", "b-rate", "seed-1")])
+def test_colour_is_the_variant_and_dash_the_revision_in_every_chart(study, revisions):
+    for path in CURVES:
+        lines = strokes(drawn(study, path, *revisions), "mark-line")
+        variants = "BC" if "eval" in path else "ABC"
+        assert {colour for colour, _ in lines} == {COLOUR[v] for v in variants}, path
+        dashes = {dash for _, dash in lines}
+        assert len(dashes) == len(revisions), path
+        assert lines == Counter((COLOUR[v], dash) for v in variants for dash in dashes), path
+
+
+def test_the_first_revision_named_is_the_solid_one(study):
+    for first, second in (("main", "b-rate"), ("b-rate", "main")):
+        svg = drawn(study, CURVES[0], first, second)
+        labels = [
+            path.get("aria-label", "")
+            for path in svg.iter("{http://www.w3.org/2000/svg}path")
+            if path.get("stroke-dasharray") == "1,0"
+        ]
+        assert any(label.endswith(f"revision: {first}") for label in labels)
+        assert not any(label.endswith(f"revision: {second}") for label in labels)
+
+
+def test_a_step_comes_after_the_one_before(study):
+    """As text, step 10 would come before step 2, and the line would run back and forth."""
+    svg = drawn(study, CURVES[0], "main", "b-rate")
+    for group in svg.iter("{http://www.w3.org/2000/svg}g"):
+        if "mark-line role-mark" in group.get("class", ""):
+            for path in group:
+                xs = [float(x) for x in re.findall(r"[ML]([\d.]+),", path.get("d", ""))]
+                assert xs == sorted(xs)
+
+
+def test_loss_per_source_has_every_model_and_interval_of_every_revision(study):
+    lines = strokes(drawn(study, "plots/test_loss.csv", "main", "b-rate"), "mark-rule")
+    dashes = {dash for _, dash in lines}
+    assert len(dashes) == 2
+    # overall, chat and instruct
+    assert lines == Counter({(colour, dash): 3 for colour in (BASE, A, B, C) for dash in dashes})
+
+
+def test_images_stand_side_by_side(study):
+    study.run("dvc", "plots", "diff", "main", "b-rate")
+    page = (study.root / "dvc_plots/index.html").read_text()
+    for image in ("forest", "resources"):
+        found = re.findall(rf'<img src="(static/[^"]*{image}\.svg)"', page)
+        assert len(found) == 2
+        assert all((study.root / "dvc_plots" / path).stat().st_size for path in found)
+
+
+def test_without_the_offline_page_dvcs_own_is_used(study):
+    study.run("dvc", "plots", "show")
+    assert "https://cdn.jsdelivr.net" in (study.root / "dvc_plots/index.html").read_text()
+
+
+def test_the_offline_page_is_not_in_git(study):
+    study.stage("plot.offline")
+    assert not study.git("status", "--porcelain")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(
+    "command", [("show",), ("diff", "main", "b-rate"), ("diff", "main", "b-rate", "seed-1")]
+)
+def test_the_page_renders_in_a_browser_without_a_network(study, command):
+    from playwright.sync_api import sync_playwright
+
+    study.stage("plot.offline")
+    study.run("dvc", "plots", *command)
+    page_url = (study.root / "dvc_plots/index.html").as_uri()
+    asked, errors = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(offline=True)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_url)
+        page.wait_for_function("document.querySelectorAll('svg.marks').length >= 4", timeout=120_000)
+        boxes = page.evaluate(
+            """() => [...document.querySelectorAll('svg.marks')].map(svg =>
+                 [svg.getBoundingClientRect().width, svg.querySelectorAll('.role-mark path').length])"""
+        )
+        images = page.evaluate("() => [...document.images].map(image => image.naturalWidth)")
+        browser.close()
+    assert not errors
+    assert all(url.startswith(("file://", "data:", "blob:")) for url in asked)
+    assert len(boxes) == 4 and all(width > 300 and marks >= 4 for width, marks in boxes)
+    assert images and all(width > 0 for width in images)
