@@ -4,12 +4,13 @@
         repository = hub.add("model", "someone/small", {"config.json": b"{}", "model.safetensors": b"..."})
         ...  # run the client with HF_ENDPOINT=hub.url
 
-Large files (LFS) are handed out by a second server at another origin, as the real hub does: what is sent to
-`hub.store` must not carry the token.
+Large files (LFS) are handed out and taken by a second server at another origin, as the real hub does: what is sent
+to `hub.store` must not carry the token. Set `hub.writer` to a token to let it create repositories and commit to them.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -35,6 +36,7 @@ class Repository:
     accepted_token: str | None = None  # set: gated, and this token alone has access
     served: dict[str, bytes] = field(default_factory=dict)  # bytes handed out instead of the listed ones
     hidden: set[str] = field(default_factory=set)  # listed, but 404 when asked for
+    private: bool = False
 
     def sibling(self, name: str) -> dict[str, Any]:
         """A file as the repository's listing describes it."""
@@ -68,6 +70,10 @@ class Hub:
         self.cuts: list[
             int
         ] = []  # for the next downloads of large files: close the connection after so many bytes
+        self.writer: str | None = None  # the token that may write
+        self.taken: dict[str, bytes] = {}  # large files that clients have sent, by sha256
+        self.stalls: list[int] = []  # the same, but the connection stays open and nothing more comes
+        self.closing = threading.Event()
         self._servers = [_server(self, _HubHandler), _server(self, _StoreHandler)]
 
     @property
@@ -102,6 +108,7 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.closing.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -127,6 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.answer()
 
+    def do_PUT(self) -> None:
+        self.answer()
+
     def answer(self) -> None:
         raise NotImplementedError
 
@@ -149,8 +159,10 @@ class _Handler(BaseHTTPRequestHandler):
     def send_json(self, value: Any) -> None:
         self.send(200, json.dumps(value).encode(), Content_Type="application/json")
 
-    def send_file(self, content: bytes, cuts: list[int] | None = None, **headers: str) -> None:
-        """The bytes, or those from the Range's start on; cut short after the first of `cuts`."""
+    def send_file(
+        self, content: bytes, cuts: list[int] | None = None, stalls: list[int] | None = None, **headers: str
+    ) -> None:
+        """The bytes, or those from the Range's start on; cut short after the first of `cuts` or of `stalls`."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted else 0
         if start >= len(content) > 0:
@@ -165,6 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if stalls:
+            self.wfile.write(content[start : start + stalls.pop(0)])
+            self.wfile.flush()
+            self.hub.closing.wait()
+            self.close_connection = True
+            return
         if cuts:
             self.wfile.write(content[start : start + cuts.pop(0)])
             self.close_connection = True
@@ -173,13 +191,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _StoreHandler(_Handler):
-    """Hands out what a /store/<repository number>/<file> link points to."""
+    """Hands out what a /store/<repository number>/<file> link points to; takes large files at /taken/<sha256>."""
 
     def answer(self) -> None:
         self.hub.store_requests.append(self.noted())
+        if self.command == "PUT":
+            self.hub.taken[self.path.removeprefix("/taken/")] = self.body()
+            self.send(200)
+            return
         _, _, number, name = unquote(urlsplit(self.path).path).split("/", 3)
         repository = self.hub.repositories[int(number)]
-        self.send_file(repository.served.get(name, repository.files[name]), self.hub.cuts)
+        self.send_file(repository.served.get(name, repository.files[name]), self.hub.cuts, self.hub.stalls)
 
 
 class _HubHandler(_Handler):
@@ -202,8 +224,63 @@ class _HubHandler(_Handler):
         elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             kind = "dataset" if match[1] else "model"
             self.with_repository(kind, match[2], match[3], lambda found: self.resolve(found, match[4]))
+        elif self.command == "POST":
+            self.write(path, body)
         else:
             self.send(404)
+
+    def write(self, path: str, body: bytes) -> None:
+        """What the client's create_repo and upload_folder ask for."""
+        if path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif self.headers.get("Authorization") != f"Bearer {self.hub.writer}":
+            self.send(403, X_Error_Message="You don't have the rights to write here.")
+        elif path == "/api/repos/create":
+            self.create(json.loads(body))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            self.send_json({"files": files})
+        elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            objects = json.loads(body)["objects"]
+            for each in objects:
+                each["actions"] = {"upload": {"href": f"{self.hub.store}/taken/{each['oid']}"}}
+            self.send_json({"transfer": "basic", "objects": objects})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self.with_repository("model", match[1], "main", lambda found: self.commit(found, body))
+        else:
+            self.send(404)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        answer = {"url": f"{self.hub.url}/{name}", "name": name}
+        if any(each.name == name for each in self.hub.repositories):
+            self.send(409, json.dumps(answer).encode(), Content_Type="application/json")
+            return
+        created = self.hub.add("model", name, {}, private=asked.get("visibility") == "private")
+        created.accepted_token = self.hub.writer if created.private else None
+        self.send_json(answer)
+
+    def commit(self, found: Repository, body: bytes) -> None:
+        """Apply the operations, one JSON document a line."""
+        for key, value in ((each["key"], each["value"]) for each in map(json.loads, body.splitlines())):
+            if key == "file":
+                found.files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                content = self.hub.taken[value["oid"]]
+                assert hashlib.sha256(content).hexdigest() == value["oid"]
+                found.files[value["path"]] = content
+            elif key == "deletedFile":
+                del found.files[value["path"]]
+        found.revision = hashlib.sha1(body).hexdigest()
+        where = f"{self.hub.url}/{found.name}/commit/{found.revision}"
+        self.send_json({"commitUrl": where, "commitOid": found.revision, "success": True})
 
     def with_repository(self, kind: str, name: str, revision: str, answer: Any) -> None:
         """Answer for the repository, or refuse in the hub's own words (its X-Error-Code)."""
