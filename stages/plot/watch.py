@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import typer
 
@@ -145,9 +146,11 @@ def read_progress(place: Path) -> list[Progress]:
 def progress_of(place: Path, folder: Path) -> Progress:
     variant, logs = folder.name, folder / "plots/metrics"
     curves = {
-        name: read_curve(logs / f"{CURVES[name]}.tsv", name, f"train@{variant}", required=False).dropna()
+        name: read_curve(logs / f"{CURVES[name]}.tsv", name, f"train@{variant}", required=False)
         for name in CHARTS
     }
+    # A half-written last line is NaN, a diverged loss may be infinite: plotext crashes on both.
+    curves = {name: curve[np.isfinite(curve[name].astype(float))] for name, curve in curves.items()}
     first = logs / "train/loss.tsv"
     return Progress(
         variant=variant,

@@ -89,6 +89,11 @@ def test_a_half_written_curve_is_drawn_as_far_as_it_goes(project):
     assert "step 20 of 40" in text(project)
 
 
+def test_a_diverged_loss_does_not_end_the_watching(project):
+    write_training(project, "B", {10: 4.5, 20: float("inf"), 30: float("nan")}, began=NOW - 20)
+    assert "step 10 of 40, train loss 4.500" in text(project)
+
+
 def test_a_queued_run_is_found_where_dvc_runs_it(project):
     write_training(project, "B", {10: 4.5}, began=NOW, done=True)
     queued = project / ".dvc/tmp/exps/tmpabc"

@@ -115,7 +115,7 @@ def test_the_remedy_for_a_workspace_file_works(study: Workspace) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_damage_to_any_file_is_named(study: Workspace, seed: int) -> None:
     """Of everything under data/, models/, metrics/ and plots/ and of the cache, one file at a time."""
     rng = random.Random(seed)
