@@ -64,6 +64,7 @@ def by_llama_cpp(file: Path, vocabulary: int, threads: int) -> Distributions:
     params.n_ctx = CONTEXT + 8
     params.n_parallel = 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that spin keep others from the cores
     params.offline = True
     params.verbosity = -1
     params.api_keys = [secrets.token_hex(32)]  # its HTTP server on a loopback port is nobody's business
@@ -78,6 +79,9 @@ def by_llama_cpp(file: Path, vocabulary: int, threads: int) -> Distributions:
                 "prompt": ids,
                 "max_tokens": 1,
                 "temperature": 1.0,
+                # llama.cpp reports no probabilities with an end token or half of a UTF-8 character. What it draws
+                # is not looked at, and the probabilities are those before any choice.
+                "grammar": "root ::= [ -~]+",
                 "samplers": [],
                 "logprobs": vocabulary,
                 "cache_prompt": True,

@@ -8,7 +8,14 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stages.common.errors import UserError
@@ -39,6 +46,33 @@ LLAMA_3 = {
 KINDS = GGMLQuantizationType
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The models are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tokenizer():
+    """The byte tokenizer with one merge: llama.cpp loads none without."""
+    plain = small.chatml_tokenizer()
+    described = json.loads(plain.backend_tokenizer.to_str())
+    described["model"]["vocab"]["th"] = len(plain)
+    described["model"]["merges"] = [["t", "h"]]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        eos_token=plain.eos_token,
+        pad_token=plain.pad_token,
+        unk_token=plain.unk_token,
+        chat_template=plain.chat_template,
+        clean_up_tokenization_spaces=False,
+    )
+    assert len(made.encode("th")) == 1
+    return made
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders with a base of another shape than the project's and an adapter that does much, by the base's kind."""
@@ -48,7 +82,7 @@ def models(tmp_path_factory):
         "llama 3": {"tie_word_embeddings": False, "rope_parameters": LLAMA_3},
     }.items():
         folder = tmp_path_factory.mktemp("models")
-        small.write_model(folder / "base", shape=SHAPE | extra)
+        small.write_model(folder / "base", tokenizer=tokenizer(), shape=SHAPE | extra)
         base = AutoModelForCausalLM.from_pretrained(folder / "base")
         torch.manual_seed(1)
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
