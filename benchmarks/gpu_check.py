@@ -30,6 +30,7 @@ SHAPE = {
     "num_key_value_heads": 5,
 }
 ROWS = 1500  # per source
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 VARIANTS = ("A", "C")  # B is C's recipe on other data
 
 
@@ -103,8 +104,10 @@ def check(project: Workspace) -> bool:
         same = all(
             str(arguments[key]) == str(recipe[key]) or float(arguments[key]) == float(recipe[key])
             for key in recipe
-            if key != "eval_steps"
+            if key not in ("eval_steps", *BATCH)
         )
+        # The arguments hold the whole of a step's conversations; `cut` says how they went through the model.
+        same &= arguments[BATCH[0]] * arguments[BATCH[1]] == recipe[BATCH[0]] * recipe[BATCH[1]]
         expect(f"{variant}: the arguments that took effect are the recipe's", same)
         expect(
             f"{variant}: 4-bit base, 8-bit AdamW, {record['dtype']}",

@@ -1,0 +1,74 @@
+"""Scoring at the size of Llama-3.2-3B against the card's ceiling: `python -m benchmarks.eval_gpu`.
+
+conversation_nll (what the eval stage and the evaluation while training call) on random weights of the exact shape and
+conversations of FineTome's lengths, in batches of profile full. The ceiling is what this card's bfloat16 matrix
+products reach, at 2 FLOP per weight and token. Writes benchmarks/results/eval_gpu.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.train_gpu import ROPE, SHAPE, conversations
+from stages.common.likelihood import conversation_nll
+from stages.common.params import load_params
+from stages.common.provenance import hardware, versions
+from stages.common.tables import write_json
+
+RESULTS = Path(__file__).parent / "results/eval_gpu.json"
+
+
+def seconds(work, repeats: int = 1) -> float:
+    """Per call, the first one left out."""
+    work()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
+
+
+def matmul_flops() -> float:
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, repeats=20)
+
+
+def main() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=ROPE)).eval()
+    torch.set_default_dtype(torch.float32)
+    rows = conversations(steps=60)
+    columns = [[row[name] for row in rows] for name in ("input_ids", "labels")]
+    batch_tokens = load_params().profiles["full"].eval.batch_tokens
+    tokens = sum(map(len, columns[0]))
+    spent = seconds(lambda: conversation_nll(model, *columns, batch_tokens))
+    weights = sum(weight.numel() for weight in model.parameters())  # the head is the embedding, once
+    ceiling = matmul_flops() / (2 * weights)
+    result = {
+        "card": torch.cuda.get_device_name(),
+        "conversations": len(rows),
+        "tokens": tokens,
+        "batch_tokens": batch_tokens,
+        "seconds": round(spent, 2),
+        "tokens_per_second": round(tokens / spent),
+        "ceiling_tokens_per_second": round(ceiling),
+        "share_of_ceiling": round(tokens / spent / ceiling, 3),
+        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_json(RESULTS, result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
