@@ -70,7 +70,7 @@ def load_for_training(
     if not torch.cuda.is_available():
         # Unsloth's chunked loss, which it switches on in TRL's trainer alone.
         model._unsloth_cpu_chunked_ce_active = True
-    return FastLanguageModel.get_peft_model(
+    adapted = FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -80,6 +80,10 @@ def load_for_training(
         use_gradient_checkpointing=CHECKPOINTING[asked],
         random_state=seed,
     )
+    for config in adapted.peft_config.values():
+        # A set, which PEFT would write to adapter_config.json in another order in every process.
+        config.target_modules = sorted(config.target_modules)
+    return adapted
 
 
 def _lend_varlen_attention() -> None:
