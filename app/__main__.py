@@ -8,6 +8,10 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# llama.cpp's threads wait by spinning, which is fastest on a quiet machine. Beside other work it is ruin: next to a
+# training run on two cores, 64 tokens took over a minute spinning and 1.5 s sleeping.
+if os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import logging
 import socket

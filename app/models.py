@@ -53,7 +53,7 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
         UserError: the base is missing, or there is no such variant. A broken adapter is no error: it becomes
             a line in `problems`, and the others are served.
     """
-    if not (base / "model.safetensors").exists() and not list(base.glob("*.safetensors")):
+    if not [*base.glob("*.safetensors"), *base.glob("*.gguf")]:
         raise UserError(f"{base} holds no model; `dvc repro fetch-model` makes it, or `dvc pull` brings it")
     names = list(params.variants)
     if only is not None:

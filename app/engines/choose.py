@@ -10,10 +10,12 @@ from app.engines import Engine
 from app.models import Models
 from app.request import CONTEXT_TOKENS
 from stages.common.errors import UserError
+from stages.common.params import BASE
 from stages.common.tables import read_json
 
 EngineName = Literal["auto", "llama.cpp", "transformers"]
 CACHE = Path("app/local/adapters")
+EXPORTED = ("q4_k_m", "q8_0", "f16")
 
 
 def load_engine(wanted: EngineName, models: Models, tokenizer: object, cache: Path = CACHE) -> Engine:
@@ -22,17 +24,25 @@ def load_engine(wanted: EngineName, models: Models, tokenizer: object, cache: Pa
     Raises:
         UserError: llama.cpp is asked for by name and the base has no GGUF.
     """
-    gguf = models.base / "base.gguf"
-    if wanted == "llama.cpp" and not gguf.exists():
-        raise UserError(f"{gguf} not found: this base has no GGUF; use --engine transformers")
+    gguf = gguf_of_base(models.base)
+    if wanted == "llama.cpp" and gguf is None:
+        raise UserError(
+            f"{models.base}/base.gguf not found: this base has no GGUF; use --engine transformers"
+        )
     limit = read_json(models.base / "config.json", made_by="fetch-model").get("max_position_embeddings")
     context = min(CONTEXT_TOKENS, limit or CONTEXT_TOKENS)
-    if wanted == "llama.cpp" or (wanted == "auto" and gguf.exists() and not _has_gpu()):
-        return _llama_cpp(gguf, models, context, cache)
+    if wanted == "llama.cpp" or (wanted == "auto" and gguf and not _has_gpu()):
+        return _llama_cpp(gguf, models, tokenizer, context, cache)
     return _reference(models, tokenizer, context)
 
 
-def _llama_cpp(gguf: Path, models: Models, context: int, cache: Path) -> Engine:
+def gguf_of_base(base: Path) -> Path | None:
+    """The base as GGUF: as it was fetched, else as `stages.export` wrote it, the smallest first."""
+    exported = [base.parent / "exported" / BASE / f"{fmt}/{BASE}.{fmt}.gguf" for fmt in EXPORTED]
+    return next((path for path in (base / "base.gguf", *exported) if path.exists()), None)
+
+
+def _llama_cpp(gguf: Path, models: Models, tokenizer: object, context: int, cache: Path) -> Engine:
     from app.engines.llama_cpp import LlamaCpp
     from app.engines.lora_gguf import gguf_of
 
@@ -43,16 +53,21 @@ def _llama_cpp(gguf: Path, models: Models, context: int, cache: Path) -> Engine:
         except UserError as error:
             models.problems.append(str(error))
             del models.adapters[name]
-    return LlamaCpp(gguf, converted, context, threads=len(os.sched_getaffinity(0)))
+    return LlamaCpp(gguf, converted, tokenizer, context, threads=len(os.sched_getaffinity(0)))
 
 
 def _reference(models: Models, tokenizer: object, context: int) -> Engine:
     import stages.common.offline  # noqa: F401  (before torch)
-    from app.engines.reference import Reference
+    from app.engines.reference import BrokenAdapter, Reference
     from stages.common.device import resolve_dtype
 
-    paths = {name: adapter.path for name, adapter in models.adapters.items()}
-    return Reference(models.base, paths, tokenizer, context, resolve_dtype("auto"))
+    while True:
+        paths = {name: adapter.path for name, adapter in models.adapters.items()}
+        try:
+            return Reference(models.base, paths, tokenizer, context, resolve_dtype("auto"))
+        except BrokenAdapter as error:  # the base and the others are served
+            models.problems.append(str(error))
+            del models.adapters[error.name]
 
 
 def _has_gpu() -> bool:

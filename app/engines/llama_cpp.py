@@ -1,4 +1,9 @@
-"""llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request."""
+"""llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request.
+
+Each model has a slot of its own, which keeps what it has read of a conversation. llama.cpp puts only requests with
+equal adapters into one batch and finishes one such batch before the next (measured: four answers asked for at once
+came one after the other). So a comparison takes turns here, one token per model and round.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,23 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.engines import Job, Piece
-from app.request import CONTEXT_TOKENS
+from app.engines.growing import Growing
+from app.request import CONTEXT_TOKENS, Sampling
+from stages.common.errors import UserError
+from stages.common.params import BASE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Tokens of a prompt read at a time. llama.cpp cannot be interrupted inside a call, so a long prompt is read in
 # parts, each well below a second, between which `stop` takes effect.
 PROMPT_PART = 128
+SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
+CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
+END = -1
 
 
 class LlamaCpp:
@@ -22,13 +36,23 @@ class LlamaCpp:
 
     name = "llama.cpp"
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path], context: int, threads: int) -> None:
+    def __init__(
+        self,
+        base: Path,
+        adapters: Mapping[str, Path],
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+        threads: int,
+    ) -> None:
         import xllamacpp
+
+        self.context, self._tokenizer = context, tokenizer
+        self._models = [BASE, *adapters]
 
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
-        params.n_ctx = context
-        params.n_parallel = 1
+        params.n_parallel = len(self._models)
+        params.n_ctx = context * params.n_parallel
         params.n_batch = params.n_ubatch = PROMPT_PART  # larger buffers would never be filled
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters.values()]
@@ -39,23 +63,86 @@ class LlamaCpp:
         # gets its key.
         params.api_keys = [secrets.token_hex(32)]
         params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
-        self.context = context
-        self._server = xllamacpp.Server(params)
-        self._names = list(adapters)
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise UserError(
+                f"llama.cpp does not load {base} with {', '.join(adapters) or 'no adapter'} ({error}); use --engine "
+                "transformers"
+            ) from None
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
-        """One job after the other: llama.cpp does not batch requests with different adapters."""
+        """One answer at full speed, several in turns."""
         for index, job in enumerate(jobs):
-            yield from self._stream(index, job)
-
-    def _stream(self, index: int, job: Job) -> Iterator[Piece]:
-        body = _body(
-            job, [{"id": i, "scale": float(name == job.model)} for i, name in enumerate(self._names)]
-        )
-        yield Piece(index, "", 0)
-        for end in range(PROMPT_PART, len(job.prompt), PROMPT_PART):
-            self._server.handle_completions(body | {"prompt": job.prompt[:end], "max_tokens": 0})
             yield Piece(index, "", 0)
+            yield from self._read(index, job)
+        yield from self._alone(jobs[0]) if len(jobs) == 1 else self._in_turns(jobs)
+
+    def _read(self, index: int, job: Job) -> Iterator[Piece]:
+        """Let the job's slot read all but the last part of the prompt."""
+        for end in range(PROMPT_PART, len(job.prompt), PROMPT_PART):
+            self._server.handle_completions(self._body(job) | {"prompt": job.prompt[:end], "max_tokens": 0})
+            yield Piece(index, "", 0)
+
+    def _in_turns(self, jobs: Sequence[Job]) -> Iterator[Piece]:
+        answers = [Growing(job) for job in jobs]
+        while any(not answer.finish for answer in answers):
+            for index, answer in enumerate(answers):
+                if answer.finish:
+                    continue
+                for token in self._next_tokens(answer):
+                    if piece := answer.take(index, token, self._tokenizer, token == END):
+                        yield piece
+                    if answer.finish:
+                        break
+
+    def _next_tokens(self, answer: Growing) -> list[int]:
+        """The ids that follow: one, or those of a character of several; END where the model ends its turn.
+
+        The slot still holds all but the last token, so nothing is read twice.
+        """
+        body = self._body(answer.job) | {
+            "prompt": answer.job.prompt + answer.ids,
+            "logprobs": 1,  # the only field that tells a token's id
+            # A random number per place, the same one for every model, as in the other engine.
+            "seed": (answer.job.sampling.seed + 0x9E3779B9 * len(answer.ids)) % SEEDS,
+        }
+        for count in range(1, CHARACTER_TOKENS + 1):
+            reply = self._server.handle_completions(body | {"max_tokens": count})
+            if "choices" not in reply:
+                raise RuntimeError(f"llama.cpp: {reply}")
+            (choice,) = reply["choices"]
+            if choice["finish_reason"] == "stop":
+                return [END]
+            if count == 1 and choice["logprobs"]:
+                return [choice["logprobs"]["content"][0]["id"]]
+            # llama.cpp names no token that ends within a character (its text is U+FFFD): ask again for one more.
+            if not choice["text"].endswith("\ufffd"):
+                return self._tokenizer.encode(choice["text"], add_special_tokens=False)
+        return self._tokenizer.encode("\ufffd", add_special_tokens=False)  # no character after all
+
+    def log_probability(self, model: str, ids: list[int], token: int) -> float:
+        """Natural logarithm of the probability that the model gives the token behind `ids`, by its plain scores."""
+        # A bias makes llama.cpp choose a token; the probabilities that it reports are those before any bias.
+        scores = self._scores(model, ids, chosen=token, top=1)
+        if (
+            not scores
+        ):  # it reports nothing where a token ends within a character: choose another, list them all
+            end = self._tokenizer.eos_token_id
+            scores = self._scores(model, ids, chosen=end, top=len(self._tokenizer))
+        return scores[token]
+
+    def _scores(self, model: str, ids: list[int], chosen: int, top: int) -> dict[int, float]:
+        """Log-probabilities by token: the chosen one's and the `top` likeliest."""
+        body = self._body(Job(model, ids, 1, Sampling(temperature=0, repetition_penalty=1)))
+        reply = self._server.handle_completions(body | {"logprobs": top, "logit_bias": [[chosen, 1e6]]})
+        found = reply["choices"][0]["logprobs"]
+        if not found:
+            return {}
+        (place,) = found["content"]
+        return {entry["id"]: entry["logprob"] for entry in [*place["top_logprobs"], place]}
+
+    def _alone(self, job: Job) -> Iterator[Piece]:
         chunks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -65,37 +152,40 @@ class LlamaCpp:
 
         def run() -> None:
             try:
-                self._server.handle_completions(body | {"stream": True}, received)
+                self._server.handle_completions(self._body(job) | {"stream": True}, received)
             finally:
                 chunks.put(None)
 
         worker = threading.Thread(target=run, name="llama.cpp", daemon=True)
         worker.start()
         try:
-            yield from _pieces(index, chunks)
+            yield from _pieces(chunks)
         finally:
             stopped.set()
             worker.join()
 
+    def _body(self, job: Job) -> dict[str, Any]:
+        """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
+        return {
+            "prompt": job.prompt,
+            "id_slot": self._models.index(job.model),
+            "lora": [
+                {"id": place, "scale": float(name == job.model)}
+                for place, name in enumerate(self._models[1:])
+            ],
+            "max_tokens": job.max_new_tokens,
+            "temperature": job.sampling.temperature,
+            "top_p": job.sampling.top_p,
+            "repeat_penalty": job.sampling.repetition_penalty,
+            "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
+            "seed": job.sampling.seed % SEEDS,
+            "samplers": ["penalties", "temperature", "top_p"],
+            "cache_prompt": True,
+            "timings_per_token": True,
+        }
 
-def _body(job: Job, lora: list[dict[str, Any]]) -> dict[str, Any]:
-    """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
-    return {
-        "prompt": job.prompt,
-        "lora": lora,
-        "max_tokens": job.max_new_tokens,
-        "temperature": job.sampling.temperature,
-        "top_p": job.sampling.top_p,
-        "repeat_penalty": job.sampling.repetition_penalty,
-        "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
-        "seed": job.sampling.seed,
-        "samplers": ["penalties", "temperature", "top_p"],
-        "cache_prompt": True,
-        "timings_per_token": True,
-    }
 
-
-def _pieces(index: int, chunks: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[Piece]:
+def _pieces(chunks: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[Piece]:
     n_tokens, finish = 0, None
     while (chunk := chunks.get()) is not None:
         if "choices" not in chunk:
@@ -104,7 +194,7 @@ def _pieces(index: int, chunks: queue.SimpleQueue[dict[str, Any] | None]) -> Ite
         for choice in chunk["choices"]:
             finish = choice.get("finish_reason") or finish
             if choice.get("text"):
-                yield Piece(index, choice["text"], n_tokens)
+                yield Piece(0, choice["text"], n_tokens)
     if finish is None:
         raise RuntimeError("llama.cpp ended without a finish reason")
-    yield Piece(index, "", n_tokens, "stop" if finish == "stop" else "length")
+    yield Piece(0, "", n_tokens, "stop" if finish == "stop" else "length")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.engines import Job, Piece
+from app.engines.growing import Growing
 from app.request import Sampling
 from stages.common.chat import stop_token_ids
 from stages.common.errors import UserError
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPT_PART = 256  # prompt tokens per forward pass, so that `stop` takes effect during a long prompt
+
+
+class BrokenAdapter(UserError):
+    """An adapter that PEFT cannot put on the base."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
 
 
 class Reference:
@@ -52,14 +61,15 @@ class Reference:
                 else:
                     model = PeftModel.from_pretrained(model, path, adapter_name=name)
         except (RuntimeError, ValueError) as error:
-            raise UserError(
+            reason = (
                 f"{path} does not load on {base} ({str(error).splitlines()[0]}); `dvc repro train@{name}`"
-            ) from None
+            )
+            raise BrokenAdapter(name, reason) from None
         self._model, self._has_adapters = model.eval(), bool(adapters)
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
         """All jobs in one batch."""
-        rows = [_Row(job, torch.Generator().manual_seed(job.sampling.seed)) for job in jobs]
+        rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed)) for job in jobs]
         width = max(len(job.prompt) for job in jobs)
         # Padding goes in front, so that every prompt ends where generation begins.
         pad = self._tokenizer.pad_token_id
@@ -73,8 +83,10 @@ class Reference:
             yield Piece(0, "", 0)
         while True:
             chosen = [row.choose(scores) for row, scores in zip(rows, logits, strict=True)]
-            for index, row in enumerate(rows):
-                if not row.finish and (piece := row.take(index, chosen[index], self._tokenizer, self._stops)):
+            for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+                if row.finish:
+                    continue
+                if piece := row.take(index, token, self._tokenizer, token in self._stops):
                     yield piece
             if all(row.finish for row in rows):
                 return
@@ -103,36 +115,16 @@ def _adapter(model: str) -> str:
 
 
 @dataclass
-class _Row:
-    """One answer while it grows."""
+class _Row(Growing):
+    """One row of the batch."""
 
-    job: Job
-    random: torch.Generator
-    ids: list[int] = field(default_factory=list)
-    shown: int = 0  # characters handed out
-    finish: str | None = None
+    random: torch.Generator = field(default_factory=torch.Generator)
 
     def choose(self, scores: torch.Tensor) -> int:
         """The next token's id; a finished row goes on with padding's id 0, which nobody reads."""
         if self.finish:
             return 0
         return next_token(scores, self.job.prompt + self.ids, self.job.sampling, self.random)
-
-    def take(
-        self, index: int, token: int, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]
-    ) -> Piece | None:
-        """Add the token; the text that became certain with it, if any."""
-        if token in stops:
-            self.finish = "stop"
-        else:
-            self.ids.append(token)
-            if len(self.ids) >= self.job.max_new_tokens:
-                self.finish = "length"
-        text = tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") and not self.finish:
-            return None  # the middle of a character; the next token completes it
-        new, self.shown = text[self.shown :], len(text)
-        return Piece(index, new, len(self.ids), self.finish) if new or self.finish else None
 
 
 def next_token(scores: torch.Tensor, seen: list[int], sampling: Sampling, random: torch.Generator) -> int:

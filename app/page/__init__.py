@@ -9,11 +9,14 @@ from app.page.chat import chat_tab
 from app.page.compare import compare_tab
 from app.service import Service
 
+# A long word is broken, or a phone scrolls sideways. The class of an answer is on its box and on the text inside; only
+# the box has a border.
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #title p { margin: 0; } #title h1 { margin: 0 0 .1em; }
 .figures { display: block; margin-top: .5em; opacity: .7; font-size: .8em; }
-.answer { min-width: 240px !important; border: 1px solid var(--border-color-primary) !important; border-radius: 8px; }
+.block.answer { min-width: 240px !important; border: 1px solid var(--border-color-primary) !important; border-radius: 8px; }
+#chatbot .message, #chatbot .message-wrap, .answer { overflow-wrap: anywhere; word-break: break-word; min-width: 0; }
 .note { font-style: italic; }
 #problems { border-left: 4px solid #d97706; padding-left: .8em; }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important; } }

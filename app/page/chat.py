@@ -2,12 +2,17 @@
 
 The conversation lives in a State on the server; the Chatbot only shows it. No handler raises: Gradio's chat
 locks its box for good on an exception, so whatever goes wrong becomes a message in the conversation.
+
+Whoever stops an answer or takes it back marks its turn, and the handler that writes it ends by itself, its last view
+being the conversation as it then is. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
+their way arrived after the stop and left the page as if the answer were growing.)
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import gradio as gr
@@ -83,22 +88,13 @@ def chat_tab(service: Service) -> None:
         return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
-    running = [
-        then_answer(box.submit(_ask, [conversation, box], view, **at_once)),
-        then_answer(chatbot.example_select(_example, [conversation], view, **at_once)),
-        then_answer(chatbot.retry(_retry, [conversation], view, **at_once)),
-        then_answer(chatbot.edit(_edit, [conversation], view, **at_once)),
-    ]
-    box.stop(_settle, [conversation], view, cancels=running, **at_once)
-    chatbot.undo(_undo, [conversation], view, cancels=running, **at_once)
-    gr.on(
-        [clear.click, chatbot.clear],
-        lambda: ([], [], gr.update(value="", **SEND)),
-        None,
-        view,
-        cancels=running,
-        **at_once,
-    )
+    then_answer(box.submit(_ask, [conversation, box], view, **at_once))
+    then_answer(chatbot.example_select(_example, [conversation], view, **at_once))
+    then_answer(chatbot.retry(_retry, [conversation], view, **at_once))
+    then_answer(chatbot.edit(_edit, [conversation], view, **at_once))
+    box.stop(_settle, [conversation], view, **at_once)
+    chatbot.undo(_undo, [conversation], view, **at_once)
+    gr.on([clear.click, chatbot.clear], _clear, [conversation], view, **at_once)
     save.click(lambda turns: as_json(turns, service.engine.name), [conversation], [file], **at_once).then(
         None, [file], None, js=SAVE, **PRIVATE
     )
@@ -111,21 +107,25 @@ def _answer(
     if not turns or turns[-1].role != "user":
         yield turns, display(turns), gr.update(**SEND)
         return
-    turn = Turn("assistant", "")
+    turn = Turn("assistant", "", growing=True)
     asked = messages(turns, str(system or ""))
     turns.append(turn)
     try:
         request = read_request(service.models.names, name, asked, sampling_of(*values))
-        for progress in service.answer([request]):
-            update(turn, progress, service.models)
-            yield turns, display(turns), gr.update(**STOP)
+        with closing(service.answer([request])) as answer:
+            for progress in answer:
+                if turn.ended:
+                    break
+                update(turn, progress, service.models)
+                yield turns, display(turns), gr.update(**STOP)
     except Refused as refusal:
         fail(turn, str(refusal))
     except Exception:
         log.exception("the chat failed")
         fail(turn, FAILED)
     turn.growing = False
-    yield turns, display(turns), gr.update(**SEND)
+    # After a retry or an edit another answer is growing already, and the button is its own.
+    yield turns, display(turns), gr.update() if turns and turns[-1].growing else gr.update(**SEND)
 
 
 def _ask(turns: Conversation, text: Any) -> Shown:
@@ -147,8 +147,15 @@ def _example(turns: Conversation, event: gr.SelectData) -> Shown:
 
 def _retry(turns: Conversation) -> Shown:
     while turns and turns[-1].role != "user":
-        turns.pop()
+        turns.pop().ended = True
     return turns, display(turns), gr.update(**STOP)
+
+
+def _clear(turns: Conversation) -> Shown:
+    for turn in turns:
+        turn.ended = True
+    turns.clear()  # the list itself: an answer that is being written looks at it
+    return turns, [], gr.update(value="", **SEND)
 
 
 def _undo(turns: Conversation) -> Shown:
@@ -163,6 +170,8 @@ def _edit(turns: Conversation, event: gr.EditData) -> Shown:
     index = event.index if isinstance(event.index, int) else event.index[0]
     if not (0 <= index < len(turns)) or turns[index].role != "user":
         return turns, display(turns), gr.update()
+    for turn in turns[index:]:
+        turn.ended = True
     del turns[index:]
     return _ask(turns, event.value)
 
@@ -174,7 +183,10 @@ def _settle(turns: Conversation) -> Shown:
 
 
 def _end(turns: Conversation) -> None:
-    if turns and turns[-1].role == "assistant":
-        turns[-1].growing = False
-        if turns[-1].note is not None and turns[-1].reply is None and "waiting:" in turns[-1].note:
-            fail(turns[-1], "Stopped before it was your turn.")
+    if not turns or turns[-1].role != "assistant":
+        return
+    turn = turns[-1]
+    waiting = turn.growing and turn.reply is None
+    turn.ended, turn.growing = True, False
+    if waiting:
+        fail(turn, "Stopped before it was your turn.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +41,11 @@ class Round:
     replies: list[Reply] = field(default_factory=list)
     done: bool = False
     voted: bool = False
+    stopped: bool = False  # by a person; whoever writes the answers looks here at every step
 
     @property
     def hidden(self) -> bool:
-        return self.blind and not self.voted
+        return self.blind and not (self.voted or self.stopped)
 
 
 def compare_tab(service: Service) -> None:
@@ -84,8 +86,8 @@ def compare_tab(service: Service) -> None:
         yield from _run(service, prompt, bool(is_blind), values)
 
     start: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
-    running = gr.on([ask.click, box.submit], run, [box, blind, *settings], outputs, **start)
-    stop.click(_stopped, [current], outputs, cancels=[running], queue=False, **PRIVATE)
+    gr.on([ask.click, box.submit], run, [box, blind, *settings], outputs, **start)
+    stop.click(_stop, [current], None, queue=False, **PRIVATE)
     vote.click(
         lambda now, choice: _vote(service, now, choice),
         [current, prefer],
@@ -107,14 +109,26 @@ def _run(service: Service, prompt: Any, blind: bool, values: tuple[Any, ...]) ->
         order = random.sample(names, len(names)) if blind else names
         now = Round(text, order, blind)
         asked = [{"role": "user", "content": text}]
-        for progress in service.answer([read_request(names, name, asked, sampling) for name in order]):
-            if isinstance(progress, Waiting):
-                yield [now, gr.update(visible=False), None, *[in_line(progress.ahead)] * len(names)]
-                continue
-            now.replies = progress
-            yield _view(now)
+        requests = [read_request(names, name, asked, sampling) for name in order]
+        with closing(service.answer(requests)) as answer:
+            for progress in answer:
+                if now.stopped:
+                    break
+                if isinstance(progress, Waiting):
+                    yield [now, gr.update(visible=False), None, *[in_line(progress.ahead)] * len(names)]
+                    continue
+                now.replies = progress
+                yield _view(now)
         now.done = True
-        yield _view(now)
+        if now.replies:
+            yield _view(now)
+        else:
+            yield [
+                None,
+                gr.update(visible=False),
+                None,
+                *[note("Stopped before it was your turn.")] * len(names),
+            ]
     except Refused as refusal:
         yield [None, gr.update(visible=False), None, note(str(refusal)), *[""] * (len(names) - 1)]
     except Exception:
@@ -123,7 +137,7 @@ def _run(service: Service, prompt: Any, blind: bool, values: tuple[Any, ...]) ->
 
 
 def _view(now: Round) -> list[Any]:
-    ballot = now.done and not now.voted
+    ballot = now.done and not now.voted and not now.stopped  # half a round is nothing to vote on
     return [
         now,
         gr.update(visible=ballot),
@@ -143,18 +157,15 @@ def _answer(now: Round, place: int) -> str:
     )
 
 
-def _stopped(now: Round | None) -> list[Any]:
-    """What is there stays, but half a round is nothing to vote on."""
-    if now is None or not now.replies:
-        return [gr.update()] * 3 + [gr.update()] * (0 if now is None else len(now.order))
-    now.done = now.voted = True
-    return _view(now)
+def _stop(now: Round | None) -> None:
+    if now is not None:
+        now.stopped = True
 
 
 def _vote(service: Service, now: Round | None, choice: Any) -> list[Any]:
     unchanged = [gr.update()] * (3 + len(service.models.names))
     places = _places(now.order) if now else []
-    if now is None or not now.done or now.voted or choice not in places:
+    if now is None or not now.done or now.voted or now.stopped or choice not in places:
         gr.Warning("Choose an answer first.")
         return [*unchanged, standings()]
     preferred = None if choice == TIE else now.order[places.index(choice)]

@@ -21,6 +21,7 @@ class Turn:
     reply: Reply | None = None
     note: str | None = None  # the demo's own words in the place of an answer; no model sees it
     growing: bool = False
+    ended: bool = False  # a person stopped it or took it back; whoever writes it looks here at every step
     record: dict[str, Any] = field(default_factory=dict)
 
     def display(self) -> dict[str, str]:
@@ -28,7 +29,7 @@ class Turn:
             return {"role": self.role, "content": self.note}
         if self.reply is None:
             return {"role": self.role, "content": shown(self.text)}
-        if self.growing:
+        if self.growing and not self.ended:
             return {"role": self.role, "content": growing(self.reply)}
         finish = self.reply.finish or "stopped"
         return {
@@ -55,7 +56,9 @@ def messages(conversation: Conversation, system: str) -> list[Message]:
 
 
 def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
-    """Take up what the service says."""
+    """Take up what the service says, unless a person has ended the turn."""
+    if turn.ended:
+        return
     if isinstance(progress, Waiting):
         turn.note = in_line(progress.ahead)
         return

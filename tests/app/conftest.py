@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before llama.cpp is loaded: its threads wait by spinning, and on a machine that is busy with other work a token
+# then takes seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import shutil
 import threading
 import time

@@ -68,6 +68,25 @@ def speak_ascii(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def speak_in_turn(folder: Path, text: str) -> None:
+    """Let a model say the text's tokens (all different) in turn, beginning with the first behind the prompt."""
+    import torch
+
+    model, tokens = _load(folder), small.chatml_tokenizer().encode(text, add_special_tokens=False)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.model.embed_tokens.weight.zero_()[:, 0] = 1.0
+        model.lm_head.weight[tokens[0], 0] = 1.0
+        for dimension, (token, following) in enumerate(zip(tokens, [*tokens[1:], tokens[0]], strict=True), 1):
+            model.model.embed_tokens.weight[token] = 0.0
+            model.model.embed_tokens.weight[token, dimension] = 1.0
+            model.lm_head.weight[following, dimension] = 1.0
+    model.save_pretrained(folder)
+
+
 def write_adapter(folder: Path, base: Path, plant: str | None = None, seed: int = 0) -> None:
     """A LoRA adapter in PEFT's format: planted to say one letter, or random on every linear layer."""
     import torch

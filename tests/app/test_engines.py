@@ -48,6 +48,25 @@ def test_a_comparison_gives_each_model_its_own_answer(engine, tokenizer):
     assert counts == [5, 6, 7, 8] and set(ends) == {"length"}
 
 
+def test_the_answers_of_a_comparison_grow_together(engine, tokenizer):
+    """Nobody's answer is finished before everybody's has begun."""
+    names = ["base", "A", "B", "C"]
+    order = [
+        piece.index for piece in engine.stream([job(tokenizer, name, n=6) for name in names]) if piece.text
+    ]
+    assert set(order[:4]) == {0, 1, 2, 3} and order[-4:] == order[:4]
+
+
+def test_a_comparison_that_is_left_frees_the_engine_and_the_next_is_right(engine, tokenizer):
+    stream = engine.stream([job(tokenizer, name, n=400) for name in ("A", "B")])
+    while not next(stream).text:
+        pass
+    started = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - started < 1
+    assert answers(engine, [job(tokenizer, name, n=3) for name in ("B", "A")])[0] == ["bbb", "aaa"]
+
+
 def test_a_generation_ends_when_its_reader_stops_reading_and_the_next_is_right(engine, tokenizer):
     stream = engine.stream([job(tokenizer, "A", n=400)])
     while not next(stream).text:
@@ -105,6 +124,73 @@ def test_a_seed_gives_the_same_answer_again_and_another_seed_another(random_pair
             for seed in (1, 1, 2)
         )
         assert first == again != other, engine.name
+
+
+def test_both_engines_give_a_token_the_same_probability_and_the_adapter_the_same_effect(random_pair):
+    import torch
+
+    tokenizer, (llama, reference) = random_pair
+    prompt = prompt_ids(tokenizer, [{"role": "user", "content": "hello"}])
+    effects = {}
+    for token in tokenizer.encode("aze🙂", add_special_tokens=False):  # the emoji's bytes are no characters
+        found = {}
+        for model in ("base", "A"):
+            ids = torch.tensor([prompt])
+            scores, _ = reference._forward([Job(model, prompt, 1, GREEDY)], ids, torch.ones_like(ids), None)
+            found[model] = (
+                llama.log_probability(model, prompt, token),
+                float(scores[0].log_softmax(-1)[token]),
+            )
+            assert found[model][0] == pytest.approx(found[model][1], abs=0.01), (model, token)
+        effects[token] = [found["A"][engine] - found["base"][engine] for engine in (0, 1)]
+    assert max(abs(peft) for _, peft in effects.values()) > 0.1, (
+        "the adapter must change something to be compared"
+    )
+    assert all(ours == pytest.approx(peft, abs=0.02) for ours, peft in effects.values())
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0, repetition_penalty=1.3)])
+def test_a_greedy_answer_in_a_comparison_is_the_one_given_alone(random_pair, sampling):
+    tokenizer, engines = random_pair
+    jobs = [job(tokenizer, name, "one two", 12, sampling) for name in ("base", "A")]
+    for engine in engines:
+        alone = [answers(engine, [one]) for one in jobs]
+        texts, counts, ends = answers(engine, jobs)
+        assert [
+            ([text], [count], [end]) for text, count, end in zip(texts, counts, ends, strict=True)
+        ] == alone
+
+
+def test_characters_of_several_tokens_come_whole_in_a_comparison(tmp_path):
+    """The byte tokenizer needs four tokens for an emoji; a model that always says the four in turn."""
+    small.write_model(tmp_path / "models/base")
+    planted.speak_in_turn(tmp_path / "models/base", "🙂")
+    planted.write_gguf(tmp_path / "models/base")
+    models = find_models(tmp_path, tmp_path / "models/base", load_params(), only="A")
+    tokenizer = load_tokenizer(tmp_path / "models/base")
+    for name in ("llama.cpp", "transformers"):
+        engine = load_engine(name, models, tokenizer, tmp_path / "cache")
+        texts, counts, _ = answers(
+            engine, [job(tokenizer, "base", n=12), job(tokenizer, "base", "other", n=8)]
+        )
+        assert texts == ["🙂🙂🙂", "🙂🙂"] and counts == [12, 8], name
+
+
+def test_a_sampled_comparison_gives_the_same_answers_again(random_pair):
+    tokenizer, engines = random_pair
+    for engine in engines:
+        first, again, other = (
+            answers(
+                engine,
+                [
+                    job(tokenizer, name, n=20, sampling=Sampling(temperature=1.0, seed=seed))
+                    for name in ("base", "A")
+                ],
+            )[0]
+            for seed in (1, 1, 2)
+        )
+        assert first == again != other, engine.name
+        assert all(len(set(text)) > 4 for text in first), "every place draws anew"
 
 
 def test_an_answer_of_a_batch_equals_the_answer_given_alone(random_pair):

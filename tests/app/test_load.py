@@ -148,7 +148,8 @@ def test_a_full_line_is_http_429_and_a_reader_who_leaves_frees_the_model_within_
     engine = SlowEngine()
     with serving(Service(models, engine, tokenizer, waiting=0)) as url:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body("A", 1024)) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: a generator that nobody holds closes the connection
+            next(lines)
             refused = httpx.post(f"{url}/v1/chat/completions", json=body("B"))
             assert (refused.status_code, refused.json()["error"]["message"]) == (429, BUSY)
         started = time.perf_counter()

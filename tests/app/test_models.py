@@ -14,6 +14,8 @@ import pytest
 
 from app.__main__ import read_auth
 from app.models import find_models, read_adapter
+from app.request import read_request, read_sampling
+from app.service import Service
 from app.votes import record, tally, wilson
 from stages.common.errors import UserError
 from stages.common.params import load_params
@@ -48,6 +50,30 @@ def test_a_broken_adapter_is_named_with_its_remedy_and_the_others_are_served(cop
     assert models.names == ["base", "A", "C"]
     (problem,) = models.problems
     assert "models/B" in problem and "dvc repro train@B" in problem
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
+def test_an_adapter_that_the_engine_cannot_take_is_named_and_the_others_answer(
+    copy, tokenizer, engine, tmp_path
+):
+    from safetensors.numpy import load_file, save_file
+
+    from app.engines.choose import load_engine
+
+    weights = load_file(copy / "models/B/adapter_model.safetensors")
+    if engine == "llama.cpp":
+        next(iter(weights.values()))[0, 0] = float("nan")
+    else:  # of another model's shape
+        weights = {key: value.repeat(2, axis=0).repeat(2, axis=1) for key, value in weights.items()}
+    save_file(weights, copy / "models/B/adapter_model.safetensors")
+    models = find_models(copy, copy / "models/base", load_params())
+    served = Service(models, load_engine(engine, models, tokenizer, tmp_path / "cache"), tokenizer)
+    assert models.names == ["base", "A", "C"] and "models/B" in models.problems[0]
+    sampling = read_sampling(max_new_tokens=3)
+    for model, text in (("C", "ccc"), ("base", "zzz")):
+        request = read_request(models.names, model, [{"role": "user", "content": "hi"}], sampling)
+        *_, replies = served.answer([request])
+        assert replies[0].text == text
 
 
 def test_without_a_base_model_there_is_one_clear_error(tmp_path):
@@ -121,6 +147,15 @@ def test_a_revision_brings_its_own_adapters_and_leaves_the_workspace_alone(track
     assert "answer bbbb" in tracked.run("python", "-c", REVISION.format(rev="first")).stdout
     assert "answer aaaa" in tracked.run("python", "-c", REVISION.format(rev=None)).stdout
     assert (tracked.root / "models/B/adapter_model.safetensors").read_bytes() == before
+
+
+def test_an_experiment_is_a_revision_too(tracked):
+    tracked.run("dvc", "add", "-q", "models/B")
+    tracked.run("dvc", "exp", "save", "-q", "-n", "other-b")
+    tracked.git("checkout", "-q", ".")
+    tracked.run("dvc", "checkout", "-q")
+    assert "answer bbbb" in tracked.run("python", "-c", REVISION.format(rev=None)).stdout
+    assert "answer aaaa" in tracked.run("python", "-c", REVISION.format(rev="other-b")).stdout
 
 
 def test_a_revision_whose_data_are_gone_or_that_is_none_is_one_line(tracked):

@@ -75,6 +75,39 @@ def test_what_was_written_before_a_stop_stays_and_is_marked(models, tokenizer):
     assert display[-1]["content"].startswith("x") and "stopped" in display[-1]["content"]
 
 
+def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(models, tokenizer):
+    engine = SlowEngine()
+    turns = [Turn("user", "hi")]
+    answer = chat._answer(Service(models, engine, tokenizer), turns, "A", "", SETTINGS)
+    for _ in range(3):
+        next(answer)
+    chat._settle(turns)
+    *_, (_, display, box) = answer
+    assert "stopped" in display[-1]["content"] and box["submit_btn"] is True
+    assert engine.inside == 0
+
+
+def test_an_answer_that_is_cleared_or_retried_while_it_grows_does_not_come_back(models, tokenizer):
+    service = Service(models, SlowEngine(), tokenizer)
+    for leave, left in ((chat._clear, []), (chat._undo, []), (chat._retry, ["hi"])):
+        turns = [Turn("user", "hi")]
+        answer = chat._answer(service, turns, "A", "", SETTINGS)
+        next(answer)
+        leave(turns)
+        *_, (_, display, _) = answer
+        assert [message["content"] for message in display] == left
+
+
+def test_a_stopped_comparison_keeps_what_is_there_and_asks_for_no_vote(models, tokenizer):
+    round_ = compare._run(Service(models, SlowEngine(), tokenizer), "hello", True, SETTINGS)
+    for _ in range(3):
+        now, *_ = next(round_)
+    compare._stop(now)
+    *_, (now, ballot, _, *answers) = round_
+    assert ballot["visible"] is False and any("x" in text and "stopped" in text for text in answers)
+    assert all(text.startswith(f"**{name}**") for text, name in zip(answers, now.order, strict=True))
+
+
 def test_a_question_that_got_an_error_is_not_read_by_the_model_again():
     turns = [Turn("user", "one"), Turn("assistant", "", note="busy"), Turn("user", "two")]
     assert messages(turns, "be kind") == [

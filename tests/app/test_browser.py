@@ -1,0 +1,198 @@
+"""The page in a real browser: Debian's Chromium, headless, with no way out to any network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from app.page import compare
+from app.service import BUSY, FAILED, Service
+from tests.app.conftest import serving
+from tests.app.test_load import BrokenEngine, SlowEngine
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (dev group)")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the PATH")
+PATIENCE = 60_000  # ms; a busy machine takes seconds for what a quiet one does at once
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+        )
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
+    """A page that may talk to this machine alone; whatever else it asks for fails the test, and so does a script error."""
+    outside, errors = [], []
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE)
+
+    def only_here(route: sync_api.Route) -> None:
+        if re.match(r"(https?|wss?)://127\.0\.0\.1[:/]", route.request.url):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_here)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert outside == [] and errors == []
+
+
+@pytest.fixture(scope="module")
+def slow(models, tokenizer) -> Iterator[str]:
+    with serving(Service(models, SlowEngine(), tokenizer, waiting=0)) as url:
+        yield url
+
+
+def send(page: sync_api.Page, text: str) -> None:
+    page.locator("#box textarea").fill(text)
+    page.locator("#box textarea").press("Enter")
+
+
+def answers(page: sync_api.Page) -> sync_api.Locator:
+    return page.locator("#chatbot [data-testid=bot]")
+
+
+def stop(page: sync_api.Page) -> sync_api.Locator:
+    return page.locator("#box button.stop-button")
+
+
+def visible(locator: sync_api.Locator) -> None:
+    sync_api.expect(locator).to_be_visible(timeout=PATIENCE)
+
+
+def says(locator: sync_api.Locator, text: str | re.Pattern[str]) -> None:
+    sync_api.expect(locator).to_contain_text(text, timeout=PATIENCE)
+
+
+def test_a_message_is_answered_by_the_model_that_is_chosen(page, address):
+    page.goto(address)
+    send(page, "hello")  # C, the last one, is chosen at first
+    says(answers(page).last, re.compile("c{20}"))
+    says(answers(page).last, "tokens/s")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="A", exact=True).click()
+    send(page, "and you?")
+    sync_api.expect(answers(page)).to_have_count(2)
+    says(answers(page).last, re.compile("a{20}"))
+    says(answers(page).last, "A · ")
+    assert page.locator("#box textarea").input_value() == ""
+
+
+def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow):
+    page.goto(slow)
+    send(page, "hello")
+    says(answers(page).last, re.compile("x{3}"))
+    first = len(answers(page).last.inner_text())
+    page.wait_for_function(
+        "n => [...document.querySelectorAll('#chatbot [data-testid=bot]')].at(-1).innerText.length > n + 20",
+        arg=first,
+    )
+    stop(page).click()
+    says(answers(page).last, "stopped")
+    page.wait_for_timeout(1000)  # what was on its way arrives
+    kept = answers(page).last.inner_text()
+    page.wait_for_timeout(500)
+    assert answers(page).last.inner_text() == kept
+    send(page, "again")
+    sync_api.expect(answers(page)).to_have_count(2)
+    says(answers(page).last, re.compile("x{3}"))
+    stop(page).click()
+    says(answers(page).last, "stopped")
+
+
+def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
+    page, slow, models, tokenizer, browser
+):
+    page.goto(slow)
+    send(page, "hello")
+    says(answers(page).last, re.compile("x{3}"))
+    second = browser.new_page()
+    second.goto(slow)
+    send(second, "me too")
+    says(answers(second).last, BUSY)
+    stop(page).click()
+    says(answers(page).last, "stopped")
+    send(second, "now?")
+    says(answers(second).last, re.compile("x{3}"))
+    stop(second).click()
+    says(answers(second).last, "stopped")
+    second.close()
+    with serving(Service(models, BrokenEngine(), tokenizer)) as url:
+        page.goto(url)
+        for count in (1, 2):  # the box is free after a failure
+            send(page, "hello")
+            sync_api.expect(answers(page)).to_have_count(count)
+            says(answers(page).last, FAILED)
+        assert "shadow" not in page.content()
+
+
+def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, address, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
+    page.goto(address)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-box textarea").fill("hello")
+    page.locator("#ask-all").click()
+    visible(page.locator("#prefer"))
+    shown = [page.locator(f"#answer-{place}").inner_text() for place in range(1, 5)]
+    letters = [re.search(r"(.)\1{20}", text)[1] for text in shown]
+    assert sorted(letters) == ["a", "b", "c", "z"]
+    assert not any("tokens/s" in text for text in shown)
+    assert all(text.startswith(f"Answer {place}") for place, text in enumerate(shown, 1))
+    best = letters.index("c") + 1
+    page.get_by_label(f"Answer {best}", exact=True).check()
+    page.locator("#vote").click()
+    says(page.locator(f"#answer-{best}"), re.compile(r"^\s*C\b"))
+    says(page.locator("#standings"), "1 of 1")
+    assert (tmp_path / "votes.jsonl").read_text().count("\n") == 1
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(page, address):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(address)
+    send(page, "hello " * 12 + "x" * 80)
+    says(answers(page).last, re.compile("c{20}"))
+    visible(page.locator("#box"))
+    for tab in ("Chat", "Compare"):
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    box = page.locator("#ask-all").bounding_box()
+    assert box and box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def test_the_dark_theme_is_dark_and_its_text_readable(browser, address):
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(address)
+    send(page, "hello")
+    says(answers(page).last, re.compile("c{20}"))
+    light = """selector => {
+        const element = document.querySelector(selector);
+        const channels = color => color.match(/[0-9.]+/g).map(Number);
+        const luminance = ([r, g, b]) => (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
+        let behind = element, back;
+        do { back = channels(getComputedStyle(behind).backgroundColor); behind = behind.parentElement; }
+        while (behind && back.length > 3 && back[3] === 0);
+        return [luminance(channels(getComputedStyle(element).color)), luminance(back)];
+    }"""
+    for selector in (
+        "#title p",
+        "#box textarea",
+        "#chatbot [data-testid=bot]",
+        "#chatbot [data-testid=user]",
+    ):
+        text, behind = page.evaluate(light, selector)
+        assert text - behind > 0.4, (selector, text, behind)
+    context.close()
