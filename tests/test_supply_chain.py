@@ -20,6 +20,8 @@ from stages.common.params import load_params
 from stages.format.render import Renderer
 from stages.format.schemas import Rejected
 from tests import small
+from tests.faults.test_dvc import make_project
+from tests.hub_server import Hub
 from tests.workspace import Workspace, make_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -85,11 +87,14 @@ def with_param(folder: Path, path: str, value: object) -> Path:
 
 
 def install_command() -> list[str]:
-    """What `make` installs the lock with, behind `pip install`."""
-    [line] = [
-        one for one in (ROOT / "Makefile").read_text().splitlines() if "--requirement requirements.txt" in one
+    """What `make` installs the lock with: the options behind `pip install`."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    [options] = [
+        found[1]
+        for line in lines
+        if (found := re.search(r"pip install (.*) --requirement requirements\.txt$", line))
     ]
-    return line.split("pip install ")[1].removesuffix(" --requirement requirements.txt").split()
+    return options.split()
 
 
 @pytest.mark.parametrize("flaw", ["wrong hash", "no hash", "changed wheel", None])
@@ -295,3 +300,51 @@ def test_a_key_given_to_an_experiment_runs_no_command(project: Workspace, key: s
     assert f"Running stage 'mix@{key}'" in done.stdout, done.stdout + done.stderr
     assert done.returncode
     assert not (project.root / "marker").exists()
+
+
+# --- a token is used, and stays in the environment -----------------------------------------------------------
+
+TOKEN = "hf_SeededSecretOfThisTest"
+
+
+def test_a_token_is_nowhere_in_what_a_whole_run_writes_or_prints(tmp_path: Path, small_model: Path) -> None:
+    project = make_project(tmp_path / "project", small_model)
+    rows = small.chat_records(120)
+    with Hub() as hub:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        repository = hub.add("dataset", "someone/gated", {"rows.jsonl": content}, accepted_token=TOKEN)
+        source = {
+            "origin": "hub",
+            "repo": repository.name,
+            "revision": repository.revision,
+            "files": ["rows.jsonl"],
+        }
+        project.set(profiles__tiny__sources__chat=source | {"license": "MIT"})
+        environment = {
+            "HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_DEBUG": "1",
+            "ABCTUNE_DEBUG": "1", "no_proxy": "*",
+        }  # fmt: skip
+        done = project.run("dvc", "repro", "--verbose", check=False, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert all(request.headers.get("authorization") == f"Bearer {TOKEN}" for request in hub.requests)
+        assert hub.requests
+        # And of a run that fails, traceback and all.
+        repository.accepted_token = "another"
+        project.set(profiles__tiny__sources__chat__license="changed")
+        failed = project.run("dvc", "repro", check=False, **environment)
+        assert (
+            failed.returncode
+            and "no access to someone/gated" in failed.stderr
+            and "Traceback" in failed.stderr
+        )
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for wanted in (
+        "dvc.lock",
+        "models/C/README.md",
+        "models/C/training.json",
+        "plots/report.html",
+        "metrics/summary.json",
+    ):
+        assert project.root / wanted in written
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
+    assert TOKEN not in done.stdout + done.stderr + failed.stdout + failed.stderr

@@ -115,4 +115,7 @@ def test_4_bit_without_a_gpu_is_one_line_that_names_the_key(ready_to_train):
     ready_to_train.set(profiles__tiny__train__load_in_4bit=True)
     done = ready_to_train.stage("train", "A", check=False)
     assert done.returncode == 1
-    assert "error: load_in_4bit: true needs a CUDA GPU, and there is none to use (Found no NVIDIA driver" in done.stderr
+    assert (
+        "error: load_in_4bit: true needs a CUDA GPU, and there is none to use (Found no NVIDIA driver"
+        in done.stderr
+    )
