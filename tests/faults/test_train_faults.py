@@ -252,7 +252,7 @@ def test_an_epochs_end_that_a_kill_cut_off_is_made_up_for(project, uninterrupted
 
 def test_the_best_adapter_of_before_a_kill_is_the_one_published(project, driver, tmp_path):
     project.set(
-        variants__B__train=RECIPE | {"learning_rate": 1.0, "max_steps": 22}
+        variants__B__train=RECIPE | {"learning_rate": 0.1, "max_steps": 22}
     )  # its losses rise at the end
     whole = project.copy(tmp_path / "whole")
     assert driver.train(whole)["exit"] == 0
