@@ -1,4 +1,7 @@
-"""An adapter becomes a model file for other programs: `python -m stages.export VARIANT FORMAT`."""
+"""An adapter becomes a model file for other programs: `python -m stages.export VARIANT FORMAT`.
+
+`base` for VARIANT writes the base model itself as GGUF, for the chat demo to apply adapters to.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ import typer
 
 from stages.common.chat import BASE_MODEL, load_tokenizer
 from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import ExportFormat, Params, key_from_dvc, load_params
+from stages.common.params import BASE, ExportFormat, Params, key_from_dvc, load_params
 from stages.common.tables import read_json, read_table, replacing, write_json
 
 MODELS, EXPORTED, SPLIT = Path("models"), Path("models/exported"), Path("data/split")
-VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml")]
+VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
 FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(get_args(ExportFormat)))]
 
 
@@ -27,7 +30,8 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     params = load_params()
     variant, fmt = lane(params, variant, fmt)
     config = read_json(BASE_MODEL / "config.json", made_by="fetch-model")
-    rows = read_table(SPLIT / variant / "val.parquet", made_by=f"split@{variant}")
+    rows_of = params.evaluation.test_of if variant == BASE else variant
+    rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
     record = export(variant, fmt, config, rows, params.active.model.chat_template)
     print(
         f"{variant} {fmt}: {record['bytes'] / 1e6:,.0f} MB, loss {record['file_loss']:.4f} (the adapter's "
@@ -39,7 +43,12 @@ def lane(params: Params, variant: str, fmt: str) -> tuple[str, str]:
     """The variant and the format, from the command line or from DVC's name of the lane, `export@B-q8_0`."""
     if not variant:
         variant, _, fmt = (key_from_dvc() or "").rpartition("-")
-    params.require_variant(variant)
+    if variant != BASE:
+        params.require_variant(variant)
+    if (variant, fmt) == (BASE, "merged_16bit"):
+        raise UserError(
+            "base has no adapter to merge: models/base is what merged_16bit would be; name a GGUF format"
+        )
     if fmt not in get_args(ExportFormat):
         raise UserError(f"no format {fmt!r} to export to; there are {', '.join(get_args(ExportFormat))}")
     return variant, fmt
@@ -60,11 +69,15 @@ def export(
         refuse(config)  # before minutes are spent
     places = prefixes(rows)
     # In float32: the adapter as it is meant, which the file then rounds once.
-    adapter = by_transformers(load_for_inference(torch.float32, MODELS / variant))
+    trained = None if variant == BASE else MODELS / variant
+    adapter = by_transformers(load_for_inference(torch.float32, trained))
     expected = [adapter(place.ids) for place in places]
     del adapter  # one model in memory at a time
     dtype = sixteen_bit(BASE_MODEL) if fmt == "merged_16bit" else torch.float32
-    merged, _ = load_merged(MODELS / variant, dtype, load_tokenizer(chat_template=chat_template))
+    if trained:
+        merged, _ = load_merged(trained, dtype, load_tokenizer(chat_template=chat_template))
+    else:
+        merged = load_for_inference(dtype)
     with replacing(EXPORTED / variant / fmt) as folder:
         folder.mkdir()
         write = write_merged if fmt == "merged_16bit" else write_gguf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from app.engines.choose import gguf_of_base
 from stages.common.errors import UserError
 from stages.common.tables import read_json, read_table
 from stages.export import __main__ as stage
@@ -116,6 +118,15 @@ def test_each_format_says_what_the_adapter_says(project, fmt):
     assert json.loads((project.root / f"models/exported/B/{fmt}/check.json").read_text()) == record
 
 
+@pytest.mark.parametrize("project", ["tied"], indirect=True)
+def test_the_base_as_gguf_is_the_base_and_where_the_chat_demo_looks(project):
+    record = stage.export("base", "q8_0", *inputs())
+    assert gguf_of_base(Path("models/base")) == Path("models/exported/base/q8_0/base.q8_0.gguf")
+    # Without an adapter: what the file says is what the base says, and not what B says.
+    of_b = stage.export("B", "f16", *inputs())["file_loss"]
+    assert abs(record["file_loss"] - record["adapter_loss"]) < abs(of_b - record["adapter_loss"]) / 3
+
+
 def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
     """Not by the stage's own check: another program's reader, on other tokens."""
     stage.export("B", "f16", *inputs())
@@ -168,6 +179,11 @@ def test_dvcs_name_of_the_lane_says_what_to_export(project):
     assert {"model.safetensors", "tokenizer.json", "config.json", "check.json"} <= {
         path.name for path in (project.root / "models/exported/B/merged_16bit").iterdir()
     }
+
+
+def test_the_base_has_nothing_to_merge(ready_to_train):
+    done = ready_to_train.stage("export", "base", "merged_16bit", check=False)
+    assert done.returncode == 1 and "base has no adapter to merge" in done.stderr
 
 
 def test_an_unknown_format_is_one_line(ready_to_train):
