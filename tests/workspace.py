@@ -59,7 +59,9 @@ class Workspace:
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command here with this interpreter first on the PATH; `python -m stages.x` uses the copied code."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = os.environ | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | environment
+        # The tests' own process has it from importing a stage; fetch takes it as the user's wish.
+        inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        env = inherited | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | environment
         done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(

@@ -82,6 +82,9 @@ def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: r
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGCONT)
             assert bool(process.wait()) == bool(running)
+            psutil.wait_procs(
+                running, timeout=60
+            )  # until someone has reaped them, their process ids are alive
         if killed == kills:
             break
     return killed

@@ -171,10 +171,10 @@ def test_folders_that_params_yaml_does_not_name_are_ignored(plotted):
 
 def test_two_runs_write_the_same_bytes(plotted):
     plotted({"A": effect(chat=-0.2)})
-    first = {path: path.read_bytes() for path in sorted(Path("plots").iterdir())}
+    first = {path: path.read_bytes() for path in sorted(Path("plots").rglob("*.*"))}
     summary = Path("metrics/summary.json").read_bytes()
     main()
-    assert {path: path.read_bytes() for path in sorted(Path("plots").iterdir())} == first
+    assert {path: path.read_bytes() for path in sorted(Path("plots").rglob("*.*"))} == first
     assert Path("metrics/summary.json").read_bytes() == summary
 
 
