@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 from ruamel.yaml import YAML
 
+from benchmarks.measure import run_measured
 from stages.common.provenance import hardware
 from stages.common.tables import read_json, read_rows, write_json, write_rows
 
@@ -87,11 +85,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, count)
-        started = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "stages.format", "A"], cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        if status:
+        used = run_measured([sys.executable, "-m", "stages.format", "A"], folder)
+        if used.status:
             sys.exit("format failed")
         summary = read_json(folder / "data/formatted/A/summary.json", "format@A")
     counts = summary["sources"]["chat"]
@@ -100,9 +95,9 @@ def main() -> None:
         "kept": counts["kept"],
         "mean_tokens": round(counts["n_tokens"] / counts["kept"], 1),
         "median_tokens": summary["lengths"]["quantiles"]["0.5"],
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(counts["n_tokens"] / seconds),
-        "peak_rss_gib": round(usage.ru_maxrss * 1024 / 2**30, 2),
+        "seconds": round(used.seconds, 1),
+        "tokens_per_second": round(counts["n_tokens"] / used.seconds),
+        "peak_rss_gib": round(used.peak_rss_gib, 2),
         "hardware": hardware(),
     }
     write_json(RESULTS, result)

@@ -19,6 +19,7 @@ from typing import Any
 import networkx
 from dvc.repo import Repo
 
+from benchmarks.measure import run_measured
 from stages.common.provenance import hardware, versions
 from stages.common.tables import write_json
 
@@ -37,23 +38,18 @@ def commands() -> list[tuple[str, str]]:
 def measure(command: str, folder: Path) -> dict[str, float]:
     """Run one stage; seconds, GiB at its peak (the process and its children, the larger), share spent importing."""
     with tempfile.TemporaryFile("w+") as printed:
-        started = time.perf_counter()
         environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
-        process = subprocess.Popen(
-            command.split(), cwd=folder, env=environment, stdout=printed, stderr=printed
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
+        used = run_measured(command.split(), folder, env=environment, stdout=printed, stderr=printed)
         printed.seek(0)
         text = printed.read()
-    if status:
+    if used.status:
         lines = [line for line in text.splitlines() if not line.startswith("import time:")]
         raise SystemExit(f"{command} failed:\n" + "\n".join(lines[-20:]))
     imports = sum(map(int, IMPORT_TIME.findall(text))) / 1e6
     return {
-        "seconds": round(seconds, 2),
-        "peak_rss_gib": round(usage.ru_maxrss * 1024 / 2**30, 2),
-        "import_share": round(imports / seconds, 3),
+        "seconds": round(used.seconds, 2),
+        "peak_rss_gib": round(used.peak_rss_gib, 2),
+        "import_share": round(imports / used.seconds, 3),
     }
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.common.errors import UserError
+from stages.common.rotary import interleaved
 from stages.common.tables import read_json, replacing
-
-if TYPE_CHECKING:
-    import numpy as np
 
 TENSOR = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight$")
 GGUF_NAMES = {
@@ -72,11 +69,3 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows reordered as llama.cpp's rotary embedding wants them: each head's two halves alternate."""
-    rows = weight.shape[0]
-    return (
-        weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-    )

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 
 from stages.common.errors import UserError
+from stages.common.rotary import interleaved
 from stages.common.tables import read_json
 from stages.export.quantize import byte_shape, encode, type_of
 
@@ -151,12 +152,6 @@ def rope_factors(config: dict[str, Any]) -> torch.Tensor | None:
     # 1 for wavelengths that fit the old context `high` times, `factor` for those that fit less than `low` times.
     keep = ((context / wavelength - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - keep) / rope["factor"] + keep)).float()
-
-
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows reordered as llama.cpp's rotary embedding wants them: each head's two halves alternate."""
-    rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, size: int, folder: Path) -> None:

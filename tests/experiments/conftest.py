@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,11 +55,8 @@ def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> P
 
 
 @pytest.fixture
-def study(tmp_path: Path, study_once: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    root = tmp_path / "study"
-    shutil.copytree(study_once, root, symlinks=True)
-    monkeypatch.chdir(root)
-    return Study(root)
+def study(study: Workspace) -> Study:
+    return Study(study.root)
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.common.params import SplitParams
+from stages.format.__main__ import ROWS
 from stages.split.buckets import side_of
 from tests import small
 
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "group": pa.string(),
-        "source": pa.string(),
-        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "n_tokens": pa.int32(),
-        "n_supervised": pa.int32(),
-    }
-)
 SPLIT = SplitParams(val=0.1, test=0.2)
 
 
@@ -52,7 +41,7 @@ def formatted(count, source="chat", seed=0, prefix="row"):
 def write(workspace, variant, rows):
     folder = workspace.root / "data/formatted" / variant
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, ROWS), folder / "rows.parquet")
 
 
 def sides(workspace, variant):
