@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from tests import small
 
 ROOT = Path(__file__).parent.parent
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # to huggingface_hub either means the same
 PROJECT_FILES = (
     "stages",
     "dvc.yaml",
@@ -59,8 +60,8 @@ class Workspace:
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command here with this interpreter first on the PATH; `python -m stages.x` uses the copied code."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # The tests' own process has it from importing a stage; fetch takes it as the user's wish.
-        inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        # The tests' own process has these from importing a stage and Unsloth; fetch takes them as the user's wish.
+        inherited = {name: value for name, value in os.environ.items() if name not in OFFLINE}
         env = inherited | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | environment
         done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
         if check and done.returncode:
