@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +14,7 @@ from stages.common.chat import BASE_MODEL, prompt_ids, stop_token_ids
 from stages.common.conversation import Message
 from stages.common.device import device
 from stages.common.errors import UserError
-from stages.common.tables import read_json
+from stages.common.provenance import require_same_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,23 +51,13 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
     remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
     if not (adapter / "adapter_model.safetensors").exists():
         raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
-    trained_on, given = _origin(adapter / "training.json", "base_model"), _origin(base / "source.json")
-    if trained_on and given and trained_on != given:  # of the same shape it would load, and answer nonsense
-        raise UserError(f"{adapter} was trained on another base model than {base} holds; {remedy}")
+    require_same_base(adapter, base, remedy)
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
         ) from None
-
-
-def _origin(path: Path, key: str | None = None) -> Any:
-    """Where a base model came from, as a record of ours says; None for a folder that has no such record."""
-    if not path.exists():
-        return None
-    record = read_json(path, made_by="train" if key else "fetch-model")
-    return record.get(key) if key else record
 
 
 @dataclass(frozen=True)

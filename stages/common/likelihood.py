@@ -49,9 +49,12 @@ def conversation_nll(
     backbone, head = _backbone_and_head(model)
     nll = [0.0] * len(input_ids)
     for batch in batches([len(ids) for ids in input_ids], batch_tokens):
-        ids, targets = _pad([input_ids[i] for i in batch], [labels[i] for i in batch], model.device)
+        ids, wanted = (
+            column.to(model.device)
+            for column in right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
+        )
         hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-        sums = _sum_by_row(hidden, head, targets)
+        sums = _sum_by_row(hidden, head, targets=wanted[:, 1:])
         for index, value in zip(batch, sums.tolist(), strict=True):
             nll[index] = value
     return nll
@@ -63,25 +66,28 @@ def _backbone_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.n
     return causal.get_decoder(), causal.get_output_embeddings()
 
 
-def _pad(
-    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], device: torch.device
+def right_padded(
+    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and *next-token* targets, each (conversations, longest).
+    """Right-padded ids and labels, each (conversations, longest).
 
-    No attention mask: causal attention never looks to the right, where the padding is, and no target is there.
-    Without a mask the attention kernel is the fast one.
+    No attention mask is needed: causal attention never looks to the right, where the padding is, and no label is
+    there. Without a mask the attention kernel is the fast one.
     """
     width = max(map(len, input_ids))
     ids = torch.zeros(len(input_ids), width, dtype=torch.long)
-    targets = torch.full_like(ids, IGNORE)
-    for row, (tokens, wanted) in enumerate(zip(input_ids, labels, strict=True)):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        targets[row, : len(tokens) - 1] = torch.tensor(wanted[1:])
-    return ids.to(device), targets.to(device)
+    wanted = torch.full_like(ids, IGNORE)
+    for row, (tokens, targets) in enumerate(zip(input_ids, labels, strict=True)):
+        ids[row, : len(tokens)] = torch.as_tensor(tokens)
+        wanted[row, : len(targets)] = torch.as_tensor(targets)
+    return ids, wanted
 
 
 def _sum_by_row(hidden: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
-    """Sum the supervised tokens' nll by row (float64), a bounded number of logits in memory at a time."""
+    """Sum the supervised tokens' nll by row (float64), a bounded number of logits in memory at a time.
+
+    Column t of `hidden` predicts column t of `targets`, the token after it.
+    """
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
     sums = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
     for start in range(0, len(rows), HEAD_ROWS):
