@@ -22,6 +22,7 @@ PACKAGES = (
     "unsloth",
     "unsloth_zoo",
     "bitsandbytes",
+    "liger-kernel",
     "accelerate",
     "datasets",
 )
