@@ -76,7 +76,7 @@ def main() -> None:
     # As load_for_inference puts it on; random, so that it is not nothing.
     lora = LoraConfig(r=16, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(0)
-    model = get_peft_model(model, lora).eval()
+    model = get_peft_model(model, lora, autocast_adapter_dtype=False).eval()
     scored["adapter"] = score("adapter")
     result = {
         "card": torch.cuda.get_device_name(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,10 @@ def load_for_inference(
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Give a model on a GPU Liger's kernels for what stands between its matrix products: a third less time."""
+    """Give a model on a GPU Liger's kernels for what stands between its matrix products: a quarter less time."""
     from transformers.integrations.liger import apply_liger_kernel
 
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells which kernels for other devices it lacks
     apply_liger_kernel(
         model,
         {
@@ -72,7 +74,8 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
         raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
     require_same_base(adapter, base, remedy)
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        # In the base's number format, as training multiplies it: PEFT's float32 halves an H100's speed.
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
