@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stages.common.errors import UserError
 from stages.common.params import BASE, Params
-from stages.common.provenance import sha256_of
+from stages.common.provenance import require_same_base, sha256_of
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,8 @@ def read_adapter(path: Path, base: Path) -> Adapter:
                 raise UserError(f"{weights} holds no LoRA weights; {remedy}")
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, then {remedy}") from None
-    if _origin(path / "training.json", "base_model") not in (None, _origin(base / "source.json")):
-        raise UserError(f"{path} was trained on another base model than {base} holds; {remedy}")
+    require_same_base(path, base, remedy)
     return Adapter(path.name, path, sha256_of(weights))
-
-
-def _origin(path: Path, key: str | None = None) -> Any:
-    """Where a base model came from, as its record says; None where there is no record."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record[key] if key else record
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def read_losses(summary: Path) -> dict[str, float]:

@@ -7,13 +7,14 @@ products reach, at 2 FLOP per weight and token. Writes benchmarks/results/eval_g
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.train_gpu import ROPE, SHAPE, conversations
+from benchmarks.train_gpu import ROPE, SHAPE, TARGETS, conversations
+from stages.common.inference import fuse
 from stages.common.likelihood import conversation_nll
 from stages.common.params import load_params
 from stages.common.provenance import hardware, versions
@@ -40,34 +41,55 @@ def matmul_flops() -> float:
 
 
 def main() -> None:
+    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=ROPE)).eval()
     torch.set_default_dtype(torch.float32)
+    weights = sum(weight.numel() for weight in model.parameters())  # the head is the embedding, once
     rows = conversations(steps=60)
     columns = [[row[name] for row in rows] for name in ("input_ids", "labels")]
     batch_tokens = load_params().profiles["full"].eval.batch_tokens
     tokens = sum(map(len, columns[0]))
-    spent = seconds(lambda: conversation_nll(model, *columns, batch_tokens))
-    weights = sum(weight.numel() for weight in model.parameters())  # the head is the embedding, once
     ceiling = matmul_flops() / (2 * weights)
+
+    def score(name: str) -> dict[str, Any]:
+        found = []
+        spent = seconds(lambda: found.append(conversation_nll(model, *columns, batch_tokens)))
+        loss = sum(found[0]) / sum(label != -100 for labels in columns[1] for label in labels[1:])
+        rate = tokens / spent
+        print(
+            f"{name}: {rate:,.0f} tokens/s, {rate / ceiling:.1%} of the ceiling, loss {loss:.5f}", flush=True
+        )
+        return {
+            "seconds": round(spent, 2),
+            "tokens_per_second": round(rate),
+            "share_of_ceiling": round(rate / ceiling, 3),
+            "loss": round(loss, 5),
+        }
+
+    scored = {"stock transformers": score("stock transformers")}
+    fuse(model)
+    scored["base"] = score("base")
+    # As load_for_inference puts it on; random, so that it is not nothing.
+    lora = LoraConfig(r=16, target_modules=TARGETS, init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(model, lora, autocast_adapter_dtype=False).eval()
+    scored["adapter"] = score("adapter")
     result = {
         "card": torch.cuda.get_device_name(),
         "conversations": len(rows),
         "tokens": tokens,
         "batch_tokens": batch_tokens,
-        "seconds": round(spent, 2),
-        "tokens_per_second": round(tokens / spent),
         "ceiling_tokens_per_second": round(ceiling),
-        "share_of_ceiling": round(tokens / spent / ceiling, 3),
+        "scored": scored,
         "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "versions": versions(),
         "hardware": hardware(),
     }
     write_json(RESULTS, result)
-    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
 A random Llama of 60M parameters takes the place of the 3B weights and generated text that of the data; all else
 is as reported: 4-bit base, adamw_8bit, Unsloth's kernels and checkpointing, the Llama-3.1 template, variants A
-and C with their own batches and schedules. Every stage from fetch to plot runs as a user would run it. What is
-checked is printed line by line; the exit status is 1 if anything fails.
+and C with their own batches and schedules. Every stage from fetch to plot runs as a user would run it, the two
+variants beside each other. With two GPUs, A is also trained by two processes. What is checked is printed line by line;
+the exit status is 1 if anything fails.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 
 from stages.common.inference import load_for_inference
 from stages.common.likelihood import conversation_nll
@@ -64,16 +69,41 @@ def prepare(folder: Path) -> Workspace:
 
 
 def run_all(project: Workspace) -> None:
-    commands = [("fetch", "--model"), ("fetch", "chat"), ("fetch", "instruct")]
-    commands += [(stage, variant) for stage in ("mix", "format", "split", "train") for variant in VARIANTS]
-    commands += [("eval", model) for model in ("base", *VARIANTS)]
-    for name, argument in [*commands, ("plot", None)]:
+    def run(name: str, argument: str | None) -> None:
         started = time.perf_counter()
         done = project.stage(name, *([argument] if argument else []))
         print(
             f"{name} {argument or ''}: {time.perf_counter() - started:.1f} s; {done.stdout.strip().splitlines()[-1]}",
             flush=True,
         )
+
+    def beside_each_other(name: str, arguments: Sequence[str]) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda argument: run(name, argument), arguments))
+
+    beside_each_other("fetch", ("--model", "chat", "instruct"))
+    for name in ("mix", "format", "split", "train"):
+        beside_each_other(name, VARIANTS)
+    beside_each_other("eval", ("base", *VARIANTS))
+    run("plot", None)
+
+
+def adapter(folder: Path) -> torch.Tensor:
+    weights = load_file(folder / "adapter_model.safetensors")
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+def two_processes(project: Workspace) -> tuple[float, list[float]]:
+    """How far an adapter trained by two processes is from that of one, relative to how far apart A and C are; the losses."""
+    alone = Path(shutil.copytree(project.root / "models/A", project.root / "alone"))
+    started = time.perf_counter()
+    project.stage("train", "A", env={"PET_NPROC_PER_NODE": "2"})
+    print(f"train A by two processes: {time.perf_counter() - started:.1f} s", flush=True)
+    folders = (alone, project.root / "models/A")
+    one, two, other = (adapter(folder) for folder in (*folders, project.root / "models/C"))
+    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    assert [record["processes"] for record in records] == [1, 2]
+    return float((one - two).norm() / (one - other).norm()), [r["final"]["train_loss"] for r in records]
 
 
 def val_loss(project: Workspace, variant: str) -> float:
@@ -126,6 +156,11 @@ def check(project: Workspace) -> bool:
     # 4-bit rounding of a random model's weights, and the published adapter is that of the lowest train loss.
     what = f"C: val loss {trained:.3f} in training (4-bit, Unsloth), {served:.3f} served (16-bit, PEFT)"
     expect(what, abs(trained - served) < 0.1)
+    if torch.cuda.device_count() > 1:
+        distance, (one, two) = two_processes(project)
+        # Not to the bit: bfloat16 products over micro-batches of other sizes.
+        what = f"A by two processes: train loss {two:.4f}, by one {one:.4f}; adapters {distance:.4f} apart (A and C: 1)"
+        expect(what, abs(one - two) < 0.02 and distance < 0.2)
     return all(passed)
 
 

@@ -286,7 +286,7 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
     record = Path("models/B/training.json")
     if record.exists():
         written = json.loads(record.read_text())
-        found |= {"cut": written["cut"], "checkpointing": written["arguments"]["gradient_checkpointing"]}
+        found |= {"cut": written["cut"], "checkpointing": written["gradient_checkpointing"]}
     return found
 
 
@@ -331,32 +331,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="*", default=list(STEPS))
-    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "llama-3b-random")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        found = one(options.one[0], Path(options.one[1]))
-        Path("result.json").write_text(json.dumps(found))
-        return
-
+def record(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     from stages.common.provenance import hardware, versions
-    from stages.common.tables import write_json
 
-    if not (options.model / "source.json").exists():
-        shutil.rmtree(options.model, ignore_errors=True)
-        write_model(options.model)
-        torch.cuda.empty_cache()
-    results = {}
-    for name in options.only:
-        results[name] = run(name, options.model)
-        print(name, results[name], flush=True)
     lengths = sorted(len(row["input_ids"]) for row in conversations(40))
-    record = {
+    return {
         "card": torch.cuda.get_device_name(),
         "results": results,
         "settings": {
@@ -370,7 +351,32 @@ def main() -> None:
         "versions": versions(),
         "hardware": hardware(),
     }
-    write_json(RESULTS, record)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", default=list(STEPS))
+    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "llama-3b-random")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        found = one(options.one[0], Path(options.one[1]))
+        Path("result.json").write_text(json.dumps(found))
+        return
+
+    import torch
+
+    from stages.common.tables import write_json
+
+    if not (options.model / "source.json").exists():
+        shutil.rmtree(options.model, ignore_errors=True)
+        write_model(options.model)
+        torch.cuda.empty_cache()
+    results: dict[str, dict[str, Any]] = {}
+    for name in options.only:
+        results[name] = run(name, options.model)
+        print(name, results[name], flush=True)
+        write_json(RESULTS, record(results))  # at once: a lent machine can be taken back
     print(table(results))
 
 

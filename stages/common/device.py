@@ -86,12 +86,16 @@ def tokens_that_fit(free: int, bytes_per_token: int) -> int:
     return (free - WORKING_BYTES) // bytes_per_token
 
 
-def needs_checkpointing(free: int, config: PreTrainedConfig, max_length: int, capability: Capability) -> bool:
-    """Whether to compute a third more in order to keep less.
+def choose_checkpointing(
+    free: int, config: PreTrainedConfig, max_length: int, capability: Capability
+) -> tuple[str, str]:
+    """Whether to compute a third more in order to keep less, "unsloth" or "none"; and why, in words.
 
     Where one conversation of full length would not fit otherwise; and on a GPU that is done with what fits before
     Python has launched it.
     """
-    fits = tokens_that_fit(free, activation_bytes_per_token(config, checkpointing=False))
+    fits = max(0, tokens_that_fit(free, activation_bytes_per_token(config, checkpointing=False)))
     fast = capability is not None and capability >= (8, 0)
-    return fits < max(max_length, BUSY_TOKENS if fast else 0)
+    wanted = max(max_length, BUSY_TOKENS if fast else 0)
+    why = f"{fits:,} tokens fit into {free / 2**30:.1f} GiB without, {wanted:,} are wanted at once"
+    return ("unsloth" if fits < wanted else "none"), why

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +15,7 @@ from stages.common.chat import BASE_MODEL, prompt_ids, stop_token_ids
 from stages.common.conversation import Message
 from stages.common.device import device
 from stages.common.errors import UserError
-from stages.common.tables import read_json
+from stages.common.provenance import require_same_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,27 @@ def load_for_inference(
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, local_files_only=True, device_map=device()
     )
+    if torch.cuda.is_available():
+        fuse(model)
     return (model if adapter is None else _with_adapter(model, adapter, base)).eval()
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Give a model on a GPU Liger's kernels for what stands between its matrix products: a quarter less time."""
+    from transformers.integrations.liger import apply_liger_kernel
+
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells which kernels for other devices it lacks
+    apply_liger_kernel(
+        model,
+        {
+            "rope": True,
+            "rms_norm": True,
+            "swiglu": True,
+            # The loss is made here, a part of the logits at a time.
+            "cross_entropy": False,
+            "fused_linear_cross_entropy": False,
+        },
+    )
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrainedModel:
@@ -51,23 +72,14 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
     remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
     if not (adapter / "adapter_model.safetensors").exists():
         raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
-    trained_on, given = _origin(adapter / "training.json", "base_model"), _origin(base / "source.json")
-    if trained_on and given and trained_on != given:  # of the same shape it would load, and answer nonsense
-        raise UserError(f"{adapter} was trained on another base model than {base} holds; {remedy}")
+    require_same_base(adapter, base, remedy)
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        # In the base's number format, as training multiplies it: PEFT's float32 halves an H100's speed.
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
         ) from None
-
-
-def _origin(path: Path, key: str | None = None) -> Any:
-    """Where a base model came from, as a record of ours says; None for a folder that has no such record."""
-    if not path.exists():
-        return None
-    record = read_json(path, made_by="train" if key else "fetch-model")
-    return record.get(key) if key else record
 
 
 @dataclass(frozen=True)

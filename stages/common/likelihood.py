@@ -47,14 +47,12 @@ def conversation_nll(
             beyond floating-point rounding.
     """
     backbone, head = _backbone_and_head(model)
-    nll = [0.0] * len(input_ids)
+    nll = torch.zeros(len(input_ids), dtype=torch.float64, device=model.device)  # read once, at the end
     for batch in batches([len(ids) for ids in input_ids], batch_tokens):
-        ids, targets = _pad([input_ids[i] for i in batch], [labels[i] for i in batch], model.device)
-        hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-        sums = _sum_by_row(hidden, head, targets)
-        for index, value in zip(batch, sums.tolist(), strict=True):
-            nll[index] = value
-    return nll
+        ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
+        hidden = backbone(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+        _add_nll(nll, torch.tensor(batch), hidden, head, targets=wanted[:, 1:])
+    return nll.tolist()
 
 
 def _backbone_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -63,30 +61,38 @@ def _backbone_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.n
     return causal.get_decoder(), causal.get_output_embeddings()
 
 
-def _pad(
-    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], device: torch.device
+def right_padded(
+    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and *next-token* targets, each (conversations, longest).
+    """Right-padded ids and labels, each (conversations, longest).
 
-    No attention mask: causal attention never looks to the right, where the padding is, and no target is there.
-    Without a mask the attention kernel is the fast one.
+    No attention mask is needed: causal attention never looks to the right, where the padding is, and no label is
+    there. Without a mask the attention kernel is the fast one.
     """
     width = max(map(len, input_ids))
     ids = torch.zeros(len(input_ids), width, dtype=torch.long)
-    targets = torch.full_like(ids, IGNORE)
-    for row, (tokens, wanted) in enumerate(zip(input_ids, labels, strict=True)):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        targets[row, : len(tokens) - 1] = torch.tensor(wanted[1:])
-    return ids.to(device), targets.to(device)
+    wanted = torch.full_like(ids, IGNORE)
+    for row, (tokens, targets) in enumerate(zip(input_ids, labels, strict=True)):
+        ids[row, : len(tokens)] = torch.as_tensor(tokens)
+        wanted[row, : len(targets)] = torch.as_tensor(targets)
+    return ids, wanted
 
 
-def _sum_by_row(hidden: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
-    """Sum the supervised tokens' nll by row (float64), a bounded number of logits in memory at a time."""
+def _add_nll(
+    nll: torch.Tensor,
+    owners: torch.Tensor,
+    hidden: torch.Tensor,
+    head: torch.nn.Module,
+    targets: torch.Tensor,
+) -> None:
+    """Add each row's supervised tokens to nll[owners[row]], a bounded number of logits in memory at a time.
+
+    Column t of `hidden` predicts column t of `targets`, the token after it. `owners` and `targets` are on the CPU,
+    where finding the supervised ones does not wait for the GPU.
+    """
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
-    for start in range(0, len(rows), HEAD_ROWS):
-        part = slice(start, start + HEAD_ROWS)
-        logits = head(hidden[rows[part], columns[part]]).float()
-        nll = cross_entropy(logits, targets[rows[part], columns[part]], reduction="none")
-        sums.index_add_(0, rows[part], nll.double())
-    return sums
+    found = owners[rows], rows, columns, targets[rows, columns]
+    parts = zip(*(places.to(hidden.device).split(HEAD_ROWS) for places in found), strict=True)
+    for owner, row, column, target in parts:
+        losses = cross_entropy(head(hidden[row, column]).float(), target, reduction="none")
+        nll.index_add_(0, owner, losses.double())

@@ -15,8 +15,8 @@ import torch
 
 from stages.common.device import (
     capability,
+    choose_checkpointing,
     free_bytes,
-    needs_checkpointing,
     packs,
     resolve_dtype,
     why_no_gpu,
@@ -41,8 +41,10 @@ CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "standard": True, 
 
 def load_for_training(
     path: Path, recipe: TrainParams, lora: LoraParams, max_length: int, seed: int
-) -> PeftModel:
+) -> tuple[PeftModel, str]:
     """Load the base model and put a new adapter on it; the seed decides the adapter's first weights.
+
+    Also returned: which gradient checkpointing it uses, and why, in words.
 
     Raises:
         UserError: 4-bit weights are asked for where there is no GPU.
@@ -55,8 +57,9 @@ def load_for_training(
     if packs(capability(), resolve_dtype(recipe.dtype)):
         _lend_varlen_attention()
     asked = recipe.gradient_checkpointing
+    why = "as params say"
     if asked == "auto" and not torch.cuda.is_available():
-        asked = "none"  # memory is no concern where it is the machine's own
+        asked, why = "none", "a CPU's memory is no concern"
     model, _ = FastLanguageModel.from_pretrained(
         str(path),
         max_seq_length=max_length,
@@ -65,8 +68,7 @@ def load_for_training(
         use_gradient_checkpointing=CHECKPOINTING.get(asked, "unsloth"),
     )
     if asked == "auto":
-        needed = needs_checkpointing(free_bytes(), model.config, max_length, capability())
-        asked = "unsloth" if needed else "none"
+        asked, why = choose_checkpointing(free_bytes(), model.config, max_length, capability())
     if not torch.cuda.is_available():
         # Unsloth's chunked loss, which it switches on in TRL's trainer alone.
         model._unsloth_cpu_chunked_ce_active = True
@@ -83,7 +85,7 @@ def load_for_training(
     for config in adapted.peft_config.values():
         # A set, which PEFT would write to adapter_config.json in another order in every process.
         config.target_modules = sorted(config.target_modules)
-    return adapted
+    return adapted, f"{asked}: {why}"
 
 
 def _lend_varlen_attention() -> None:

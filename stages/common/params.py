@@ -209,9 +209,7 @@ class TrainParams(_Section):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     adam_epsilon: Positive
     sample_every: Whole  # optimizer steps between live generations; 0: epoch ends and the last step only
-    save_steps: (
-        Whole  # optimizer steps between checkpoints to resume from; 0: only when the run is told to stop
-    )
+    save_steps: Whole  # optimizer steps between checkpoints to resume from; 0: only when told to stop
     keep: Literal["train_loss", "eval_loss", "last"]
     load_in_4bit: bool
     dtype: Literal["auto", "float32", "float16", "bfloat16"]

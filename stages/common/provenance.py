@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import resource
@@ -10,6 +11,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from stages.common.errors import UserError
 
 PACKAGES = (
     "torch",
@@ -19,6 +22,7 @@ PACKAGES = (
     "unsloth",
     "unsloth_zoo",
     "bitsandbytes",
+    "liger-kernel",
     "accelerate",
     "datasets",
 )
@@ -29,6 +33,27 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_same_base(adapter: Path, base: Path, remedy: str) -> None:
+    """Of the same shape an adapter would load on another base than its own, and answer nonsense.
+
+    Adapters and base models from elsewhere, which have no record of ours, pass.
+
+    Raises:
+        UserError: its record names another base than `base` is.
+    """
+    trained_on, given = _record(adapter / "training.json").get("base_model"), _record(base / "source.json")
+    if trained_on and given and trained_on != given:
+        raise UserError(f"{adapter} was trained on another base model than {base} holds; {remedy}")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def versions() -> dict[str, str]:

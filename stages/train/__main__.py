@@ -58,7 +58,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
     from stages.train.cut import cut_for
     from stages.train.resume import Checkpoints
     from stages.train.schedule import describe
-    from stages.train.trainer import build_trainer, training_arguments
+    from stages.train.trainer import Probe, build_trainer, training_arguments
 
     tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
     schedule = describe(recipe)
@@ -71,7 +71,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
     checkpoints = Checkpoints(room, recipe.save_steps, {"kept": room.kept, "metrics": metrics}, started)
     processes.tell("identity", made_of)
     processes.tell("checkpoint", checkpoints.start and str(checkpoints.start))
-    model = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    model, checkpointing = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
     cut = cut_for(model, recipe, max_length)
     with Live(str(metrics), resume=bool(checkpoints.start), save_dvc_exp=False, dvcyaml=None) as live:
         clock, keep = Clock(), KeepBest(recipe.keep, room.kept)
@@ -88,6 +88,8 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
             processes=processes,
         )
         trainer.add_callback(StopOnNonFinite(trainer, room.last_finite))
+        if not checkpoints.start:  # else the cut is the one that was found then
+            trainer.add_callback(Probe(trainer, max_length))
         checkpoints.attach(trainer, {"clock": clock, "keep": keep, "samples": samples})
         processes.wait_for_others()
         with explaining_errors(room.folder), checkpoints.stopping_gently():
@@ -98,6 +100,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
         "base_model": read_json(BASE_MODEL / "source.json", made_by="fetch-model"),
         **resolved(params, variant, trainer.args),
         "cut": {"tokens_at_start": cut.tokens} | asdict(trainer.cut),
+        "gradient_checkpointing": checkpointing,
         "schedule": schedule,
         "processes": processes.world,
         "exposure": exposure(rows, recipe),

@@ -101,7 +101,7 @@ class StopOnNonFinite(TrainerCallback):
         if not math.isfinite(loss):
             self._stop(f"loss is {loss}", state.global_step + 1, model)
         # With float16 an infinite gradient is the gradient scaler's everyday business: it skips the step.
-        if not args.fp16 and not _all_finite(model):
+        if not args.fp16 and not self._trainer.flat.weight.grad.isfinite().all():
             self._stop("a gradient is infinite or nan", state.global_step + 1, model)
 
     def on_log(
@@ -117,11 +117,6 @@ class StopOnNonFinite(TrainerCallback):
             f"{what} at step {step}; nothing is published, the adapter that gave it is at {self._folder}. "
             "Lower the variant's learning_rate in params.yaml, or look for broken rows in data/formatted/*/preview.txt"
         )
-
-
-def _all_finite(model: Any) -> bool:
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
 
 
 class Kept(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from stages.common.conversation import IGNORE
 from stages.common.device import activation_bytes_per_token, capability, free_bytes, packs, tokens_that_fit
 from stages.common.errors import UserError
-from stages.common.likelihood import batches
+from stages.common.likelihood import batches, right_padded
 from stages.common.params import TrainParams
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ def n_tokens(rows: Sequence[Row]) -> int:
 def n_supervised(rows: Sequence[Row]) -> int:
     """Tokens with a loss; a conversation's first token has none, since nothing comes before it."""
     return sum(int((row["labels"][1:] != IGNORE).sum()) for row in rows)
+
+
+def longest_step(conversations: int, max_length: int) -> list[Row]:
+    """The most that a step can ask for: as many conversations, each as long as may be and all of it supervised."""
+    ones = np.ones(max_length, dtype=np.int64)
+    return [{"input_ids": ones, "labels": ones}] * conversations
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,8 @@ def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def padded(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Right-padded ids and labels, each (conversations, longest).
-
-    No attention mask: causal attention never looks to the right, where the padding is, and no label is there.
-    Without a mask the attention kernel is the fast one.
-    """
-    shape = len(rows), max(len(row["input_ids"]) for row in rows)
-    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
-    for index, row in enumerate(rows):
-        ids[index, : len(row["input_ids"])] = torch.from_numpy(row["input_ids"])
-        labels[index, : len(row["labels"])] = torch.from_numpy(row["labels"])
+    """Right-padded ids and labels, each (conversations, longest)."""
+    ids, labels = right_padded([row["input_ids"] for row in rows], [row["labels"] for row in rows])
     return {"input_ids": ids, "labels": labels}
 
 

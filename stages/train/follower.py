@@ -27,7 +27,7 @@ def follow(variant: str, params: Params, processes: Processes) -> None:
 
     from stages.common.device import resolve_dtype
     from stages.train.cut import cut_for
-    from stages.train.trainer import build_trainer, training_arguments
+    from stages.train.trainer import Probe, build_trainer, training_arguments
 
     theirs = processes.hear("identity")
     if other := "; ".join(differences(theirs, identity(params, variant, str(resolve_dtype(recipe.dtype))))):
@@ -39,7 +39,7 @@ def follow(variant: str, params: Params, processes: Processes) -> None:
             "checkpoints/, or delete it on the first one to start again"
         )
     disable_progress_bar()
-    model = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    model, _ = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
     with tempfile.TemporaryDirectory() as nothing:
         trainer = build_trainer(
             model,
@@ -52,5 +52,7 @@ def follow(variant: str, params: Params, processes: Processes) -> None:
             cut=cut_for(model, recipe, max_length),
             processes=processes,
         )
+        if not checkpoint:
+            trainer.add_callback(Probe(trainer, max_length))
         processes.ready()
         trainer.train(resume_from_checkpoint=checkpoint)

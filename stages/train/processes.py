@@ -148,33 +148,10 @@ class Processes:
             if problem:
                 raise UserError(f"process {rank} cannot train: {problem}")
 
-    def sum_gradients(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Replace each process's gradients by their sum over all; return the sum of `loss`, a number each."""
-        import torch
-
+    def sum_over_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Replace `values` by their sum over all processes; also returned."""
         if self.world == 1:
-            return loss
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in trained:  # a share can be empty
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([loss.reshape(1).float(), *(p.grad.reshape(-1).float() for p in trained)])
-        self._sum(flat)
-        for parameter, part in zip(trained, flat[1:].split([p.numel() for p in trained]), strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
-        return flat[0]
-
-    def sum(self, value: float, device: torch.device) -> float:
-        """The sum of a number over all processes."""
-        import torch
-
-        if self.world == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=device)
-        self._sum(total)
-        return float(total)
-
-    def _sum(self, values: torch.Tensor) -> None:
+            return values
         import torch.distributed
 
         with _unless_lost():
@@ -191,6 +168,15 @@ class Processes:
             torch.distributed.all_reduce(values)
             if values.is_cuda:
                 torch.cuda.synchronize()  # here, where a lost process is an error of this line
+        return values
+
+    def part(self) -> None:
+        """Leave the others in good order, once all work is done."""
+        if self._connected:
+            import torch.distributed
+
+            torch.distributed.destroy_process_group()
+            self._connected = False
 
     def _meeting_point(self) -> Any:
         if self._store is None:
@@ -210,6 +196,7 @@ def joined() -> Iterator[Processes]:
     """
     told = {name: os.environ.pop(name, None) for name in TOLD}
     if told["RANK"] is None:
+        _see_one_gpu(0)  # of several, which the Trainer would share among threads
         yield Processes()
         return
     processes = Processes(int(told["RANK"]), int(told["WORLD_SIZE"]))
@@ -217,6 +204,7 @@ def joined() -> Iterator[Processes]:
     _die_with(os.getppid())
     if processes.first:
         yield processes
+        processes.part()
         return
     # Told to stop, the first process finishes the step, for which it needs the others.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -224,6 +212,7 @@ def joined() -> Iterator[Processes]:
     os.environ["UNSLOTH_COMPILE_LOCATION"] = f"unsloth_compiled_cache/{processes.rank}"  # one writer a folder
     try:
         yield processes
+        processes.part()
     except UserError as error:
         _report(str(error))
         with _unless_lost():

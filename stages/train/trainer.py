@@ -1,7 +1,9 @@
 """transformers' Trainer, set up for one recipe: every argument written out, since Unsloth changes defaults.
 
-Not TRL's SFTTrainer: what it adds (templates, packing, metrics from all logits) is done elsewhere here or not wanted,
-and having Unsloth rewrite it costs ten seconds a run.
+Not TRL's SFTTrainer, which is a subclass of it. What that adds is done by earlier stages here (templates, labels), or
+is in the way: it casts an adapter on a 4-bit base to bfloat16, in which a step at the report's learning rate is
+mostly rounded away (docs/performance.md), replaces the model's forward, by which Unsloth's packed rows are lost,
+and takes ten seconds a run to be rewritten by Unsloth.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from stages.common.device import resolve_dtype
 from stages.common.likelihood import conversation_nll
 from stages.common.params import TrainParams
 from stages.train.callbacks import Progress
-from stages.train.cut import Cut, Row, as_rows, n_supervised, n_tokens
+from stages.train.cut import Cut, Row, as_rows, longest_step, n_supervised, n_tokens
+from stages.train.flat import Flat
 from stages.train.processes import Processes
 
 
@@ -52,6 +55,7 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> Train
         train_sampling_strategy="sequential",  # mix has shuffled; so the file's order is the training order
         include_num_input_tokens_seen="no",  # wants tensors; get_batch_samples counts
         remove_unused_columns=False,
+        dataloader_pin_memory=False,  # a batch is a list of rows, of which there are no tensors yet
         label_names=["labels"],
         seed=seed,
         data_seed=seed,
@@ -69,6 +73,7 @@ class TokenWeightedTrainer(Trainer):
 
     cut: Cut
     eval_batch_tokens: int
+    flat: Flat
     processes: Processes
 
     def get_batch_samples(
@@ -81,33 +86,60 @@ class TokenWeightedTrainer(Trainer):
         self.state.num_input_tokens_seen += int(tokens)
         return samples, supervised
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.flat = Flat((model or self.model).parameters())
+        return super().create_optimizer(self.flat)
+
+    def probe(self, max_length: int) -> None:
+        """See whether a micro-batch of the longest conversations fits the GPU; if not, cut smaller ones.
+
+        Raises:
+            UserError: not even one conversation fits.
+        """
+        share = max(1, self.args.per_device_train_batch_size // self.processes.world)
+        rows = longest_step(share, max_length)
+        supervised = torch.tensor(n_supervised(rows), device=self.args.device)
+        with torch.random.fork_rng():
+            self._fitting(self.model, rows, supervised, when="before the first step", micro_batches=1)
+        self.model.zero_grad()
+
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of the step's loss; where its micro-batches do not fit the GPU, smaller ones from here on.
 
         Raises:
             UserError: not even one conversation fits.
         """
-        model.train()
         rows = self.processes.share(inputs, [len(row["input_ids"]) for row in inputs])
-        while (loss := self._forward_backward(model, rows, num_items_in_batch)) is None:
+        loss = self._fitting(model, rows, num_items_in_batch, when=f"at step {self.state.global_step + 1}")
+        self.processes.sum_over_all(self.flat.gather_gradients())
+        return self.processes.sum_over_all(loss)
+
+    def _fitting(
+        self, model: Any, rows: list[Row], supervised: Any, when: str, micro_batches: int | None = None
+    ) -> torch.Tensor:
+        """_forward_backward, with `self.cut` made smaller until its micro-batches fit."""
+        model.train()
+        while (loss := self._forward_backward(model, rows, supervised, micro_batches)) is None:
             model.zero_grad()
             torch.cuda.empty_cache()
             self.cut = self.cut.smaller(rows)
             print(
-                f"\nout of GPU memory at step {self.state.global_step + 1}: once more with micro-batches of at most "
-                f"{self.cut.tokens:,} tokens; the {len(inputs)} conversations of a step stay together",
+                f"\nout of GPU memory {when}: once more with micro-batches of at most {self.cut.tokens:,} tokens; "
+                f"the {self.args.per_device_train_batch_size} conversations of a step stay together",
                 flush=True,
             )
-        return self.processes.sum_gradients(model, loss)
+        return loss
 
-    def _forward_backward(self, model: Any, rows: list[Row], supervised: Any) -> torch.Tensor | None:
+    def _forward_backward(
+        self, model: Any, rows: list[Row], supervised: Any, micro_batches: int | None
+    ) -> torch.Tensor | None:
         """The step's loss, its gradients left in the parameters; None if the GPU's memory ran out.
 
         (None rather than the error, whose traceback would keep the activations.)
         """
         losses = []
         try:
-            for batch in self.cut.micro_batches(rows):
+            for batch in self.cut.micro_batches(rows)[:micro_batches]:
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, batch, num_items_in_batch=supervised)
@@ -132,11 +164,26 @@ class TokenWeightedTrainer(Trainer):
         finally:
             self.model.train(was_training)
         supervised = sum(label != IGNORE for labels in rows["labels"] for label in labels)
-        sums = [self.processes.sum(value, self.model.device) for value in (sum(nll), supervised)]
-        metrics = {f"{metric_key_prefix}_loss": sums[0] / sums[1]}
+        sums = torch.tensor([sum(nll), supervised], dtype=torch.float64, device=self.model.device)
+        total, count = self.processes.sum_over_all(sums).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / count}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class Probe(TrainerCallback):
+    """One pass at the most that memory is thought to take: better too much now than at step 50."""
+
+    def __init__(self, trainer: TokenWeightedTrainer, max_length: int) -> None:
+        self._trainer = trainer
+        self._max_length = max_length
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            self._trainer.probe(self._max_length)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # what is reported is what the training takes
 
 
 def build_trainer(

@@ -11,6 +11,7 @@ from typing import Any
 
 from stages.common.chat import BASE_MODEL
 from stages.common.errors import UserError
+from stages.common.provenance import require_same_base
 from stages.common.tables import read_json
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -25,16 +26,13 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
     try:
         config = read_json(adapter / CONFIG, f"train@{adapter.name}")
         found = shapes_of(adapter / ADAPTER)
-        trained_on = read_json(adapter / "training.json", f"train@{adapter.name}").get("base_model")
-        given = read_json(BASE_MODEL / "source.json", "fetch-model")
+        require_same_base(adapter, BASE_MODEL, remedy)
     except UserError as error:
         yield str(error)
         return
     if config.get("peft_type") != "LORA" or config.get("base_model_name_or_path") != str(BASE_MODEL):
         yield f"{adapter / CONFIG} is not that of a LoRA adapter on {BASE_MODEL}; {remedy}"
         return
-    if trained_on != given:  # of the same shapes it would load, and answer nonsense
-        yield f"{adapter} was trained on another base model than {BASE_MODEL} holds; {remedy}"
     wanted = expected(config, base)
     for name in sorted(set(wanted) | set(found)):
         if found.get(name) != wanted.get(name):

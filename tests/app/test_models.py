@@ -46,6 +46,7 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["missing folder", "cut short", "empty", "no json", "other base"])
 def test_a_broken_adapter_is_named_with_its_remedy_and_the_others_are_served(copy, how):
     damage(copy / "models/B", how)
+    (copy / "models/base/source.json").write_text('{"origin": "here"}')
     models = find_models(copy, copy / "models/base", load_params())
     assert models.names == ["base", "A", "C"]
     (problem,) = models.problems

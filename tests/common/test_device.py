@@ -6,8 +6,8 @@ from transformers import LlamaConfig
 
 from stages.common.device import (
     activation_bytes_per_token,
+    choose_checkpointing,
     dtype_for,
-    needs_checkpointing,
     packs,
     tokens_that_fit,
 )
@@ -62,7 +62,9 @@ def test_a_token_of_the_3b_model_keeps_what_was_measured():
     ],
 )
 def test_checkpointing_is_only_where_memory_needs_it(capability, free_gib, needed):
-    assert needs_checkpointing(free_gib * GIB, LLAMA_3B, 2048, capability) is needed
+    used, why = choose_checkpointing(free_gib * GIB, LLAMA_3B, 2048, capability)
+    assert used == ("unsloth" if needed else "none")
+    assert f"{free_gib}.0 GiB" in why
 
 
 def test_nothing_fits_where_there_is_less_than_the_work_needs():

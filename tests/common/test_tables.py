@@ -76,7 +76,9 @@ def test_a_folder_is_replaced_where_the_system_has_no_exchange(tmp_path, monkeyp
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    left = [tmp_path / f".out.json.{pid}.tmp" for pid in (killed.pid, os.getpid())]
+    unburied = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, unburied.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent does not care
+    left = [tmp_path / f".out.json.{pid}.tmp" for pid in (killed.pid, unburied.pid, os.getpid())]
     others = [tmp_path / f".out.json.{os.getppid()}.tmp", tmp_path / f".other.json.{killed.pid}.tmp"]
     for file in (*left, *others):
         file.touch()

@@ -62,6 +62,7 @@ def step(model, examples, tmp_path):
         trainer = build_trainer(
             model, small.chatml_tokenizer(), arguments, rows, rows, [], 400, cut=cut, processes=Processes()
         )
+        trainer.create_optimizer()
         model.zero_grad()
         batches, supervised = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, "cpu")
         loss = trainer.training_step(model, batches[0], supervised)
@@ -185,3 +186,27 @@ def test_out_of_memory_at_one_conversation_says_what_to_set(step, monkeypatch):
     monkeypatch.setattr(TokenWeightedTrainer, "compute_loss", failing.instead_of_it())
     with pytest.raises(UserError, match=r"micro-batch 1 \(90 tokens\).*max_length"):
         step(Cut(tokens=ALL, packed=False))
+
+
+def test_the_probe_finds_the_cut_before_the_first_step(step, monkeypatch, capsys):
+    _, _, trainer = step(Cut(tokens=ALL, packed=False))
+
+    def compute_loss(trainer, model, batch, **kwargs):
+        tried.append(tuple(batch["input_ids"].shape))
+        if batch["input_ids"].numel() > 5 * LONGEST:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return original(trainer, model, batch, **kwargs)
+
+    tried, original = [], Trainer.compute_loss
+    monkeypatch.setattr(TokenWeightedTrainer, "compute_loss", compute_loss)
+    weights, draw = trainer.flat.weight.detach().clone(), torch.random.get_rng_state()
+    trainer.probe(max_length=LONGEST)
+    assert tried == [(16, LONGEST), (8, LONGEST), (4, LONGEST)]  # one pass each, not a whole step
+    assert (trainer.cut.tokens, trainer.cut.back_offs) == (4 * LONGEST, 2)
+    assert torch.equal(trainer.flat.weight, weights) and not any(gradients_left(trainer.model))
+    assert torch.equal(torch.random.get_rng_state(), draw)
+    assert capsys.readouterr().out.count("out of GPU memory before the first step") == 2
+
+
+def gradients_left(model):
+    return [weight.grad is not None for weight in model.parameters()]
