@@ -51,7 +51,9 @@ def fuse(model: PreTrainedModel) -> None:
     """Give a model on a GPU Liger's kernels for what stands between its matrix products: a quarter less time."""
     from transformers.integrations.liger import apply_liger_kernel
 
-    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells which kernels for other devices it lacks
+    logging.getLogger("liger_kernel").setLevel(
+        logging.ERROR
+    )  # it tells which kernels for other devices it lacks
     apply_liger_kernel(
         model,
         {
