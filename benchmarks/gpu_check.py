@@ -62,6 +62,7 @@ def prepare(folder: Path) -> Workspace:
     params = project.params()
     project.set(
         variants={name: params["variants"][name] for name in VARIANTS},
+        export__variants=list(VARIANTS),
         profiles__full__eval={"batch_tokens": 16384, "max_new_tokens": 16, "task_prompts": 0, "code_rows": 0},
     )
     project.commit("start")
@@ -97,7 +98,7 @@ def two_processes(project: Workspace) -> tuple[float, list[float]]:
     """How far an adapter trained by two processes is from that of one, relative to how far apart A and C are; the losses."""
     alone = Path(shutil.copytree(project.root / "models/A", project.root / "alone"))
     started = time.perf_counter()
-    project.stage("train", "A", env={"PET_NPROC_PER_NODE": "2"})
+    project.stage("train", "A", PET_NPROC_PER_NODE="2")
     print(f"train A by two processes: {time.perf_counter() - started:.1f} s", flush=True)
     folders = (alone, project.root / "models/A")
     one, two, other = (adapter(folder) for folder in (*folders, project.root / "models/C"))
