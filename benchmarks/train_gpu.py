@@ -124,7 +124,8 @@ class Watch:
             return train(trainer, *args, **kwargs)
 
         def counted_loss(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            watch.processed += inputs["input_ids"].numel()
+            if watch.begun:  # else it is c's probe
+                watch.processed += inputs["input_ids"].numel()
             return compute_loss(trainer, model, inputs, *args, **kwargs)
 
         Trainer.train, Trainer.compute_loss = timed_train, counted_loss
