@@ -30,6 +30,7 @@ REQUIREMENTS = (
     "gradio",
     "jinja2",
     "numpy",
+    "psutil",
     "pyarrow",
     "pydantic",
     "ruamel.yaml",
