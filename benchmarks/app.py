@@ -38,8 +38,7 @@ RESULTS = Path(__file__).parent / "results/app.json"
 FETCHED = "q4_1"  # tiny's base as it comes
 PRECISIONS = (FETCHED, "q8_0", "f16")
 WAYS: tuple[Way, ...] = (
-    *(("llama.cpp", precision) for precision in PRECISIONS),
-    *(("server", precision) for precision in PRECISIONS),
+    *((engine, precision) for precision in PRECISIONS for engine in ("llama.cpp", "server")),
     ("transformers", "float32"),
     ("transformers", "bfloat16"),
     ("generate", "float32"),
@@ -52,6 +51,30 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a fresh process, so that memory, threads and environment are its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def speeds(folder: Path, prompts: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """Each way's figures: medians of a process per round, in which the ways take turns, since a machine's speed drifts."""
+    found: dict[Way, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            found[way].append(alone(engines.speed, way, folder, prompts, tokens))
+            print(found[way][-1], file=sys.stderr, flush=True)
+    return [_medians(rows) for rows in found.values()]
+
+
+def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of every number; beside a median, where it is a speed, what it is the median of."""
+    result: dict[str, Any] = {}
+    for key, value in rows[0].items():
+        values = [row[key] for row in rows]
+        if isinstance(value, dict):
+            result[key] = _medians(values)
+        else:
+            result[key] = value if isinstance(value, str) else round(float(np.median(values)), 4)
+        if key == "tokens_per_second":
+            result["rounds"] = values
+    return result
 
 
 def start(engine: str) -> dict[str, float]:
@@ -147,6 +170,19 @@ def report(result: dict[str, Any]) -> str:
             f"| {base['first_token_seconds']:.2f} | {adapter['first_token_seconds']:.2f} "
             f"| {row['load_seconds']:.1f} | {row['peak_rss_gib']:.2f} |"
         )
+    by_way = {(row["engine"], row["precision"]): row for row in result["speed"]}
+    lines += [
+        "",
+        "| llama.cpp / its own server, tokens/s of each round | base | with adapter |",
+        "|---|---:|---:|",
+    ]
+    for precision in PRECISIONS:
+        ours, server = by_way["llama.cpp", precision], by_way["server", precision]
+        ratios = (
+            ", ".join(f"{a / b:.2f}" for a, b in zip(ours[key]["rounds"], server[key]["rounds"], strict=True))
+            for key in ("base", "adapter")
+        )
+        lines.append(f"| {precision} | {' | '.join(ratios)} |")
     lines += ["", "| all models at once | precision | tokens/s together |", "|---|---|---:|"]
     lines += [
         f"| {row['engine']} | {row['precision']} | {row['tokens_per_second']:.0f} |"
@@ -178,6 +214,7 @@ def report(result: dict[str, Any]) -> str:
 def main(
     prompts: Annotated[int, typer.Option(min=1, max=10, help="Fixed prompts to ask.")] = 10,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer at most.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every way's speed is measured.")] = 3,
     rows: Annotated[int | None, typer.Option(help="Test rows to score; all if left out.")] = None,
     results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
 ) -> None:
@@ -186,11 +223,8 @@ def main(
         shutil.copy(BASE_MODEL / "base.gguf", folder / f"{FETCHED}.gguf")
         for precision in PRECISIONS[1:]:
             alone(engines.write_base, folder, precision)
-        # The speeds first and beside each other, before anything warms the machine unevenly.
-        result: dict[str, Any] = {"prompts": prompts, "tokens_at_most": tokens, "speed": []}
-        for way in WAYS:
-            result["speed"].append(alone(engines.speed, way, folder, prompts, tokens))
-            print(result["speed"][-1], file=sys.stderr, flush=True)
+        result: dict[str, Any] = {"prompts": prompts, "tokens_at_most": tokens, "rounds": rounds}
+        result["speed"] = speeds(folder, prompts, tokens, rounds)
         shown = (("llama.cpp", FETCHED), ("transformers", "float32"))
         result["comparison"] = [alone(engines.comparison, way, folder, tokens) for way in shown]
         result["start"] = [start(engine) for engine in ("llama.cpp", "transformers")]

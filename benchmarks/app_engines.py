@@ -99,6 +99,8 @@ def _ask_server(precision: str, models: Models, folder: Path) -> Ask:
     params.model.path = str(folder / f"{precision}.gguf")
     params.n_ctx, params.n_parallel, params.verbosity = CONTEXT_TOKENS, 1, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    # Else it restores what the base has read of a prompt for the adapter too, and answers with something between.
+    params.cache_ram_mib = 0
     adapters = _adapters(models, folder)
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters.values()]
     server = xllamacpp.Server(params)

@@ -19,6 +19,7 @@ from stages.common.likelihood import conversation_nll
 from stages.common.params import load_params
 from stages.common.provenance import hardware, versions
 from stages.common.tables import write_json
+from stages.eval.fused import fuse_adapter
 
 RESULTS = Path(__file__).parent / "results/eval_gpu.json"
 
@@ -77,6 +78,8 @@ def main() -> None:
     lora = LoraConfig(r=16, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(0)
     model = get_peft_model(model, lora, autocast_adapter_dtype=False).eval()
+    scored["adapter as PEFT computes it"] = score("adapter as PEFT computes it")
+    fuse_adapter(model)
     scored["adapter"] = score("adapter")
     result = {
         "card": torch.cuda.get_device_name(),

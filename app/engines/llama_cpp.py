@@ -174,12 +174,19 @@ class LlamaCpp:
                 for place, name in enumerate(self._models[1:])
             ],
             "max_tokens": job.max_new_tokens,
-            "temperature": job.sampling.temperature,
-            "top_p": job.sampling.top_p,
+            # The best token needs no sorted vocabulary, a tenth of the time with a small model.
+            **(
+                {"samplers": ["penalties", "top_k"], "top_k": 1}
+                if job.sampling.temperature == 0
+                else {
+                    "samplers": ["penalties", "temperature", "top_p"],
+                    "temperature": job.sampling.temperature,
+                    "top_p": job.sampling.top_p,
+                }
+            ),
             "repeat_penalty": job.sampling.repetition_penalty,
             "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
             "seed": job.sampling.seed % SEEDS,
-            "samplers": ["penalties", "temperature", "top_p"],
             "cache_prompt": True,
             "timings_per_token": True,
         }

@@ -41,12 +41,15 @@ def main(name: LaneArgument) -> None:
     from stages.common.device import resolve_dtype
     from stages.common.inference import load_for_inference
     from stages.common.likelihood import conversation_nll
+    from stages.eval.fused import fuse_adapter
     from stages.eval.generation import summarise
     from stages.eval.likelihood import losses
     from stages.eval.tasks import pass_rates
 
     dtype = resolve_dtype(params.train_of(params.evaluation.test_of).dtype)
     model = load_for_inference(dtype, None if name == BASE else MODELS / name)
+    if name != BASE and model.device.type == "cuda":
+        fuse_adapter(model)
     settings = params.active.eval
     nll = conversation_nll(
         model, rows["input_ids"].to_pylist(), rows["labels"].to_pylist(), settings.batch_tokens

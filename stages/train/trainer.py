@@ -118,7 +118,8 @@ class TokenWeightedTrainer(Trainer):
         self, model: Any, rows: list[Row], supervised: Any, when: str, micro_batches: int | None = None
     ) -> torch.Tensor:
         """_forward_backward, with `self.cut` made smaller until its micro-batches fit."""
-        model.train()
+        if not model.training:  # telling it to each of 1,500 modules would take milliseconds every step
+            model.train()
         while (loss := self._forward_backward(model, rows, supervised, micro_batches)) is None:
             model.zero_grad()
             torch.cuda.empty_cache()
