@@ -118,8 +118,6 @@ class TokenWeightedTrainer(Trainer):
         self, model: Any, rows: list[Row], supervised: Any, when: str, micro_batches: int | None = None
     ) -> torch.Tensor:
         """_forward_backward, with `self.cut` made smaller until its micro-batches fit."""
-        if not model.training:  # telling it to each of 1,500 modules would take milliseconds every step
-            model.train()
         while (loss := self._forward_backward(model, rows, supervised, micro_batches)) is None:
             model.zero_grad()
             torch.cuda.empty_cache()
@@ -208,6 +206,9 @@ def build_trainer(
         data_collator=as_rows,
         callbacks=callbacks,
     )
+    # Once, since telling 1,500 modules at each step takes milliseconds: whoever changes the mode changes it back.
+    # from_pretrained leaves all below the outermost in eval mode, in which nothing is checkpointed.
+    model.train()
     trainer.cut = cut
     trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens

@@ -104,6 +104,23 @@ def test_every_cut_gives_the_gradient_of_the_definition(name, step, definition):
     assert trainer.cut == CUTS[name]
 
 
+def test_every_module_trains_at_a_step_also_after_an_evaluation(step, model, examples, monkeypatch):
+    """In eval mode nothing is checkpointed, and memory runs out."""
+    seen = []
+    sound = TokenWeightedTrainer.compute_loss
+
+    def watched(trainer, model, *arguments, **keywords):
+        seen.append(all(module.training for module in model.modules()))
+        return sound(trainer, model, *arguments, **keywords)
+
+    monkeypatch.setattr(TokenWeightedTrainer, "compute_loss", watched)
+    model.get_base_model().eval()  # as from_pretrained leaves it, below an outermost module that trains
+    _, _, trainer = step(CUTS["1 x 16, padded"])
+    trainer.evaluate()
+    trainer.training_step(model, as_rows(examples), torch.tensor(100))
+    assert seen == [True, True]
+
+
 def test_the_cuts_are_what_their_names_say(examples):
     rows = as_rows(examples)
     shapes = {
