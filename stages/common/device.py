@@ -99,3 +99,11 @@ def choose_checkpointing(
     wanted = max(max_length, BUSY_TOKENS if fast else 0)
     why = f"{fits:,} tokens fit into {free / 2**30:.1f} GiB without, {wanted:,} are wanted at once"
     return ("unsloth" if fits < wanted else "none"), why
+
+
+def unpacks(more: int, free: int, config: PreTrainedConfig, max_length: int, capability: Capability) -> bool:
+    """Whether 4-bit weights are worth `more` bytes to have them in 16 bit: if no checkpointing is needed for it.
+
+    They are the same numbers, which else are unpacked at every use, twice a step: 2 % of an H100's time.
+    """
+    return choose_checkpointing(free - more, config, max_length, capability)[0] == "none"

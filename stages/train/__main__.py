@@ -71,7 +71,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
     checkpoints = Checkpoints(room, recipe.save_steps, {"kept": room.kept, "metrics": metrics}, started)
     processes.tell("identity", made_of)
     processes.tell("checkpoint", checkpoints.start and str(checkpoints.start))
-    model, checkpointing = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    model, how = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
     cut = cut_for(model, recipe, max_length)
     with Live(str(metrics), resume=bool(checkpoints.start), save_dvc_exp=False, dvcyaml=None) as live:
         clock, keep = Clock(), KeepBest(recipe.keep, room.kept)
@@ -100,7 +100,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
         "base_model": read_json(BASE_MODEL / "source.json", made_by="fetch-model"),
         **resolved(params, variant, trainer.args),
         "cut": {"tokens_at_start": cut.tokens} | asdict(trainer.cut),
-        "gradient_checkpointing": checkpointing,
+        **how,
         "schedule": schedule,
         "processes": processes.world,
         "exposure": exposure(rows, recipe),

@@ -10,6 +10,7 @@ from stages.common.device import (
     dtype_for,
     packs,
     tokens_that_fit,
+    unpacks,
 )
 
 CPU, T4, A100, H100 = None, (7, 5), (8, 0), (9, 0)
@@ -69,3 +70,18 @@ def test_checkpointing_is_only_where_memory_needs_it(capability, free_gib, neede
 
 def test_nothing_fits_where_there_is_less_than_the_work_needs():
     assert tokens_that_fit(GIB, 1000) <= 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "free_gib", "once"),
+    [
+        (H100, 75, True),
+        (A100, 36, True),
+        (H100, 21, False),  # 24 GB: the activations need it
+        (H100, 13, False),  # checkpointing already
+        (T4, 12, False),
+    ],
+)
+def test_4_bit_weights_are_unpacked_once_where_activations_do_not_need_the_memory(capability, free_gib, once):
+    more = int(3.9 * GIB)  # of Llama-3.2-3B's
+    assert unpacks(more, free_gib * GIB, LLAMA_3B, 2048, capability) is once
