@@ -282,12 +282,12 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(BUDGET_GIB[name] * 2**30 / total)
     watch = Watch()
-    {"a": plain, "b": notebook, "c": ours, "c16": ours}[name](model_folder, STEPS[name], watch)
+    {"a": plain, "b": notebook}.get(name, ours)(model_folder, STEPS[name], watch)
     found = watch.report(conversations(STEPS[name]))
     record = Path("models/B/training.json")
     if record.exists():
         written = json.loads(record.read_text())
-        found |= {"cut": written["cut"], "checkpointing": written["gradient_checkpointing"]}
+        found |= {key: written[key] for key in ("cut", "base_weights", "gradient_checkpointing")}
     return found
 
 
@@ -357,6 +357,9 @@ def record(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=list(STEPS))
+    parser.add_argument(
+        "--add", action="store_true", help="go on with the results file, which is of this machine"
+    )
     parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "llama-3b-random")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -373,7 +376,7 @@ def main() -> None:
         shutil.rmtree(options.model, ignore_errors=True)
         write_model(options.model)
         torch.cuda.empty_cache()
-    results: dict[str, dict[str, Any]] = {}
+    results = json.loads(RESULTS.read_text())["results"] if options.add else {}
     for name in options.only:
         results[name] = run(name, options.model)
         print(name, results[name], flush=True)
