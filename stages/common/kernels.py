@@ -1,4 +1,4 @@
-"""A faster product than Unsloth has of its own, which stages/common/model.py lends it for training on a GPU."""
+"""The product of an adapted layer in fewer passes over its output: for training and scoring on a GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any
 import torch
 
 
+def adapted_product(
+    x: torch.Tensor, base: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    """x (..., in) to x base + x down up (..., out), the base's product added to the adapter's as it is computed."""
+    rows = x.reshape(-1, x.shape[-1])
+    return (rows @ down @ up).addmm_(rows, base).view(*x.shape[:-1], -1)
+
+
 def adapter_first(matmul_lora: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Unsloth's product of an adapted layer, x W' + s x A' B', for 16-bit weights: the base's product is added last.
+    """Unsloth's product of an adapted layer, x W' + s x A' B', as `adapted_product` where the weights are 16-bit.
 
     Unsloth adds the adapter's, which reads and writes all of the base's once more: 2 % of an H100's training step.
     The sum is as exact: one rounding between the two products either way.
@@ -20,8 +28,6 @@ def adapter_first(matmul_lora: Callable[..., torch.Tensor]) -> Callable[..., tor
     ) -> torch.Tensor:
         if a is None or quant is not None or out is not None or torch.compiler.is_compiling():
             return matmul_lora(x, w, quant, a, b, s, out, **options)
-        rows = x.reshape(-1, x.shape[-1])
-        product = (rows @ a.to(x.dtype).t()).mul_(s) @ b.to(x.dtype).t()
-        return product.addmm_(rows, w.t()).view(*x.shape[:-1], -1)
+        return adapted_product(x, w.t(), a.to(x.dtype).t(), (b * s).to(x.dtype).t())
 
     return multiply

@@ -13,6 +13,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 
+from stages.common.kernels import adapted_product
+
 
 def fuse_adapter(model: PeftModel) -> None:
     """Replace the forward of each plain LoRA layer, for good: no merging or switching adapters afterwards."""
@@ -42,8 +44,4 @@ def _fused(layer: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     base, down = layer.get_base_layer().weight.t(), layer.lora_A[adapter].weight.t()
     up = (layer.lora_B[adapter].weight * layer.scaling[adapter]).t()
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows @ down @ up).addmm_(rows, base).view(*x.shape[:-1], -1)
-
-    return forward
+    return lambda x: adapted_product(x, base, down, up)
