@@ -24,14 +24,14 @@ app: $(BIN)/.installed ## chat with the base model and the variants on http://12
 
 report: $(BIN)/.installed ## the report of the last run, made again if it is out of date
 	dvc repro --single-item plot
-	python -m stages.plot.experiments --report dvc_plots/report.html
+	python -m tools.experiments --report dvc_plots/report.html
 	@echo "open plots/report.html, or dvc_plots/report.html with the experiments in it"
 
 exp: $(BIN)/.installed ## all experiments in one table: what each changed, every model's loss, what is shown
-	@python -m stages.plot.experiments
+	@python -m tools.experiments
 
 watch: $(BIN)/.installed ## follow a training in a second terminal: time left, curves, samples
-	@python -m stages.plot.watch
+	@python -m tools.watch
 
 bench: $(BIN)/.installed ## time and memory of each stage
 	python -m benchmarks.pipeline
@@ -53,5 +53,5 @@ $(BIN)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with `make PYTHON=python3.12`")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.txt
-	$(BIN)/python -m stages.plot.offline
+	$(BIN)/python -m tools.vega_page
 	touch $@

@@ -22,13 +22,13 @@ from typing import Annotated
 
 import typer
 
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.params import load_params
+from abctune.llm.chat import BASE_MODEL, load_tokenizer
 from app.engines.choose import EngineName, load_engine
 from app.models import Models, find_models
 from app.revision import fetch_revision
 from app.service import Service
-from stages.common.chat import BASE_MODEL, load_tokenizer
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import load_params
 
 AUTH = "ABCTUNE_AUTH"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from abctune.llm.chat import prompt_ids
+from abctune.llm.conversation import Message
 from app.request import Refused
-from stages.common.chat import prompt_ids
-from stages.common.conversation import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

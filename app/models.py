@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.common.errors import UserError
-from stages.common.params import BASE, Params
-from stages.common.provenance import require_same_base, sha256_of
+from abctune.core.errors import UserError
+from abctune.core.params import BASE, Params
+from abctune.core.provenance import require_same_base, sha256_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.common.conversation import Message
+from abctune.llm.conversation import Message
 
 CONTEXT_TOKENS = 2048  # the report's max_seq_length; longer conversations lose their oldest turns
 MAX_CHARACTERS = 16_000  # per message: about twice what the context holds of English text

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from stages.common.errors import UserError
-from stages.common.params import load_params
-from stages.common.tables import replacing
+from abctune.core.errors import UserError
+from abctune.core.files import atomic_output
+from abctune.core.params import load_params
 
 CACHE = Path("app/local/revisions")
 NOT_HERE = "its adapters are not in DVC's cache; `dvc pull --all-commits` brings them from the remote"
@@ -36,7 +36,7 @@ def fetch_revision(rev: str, cache: Path = CACHE) -> Path:
     target = cache / commit
     if not target.exists():
         try:
-            with replacing(target) as folder:
+            with atomic_output(target) as folder:
                 _copy(DVCFileSystem(rev=commit), folder, rev)
         except DataIndexDirError:  # a folder's list of files is not in the cache
             raise UserError(f"--rev {rev}: {NOT_HERE}") from None

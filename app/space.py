@@ -14,14 +14,14 @@ from typing import Annotated
 
 import typer
 
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, write_text
+from abctune.core.params import Params, load_params
+from abctune.llm.chat import BASE_MODEL
 from app.engines.choose import CACHE, gguf_of_base
 from app.engines.lora_gguf import gguf_of
 from app.models import Models, find_models
 from app.revision import fetch_revision
-from stages.common.chat import BASE_MODEL
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import Params, load_params
-from stages.common.tables import replacing, write_text
 
 ROOT = Path(__file__).parent.parent
 # What `python -m app` imports with llama.cpp (a test starts it with nothing else). What these need in turn is left to
@@ -73,7 +73,7 @@ def main(
         print(f"warning: {problem}", file=sys.stderr)
     if not models.adapters:
         raise UserError("no adapter can be served; `dvc repro` makes them, or `dvc pull` brings them")
-    with replacing(out) as folder:
+    with atomic_output(out) as folder:
         _copy_code(folder)
         shutil.copy(root / "params.yaml", folder)
         _copy_models(folder, root, models)
@@ -91,7 +91,9 @@ def main(
 def _copy_code(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "local", "Dockerfile", ".gitignore")
     shutil.copytree(ROOT / "app", folder / "app", ignore=ignore)
-    shutil.copytree(ROOT / "stages/common", folder / "stages/common", ignore=ignore)
+    for part in ("core", "llm"):
+        shutil.copytree(ROOT / "abctune" / part, folder / "abctune" / part, ignore=ignore)
+    shutil.copy(ROOT / "abctune/__init__.py", folder / "abctune/__init__.py")
     shutil.copy(ROOT / "app/Dockerfile", folder)
 
 

@@ -27,12 +27,12 @@ import httpx
 import numpy as np
 import typer
 
+from abctune.core.files import read_rows, write_json
+from abctune.core.params import BASE, load_params
+from abctune.core.provenance import hardware, versions
+from abctune.llm.chat import BASE_MODEL
 from benchmarks import app_engines as engines
 from benchmarks.app_engines import Way
-from stages.common.chat import BASE_MODEL
-from stages.common.params import BASE, load_params
-from stages.common.provenance import hardware, versions
-from stages.common.tables import read_rows, write_json
 
 RESULTS = Path(__file__).parent / "results/app.json"
 FETCHED = "q4_1"  # tiny's base as it comes

@@ -17,14 +17,14 @@ from typing import Any
 
 import httpx
 
+from abctune.core.params import BASE, load_params
+from abctune.core.provenance import peak_rss_gib
+from abctune.llm.chat import BASE_MODEL, load_tokenizer, prompt_ids
+from abctune.llm.prompts import PROMPTS
 from app.engines import Engine, Job
 from app.engines.lora_gguf import gguf_of
 from app.models import Models, find_models
 from app.request import CONTEXT_TOKENS, Sampling
-from stages.common.chat import BASE_MODEL, load_tokenizer, prompt_ids
-from stages.common.params import BASE, load_params
-from stages.common.prompts import PROMPTS
-from stages.common.provenance import peak_rss_gib
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1)
 Way = tuple[str, str]
@@ -42,7 +42,7 @@ def write_base(folder: Path, fmt: str) -> None:
     """The base in another GGUF precision, from the weights that transformers reads."""
     import torch
 
-    from stages.common.inference import load_for_inference
+    from abctune.llm.inference import load_for_inference
     from stages.export.llama_gguf import write_gguf
 
     model = load_for_inference(torch.float32)
@@ -74,13 +74,13 @@ def load(way: Way, models: Models, tokenizer: Any, folder: Path) -> Engine:
         threads = len(os.sched_getaffinity(0))
         base, adapters = folder / f"{precision}.gguf", _adapters(models, folder)
         return LlamaCpp(base, adapters, tokenizer, CONTEXT_TOKENS, threads)
-    import stages.common.offline  # noqa: F401  # isort: skip  (before torch)
+    import abctune.llm.environment  # noqa: F401  # isort: skip  (before torch)
     import torch
 
-    from app.engines.reference import Reference
+    from app.engines.transformers_engine import TransformersEngine
 
     paths = {name: adapter.path for name, adapter in models.adapters.items()}
-    return Reference(models.base, paths, tokenizer, CONTEXT_TOKENS, getattr(torch, precision))
+    return TransformersEngine(models.base, paths, tokenizer, CONTEXT_TOKENS, getattr(torch, precision))
 
 
 def _ask_engine(engine: Engine) -> Ask:
@@ -131,12 +131,12 @@ def _ask_generate(models: Models, tokenizer: Any) -> Ask:
     import queue
     import threading
 
-    import stages.common.offline  # noqa: F401  # isort: skip  (before torch)
+    import abctune.llm.environment  # noqa: F401  # isort: skip  (before torch)
     import torch
     from transformers.generation import BaseStreamer
 
-    from stages.common.chat import stop_token_ids
-    from stages.common.inference import load_for_inference
+    from abctune.llm.chat import stop_token_ids
+    from abctune.llm.inference import load_for_inference
 
     adapted = list(models.adapters)[-1]
     loaded = {name: load_for_inference(torch.float32, path) for name, path in

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from abctune.core.files import write_json
+from abctune.core.params import load_params
+from abctune.core.provenance import hardware, versions
+from abctune.llm.inference import fuse
+from abctune.llm.likelihood import conversation_nll
 from benchmarks.train_gpu import ROPE, SHAPE, TARGETS, conversations
-from stages.common.inference import fuse
-from stages.common.likelihood import conversation_nll
-from stages.common.params import load_params
-from stages.common.provenance import hardware, versions
-from stages.common.tables import write_json
 from stages.eval.fused import fuse_adapter
 
 RESULTS = Path(__file__).parent / "results/eval_gpu.json"

@@ -19,8 +19,8 @@ from typing import Annotated
 
 import typer
 
-from stages.common.provenance import hardware, versions
-from stages.common.tables import write_json
+from abctune.core.files import write_json
+from abctune.core.provenance import hardware, versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/experiments.json"
@@ -50,7 +50,7 @@ def main(
             name: best_of(clone, *command)
             for name, command in {
                 "dvc_exp_show_seconds": ("dvc", "exp", "show", "--no-pager"),
-                "table_seconds": ("python", "-m", "stages.plot.experiments"),
+                "table_seconds": ("python", "-m", "tools.experiments"),
             }.items()
         }
     result = {

@@ -19,9 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 from ruamel.yaml import YAML
 
+from abctune.core.files import read_json, read_rows, write_json, write_rows
+from abctune.core.provenance import hardware
 from benchmarks.measure import run_measured
-from stages.common.provenance import hardware
-from stages.common.tables import read_json, read_rows, write_json, write_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/format.json"

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from stages.common.inference import load_for_inference
-from stages.common.likelihood import conversation_nll
+from abctune.llm.inference import load_for_inference
+from abctune.llm.likelihood import conversation_nll
 from tests import small
 from tests.workspace import Workspace, new_project
 

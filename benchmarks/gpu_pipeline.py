@@ -87,7 +87,7 @@ def four_bit_losses(project: Workspace) -> dict[str, float]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from stages.common.likelihood import conversation_nll
+    from abctune.llm.likelihood import conversation_nll
 
     rows = pq.read_table(project.root / "data/split/C/test.parquet")
     columns = [rows[name].to_pylist() for name in ("input_ids", "labels")]
@@ -130,8 +130,8 @@ def compare(cpu: dict[str, Any], gpu: dict[str, float]) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    from stages.common.provenance import hardware, versions
-    from stages.common.tables import write_json
+    from abctune.core.files import write_json
+    from abctune.core.provenance import hardware, versions
 
     if not torch.cuda.is_available():
         sys.exit("no CUDA GPU is visible: this check proves nothing here")

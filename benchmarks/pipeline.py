@@ -19,9 +19,9 @@ from typing import Any
 import networkx
 from dvc.repo import Repo
 
+from abctune.core.files import write_json
+from abctune.core.provenance import hardware, versions
 from benchmarks.measure import run_measured
-from stages.common.provenance import hardware, versions
-from stages.common.tables import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/pipeline.json"

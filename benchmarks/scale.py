@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.common.provenance import hardware
-from stages.common.tables import read_json, write_json
+from abctune.core.files import read_json, write_json
+from abctune.core.provenance import hardware
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/scale.json"

@@ -10,8 +10,8 @@ from itertools import combinations
 
 import numpy as np
 
-from stages.common.provenance import peak_rss_gib
-from stages.plot.statistics import RESAMPLES, bootstrap, cluster_sums
+from abctune.core.provenance import peak_rss_gib
+from abctune.study.statistics import RESAMPLES, bootstrap, cluster_sums
 
 CONVERSATIONS, MODELS = 5000, 5
 

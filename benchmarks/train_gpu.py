@@ -265,8 +265,8 @@ def ours(model_folder: Path, steps: int, watch: Watch) -> None:
         YAML().dump(params, file)
     subprocess.run("git init -q && git commit -q --allow-empty -m start", shell=True, check=True)
 
-    import stages.common.model  # noqa: F401  (Unsloth, before transformers)
     import stages.train.__main__ as stage
+    import stages.train.model  # noqa: F401  (Unsloth, before transformers)
     from stages.train.callbacks import LiveSamples
 
     LiveSamples._sample = lambda *_, **__: None  # type: ignore[method-assign]
@@ -335,7 +335,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def record(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
-    from stages.common.provenance import hardware, versions
+    from abctune.core.provenance import hardware, versions
 
     lengths = sorted(len(row["input_ids"]) for row in conversations(40))
     return {
@@ -370,7 +370,7 @@ def main() -> None:
 
     import torch
 
-    from stages.common.tables import write_json
+    from abctune.core.files import write_json
 
     if not (options.model / "source.json").exists():
         shutil.rmtree(options.model, ignore_errors=True)

@@ -108,7 +108,7 @@ def llama_tokenizer():
         eos_token="<|eot_id|>",
         pad_token="<|finetune_right_pad_id|>",
     )
-    tokenizer.chat_template = Path("stages/common/llama-3.1.jinja").read_text(encoding="utf-8")
+    tokenizer.chat_template = Path("abctune/llm/llama-3.1.jinja").read_text(encoding="utf-8")
     return tokenizer
 
 

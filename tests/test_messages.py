@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stages.common.errors import UserError, exits_with_one_line
+from abctune.core.errors import UserError, exits_with_one_line
 from tests import small
 from tests.fetch.conftest import Project
 from tests.fetch.test_hub import model_files
@@ -65,7 +65,7 @@ def test_4_bit_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, reason: str
     """No GPU, and a driver that this torch does not support."""
     import torch
 
-    from stages.common.model import load_for_training
+    from stages.train.model import load_for_training
 
     def init() -> None:
         raise RuntimeError(f"{reason} from http://www.nvidia.com/")
@@ -93,10 +93,10 @@ def test_out_of_gpu_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_out_of_gpu_memory_at_micro_batch_1() -> None:
-    from stages.train.cut import Cut
+    from stages.train.micro_batching import MicroBatching
 
     row = {"input_ids": np.ones(90, int), "labels": np.ones(90, int)}
-    said = raised(lambda: Cut(tokens=90, packed=False).smaller([row]))
+    said = raised(lambda: MicroBatching(tokens=90, packed=False).smaller([row]))
     assert "out of GPU memory at micro-batch 1 (90 tokens)" in said
     assert "train.load_in_4bit: true" in said and "params.yaml" in said
 
@@ -178,7 +178,7 @@ def adapter(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) 
 def load(adapter: Path) -> object:
     import torch
 
-    from stages.common.inference import load_for_inference
+    from abctune.llm.inference import load_for_inference
 
     return load_for_inference(torch.float32, adapter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-LANES = ("mix", "format", "split", "train", "eval")
+PACKAGES = ("abctune", "stages", "tools", "app")
+FOREACH_STAGES = ("mix", "format", "split", "train", "eval")
 
 
 OUTPUTS = (
@@ -58,7 +60,7 @@ def test_a_changed_learning_rate_reruns_that_variants_train_and_eval_and_plot_on
 def test_a_new_variant_is_a_params_edit_alone(finished):
     params = finished.params()
     finished.set(variants=params["variants"] | {"D": params["variants"]["B"]})
-    assert would_run(finished) == {f"{stage}@D" for stage in LANES} | {"plot"}
+    assert would_run(finished) == {f"{stage}@D" for stage in FOREACH_STAGES} | {"plot"}
 
 
 def test_a_changed_report_never_retrains(finished):
@@ -80,52 +82,83 @@ def test_the_lock_belongs_to_dvc_yaml():
 
 
 def imports_of(path: Path) -> set[str]:
-    """The stages.* modules that a file imports, anywhere in it."""
+    """Every module of this project that a file imports, anywhere in it, as dotted names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.startswith("stages.")}
+    return {name for name in found if name.split(".")[0] in PACKAGES}
 
 
-def common_modules_of(stage: str) -> set[str]:
-    """The stages/common files that a stage uses, those behind them included."""
-    queue = list((ROOT / "stages" / stage).glob("*.py"))
-    used: set[str] = set()
+def file_of(module: str) -> Path | None:
+    """The file behind a dotted name; None if the name is a member of a module or a package."""
+    path = ROOT / Path(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
+def imported_from(folder: Path) -> set[Path]:
+    """The project's files that a folder's modules import, those behind them included."""
+    queue, used = list(folder.rglob("*.py")), set()
     while queue:
-        for name in imports_of(queue.pop()):
-            file = ROOT / Path(*name.split(".")).with_suffix(".py")
-            relative = file.relative_to(ROOT).as_posix()
-            if name.startswith("stages.common.") and file.exists() and relative not in used:
-                used.add(relative)
+        for file in filter(None, map(file_of, imports_of(queue.pop()))):
+            if file not in used:
+                used.add(file)
                 queue.append(file)
     return used
 
 
-@pytest.mark.parametrize("name", ["fetch-model", "fetch", *LANES, "eval-base", "export", "plot"])
+@pytest.mark.parametrize("name", ["fetch-model", "fetch", *FOREACH_STAGES, "eval-base", "export", "plot"])
 def test_a_stage_depends_on_the_code_it_imports(name):
     stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]
     body = stage.get("do", stage)
     folder = re.match(r"python -m stages\.(\w+)", body["cmd"]).group(1)
-    deps = {dep if isinstance(dep, str) else next(iter(dep)) for dep in body["deps"]}
-    assert f"stages/{folder}" in deps
-    declared = {dep for dep in deps if dep.startswith("stages/common/") and dep.endswith(".py")}
-    assert declared == common_modules_of(folder)
+    declared = {dep for dep in body["deps"] if dep.split("/")[0] in PACKAGES}
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in imported_from(ROOT / "stages" / folder)}
+    used = {f"stages/{folder}"} | {"/".join(folder.split("/")[:2]) for folder in folders} - {
+        "abctune",
+        "stages",
+    }
+    assert declared == used
 
 
-@pytest.mark.parametrize("stage", ["fetch", *LANES, "export", "plot"])
-def test_no_stage_imports_another(stage):
-    for file in (ROOT / "stages" / stage).glob("*.py"):
+@pytest.mark.parametrize("stage", ["fetch", *FOREACH_STAGES, "export", "plot"])
+def test_a_stage_imports_the_library_and_no_other_stage_tool_or_app(stage):
+    for file in (ROOT / "stages" / stage).rglob("*.py"):
         for name in imports_of(file):
-            assert name.split(".")[1] in ("common", stage), f"{file} imports {name}"
+            assert name.split(".")[0] == "abctune" or name.split(".")[1:2] in ([], [stage]), (
+                f"{file} imports {name}"
+            )
+            assert name.split(".")[0] in ("abctune", "stages"), f"{file} imports {name}"
+
+
+def test_the_library_imports_nothing_above_it_and_its_parts_only_those_below():
+    allowed = {"core": {"core"}, "llm": {"core", "llm"}, "study": {"core", "study"}}
+    for part, below in allowed.items():
+        for file in (ROOT / "abctune" / part).rglob("*.py"):
+            for name in imports_of(file):
+                package, *inner = name.split(".")
+                assert package == "abctune", f"{file} imports {name}"
+                assert not inner or inner[0] in below, f"{file} imports {name}"
+
+
+def test_the_import_graph_has_no_circle():
+    graph = {
+        file: {found for name in imports_of(file) if (found := file_of(name)) and found != file}
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+    }
+    # A package's own __init__ that re-exports its modules is not a circle by itself, so only real modules count.
+    graph = {file: {f for f in behind if f.name != "__init__.py"} for file, behind in graph.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_model_module_imports_unsloth():
     importers = {
         path.relative_to(ROOT).as_posix()
-        for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "app").rglob("*.py")]
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
         if re.search(r"^\s*(from|import) unsloth\b", path.read_text(), re.M)
     }
-    assert importers == {"stages/common/model.py"}
+    assert importers == {"stages/train/model.py"}

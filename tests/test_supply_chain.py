@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.chat import load_tokenizer
-from stages.common.errors import UserError
-from stages.common.params import load_params
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
+from abctune.llm.chat import load_tokenizer
 from stages.format.render import Renderer
 from stages.format.schemas import Rejected
 from tests import small

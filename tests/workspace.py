@@ -15,7 +15,9 @@ from tests import small
 ROOT = Path(__file__).parent.parent
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # to huggingface_hub either means the same
 PROJECT_FILES = (
+    "abctune",
     "stages",
+    "tools",
     "dvc.yaml",
     "params.yaml",
     ".dvc",
@@ -74,6 +76,11 @@ class Workspace:
         self, name: str, *arguments: str, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return self.run("python", "-m", f"stages.{name}", *arguments, check=check, **environment)
+
+    def tool(
+        self, name: str, *arguments: str, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", f"tools.{name}", *arguments, check=check, **environment)
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from abctune.core.errors import UserError
+from abctune.core.files import read_json
+from abctune.core.params import BASE
 from app.engines import Engine
 from app.models import Models
 from app.request import CONTEXT_TOKENS
-from stages.common.errors import UserError
-from stages.common.params import BASE
-from stages.common.tables import read_json
 
 EngineName = Literal["auto", "llama.cpp", "transformers"]
 CACHE = Path("app/local/adapters")
@@ -57,14 +57,14 @@ def _llama_cpp(gguf: Path, models: Models, tokenizer: object, context: int, cach
 
 
 def _reference(models: Models, tokenizer: object, context: int) -> Engine:
-    import stages.common.offline  # noqa: F401  (before torch)
-    from app.engines.reference import BrokenAdapter, Reference
-    from stages.common.device import resolve_dtype
+    import abctune.llm.environment  # noqa: F401  (before torch)
+    from abctune.llm.device import resolve_dtype
+    from app.engines.transformers_engine import BrokenAdapter, TransformersEngine
 
     while True:
         paths = {name: adapter.path for name, adapter in models.adapters.items()}
         try:
-            return Reference(models.base, paths, tokenizer, context, resolve_dtype("auto"))
+            return TransformersEngine(models.base, paths, tokenizer, context, resolve_dtype("auto"))
         except BrokenAdapter as error:  # the base and the others are served
             models.problems.append(str(error))
             del models.adapters[error.name]

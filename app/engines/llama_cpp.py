@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abctune.core.errors import UserError
+from abctune.core.params import BASE
 from app.engines import Job, Piece
-from app.engines.growing import Growing
+from app.engines.streaming import StreamingAnswer
 from app.request import CONTEXT_TOKENS, Sampling
-from stages.common.errors import UserError
-from stages.common.params import BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class LlamaCpp:
             yield Piece(index, "", 0)
 
     def _in_turns(self, jobs: Sequence[Job]) -> Iterator[Piece]:
-        answers = [Growing(job) for job in jobs]
+        answers = [StreamingAnswer(job) for job in jobs]
         while any(not answer.finish for answer in answers):
             for index, answer in enumerate(answers):
                 if answer.finish:
@@ -96,7 +96,7 @@ class LlamaCpp:
                     if answer.finish:
                         break
 
-    def _next_tokens(self, answer: Growing) -> list[int]:
+    def _next_tokens(self, answer: StreamingAnswer) -> list[int]:
         """The ids that follow: one, or those of a character of several; END where the model ends its turn.
 
         The slot still holds all but the last token, so nothing is read twice.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stages.common.errors import UserError
-from stages.common.rotary import interleaved
-from stages.common.tables import read_json, replacing
+from abctune.core.errors import UserError
+from abctune.core.files import atomic_output, read_json
+from abctune.llm.rotary import interleaved
 
 TENSOR = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight$")
 GGUF_NAMES = {
@@ -27,7 +27,7 @@ def gguf_of(adapter: Path, sha256: str, base: Path, cache: Path) -> Path:
     """The adapter's GGUF, converted the first time its weights are seen."""
     target = cache / f"{sha256}.gguf"
     if not target.exists():
-        with replacing(target) as temporary:
+        with atomic_output(target) as temporary:
             convert(adapter, base, temporary)
     return target
 

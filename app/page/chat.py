@@ -17,11 +17,11 @@ from typing import Any
 
 import gradio as gr
 
+from abctune.llm.prompts import PROMPTS
 from app.page.conversation import Conversation, Turn, as_json, display, fail, messages, update
 from app.page.parts import PRIVATE, QUEUE, sampling_controls, sampling_of
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
 from app.service import FAILED, Service
-from stages.common.prompts import PROMPTS
 
 log = logging.getLogger("app")
 EXAMPLES = (PROMPTS[0], PROMPTS[1], PROMPTS[5], PROMPTS[6])

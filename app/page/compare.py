@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from abctune.llm.prompts import PROMPTS
 from app.page.parts import (
     PRIVATE,
     QUEUE,
@@ -25,7 +26,6 @@ from app.page.parts import (
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
 from app.service import FAILED, Reply, Service, Waiting
 from app.votes import VOTES, record, tally
-from stages.common.prompts import PROMPTS
 
 log = logging.getLogger("app")
 TIE = "no difference"

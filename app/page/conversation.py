@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from abctune.llm.conversation import Message
 from app.models import Models
 from app.page.parts import figures, growing, in_line, note, shown
 from app.service import Reply, Waiting
-from stages.common.conversation import Message
 
 
 @dataclass

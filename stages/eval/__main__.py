@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from stages.common.chat import load_tokenizer
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import BASE, EvalParams, LaneArgument, Params, load_params
-from stages.common.prompts import PROMPTS
-from stages.common.provenance import peak_reserved_gib, peak_rss_gib
-from stages.common.tables import read_table, replacing, write_json, write_jsonl
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, read_table, write_json, write_jsonl
+from abctune.core.params import BASE, EvalParams, ItemArgument, Params, load_params
+from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
+from abctune.llm.chat import load_tokenizer
+from abctune.llm.prompts import PROMPTS
 
 MODELS, METRICS, SPLIT = Path("models"), Path("metrics/eval"), Path("data/split")
 CONVERSATIONS = pa.schema(
@@ -30,7 +30,7 @@ CONVERSATIONS = pa.schema(
 
 
 @exits_with_one_line
-def main(name: LaneArgument) -> None:
+def main(name: ItemArgument) -> None:
     started = time.perf_counter()
     params = load_params()
     if name != BASE:
@@ -38,9 +38,9 @@ def main(name: LaneArgument) -> None:
     rows = test_rows(params)
     tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
 
-    from stages.common.device import resolve_dtype
-    from stages.common.inference import load_for_inference
-    from stages.common.likelihood import conversation_nll
+    from abctune.llm.device import resolve_dtype
+    from abctune.llm.inference import load_for_inference
+    from abctune.llm.likelihood import conversation_nll
     from stages.eval.fused import fuse_adapter
     from stages.eval.generation import summarise
     from stages.eval.likelihood import losses
@@ -59,7 +59,7 @@ def main(name: LaneArgument) -> None:
     samples, tasks = ask(model, tokenizer, rows, settings)
     rates = pass_rates(tasks)
 
-    with replacing(METRICS / name) as folder:
+    with atomic_output(METRICS / name) as folder:
         folder.mkdir()
         pq.write_table(conversations, folder / "conversations.parquet")
         write_jsonl(folder / "samples.jsonl", samples)

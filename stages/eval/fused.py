@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 
-from stages.common.kernels import adapted_product
+from abctune.llm.kernels import adapted_product
 
 
 def fuse_adapter(model: PeftModel) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages.common.conversation import Message
-from stages.common.inference import Answer, generate
-from stages.common.prompts import PROMPTS
+from abctune.llm.conversation import Message
+from abctune.llm.inference import Answer, generate
+from abctune.llm.prompts import PROMPTS
 
 NGRAM = 3
 # Answers generated side by side: the key-value cache of 32 x 700 tokens of a 3B model is 2.5 GB in 16 bits.

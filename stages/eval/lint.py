@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from stages.common.conversation import text_hash
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
+from abctune.llm.conversation import text_hash
 from stages.eval.checks import fenced, parsed
 from stages.eval.tasks import Task
 

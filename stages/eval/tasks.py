@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
-from stages.common.conversation import text_hash
-from stages.common.inference import Answer
+from abctune.llm.conversation import text_hash
+from abctune.llm.inference import Answer
 from stages.eval.checks import CHECKS, word_list
 
 TASKS_FILE = Path(__file__).with_name("tasks.yaml")

@@ -14,10 +14,10 @@ from typing import Annotated, Any, get_args
 import pyarrow as pa
 import typer
 
-from stages.common.chat import BASE_MODEL, load_tokenizer
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import BASE, ExportFormat, Params, key_from_dvc, load_params
-from stages.common.tables import read_json, read_table, replacing, write_json
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, read_json, read_table, write_json
+from abctune.core.params import BASE, ExportFormat, Params, key_from_dvc, load_params
+from abctune.llm.chat import BASE_MODEL, load_tokenizer
 
 MODELS, EXPORTED, SPLIT = Path("models"), Path("models/exported"), Path("data/split")
 VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
@@ -60,8 +60,8 @@ def export(
     """Write models/exported/<variant>/<fmt> if it says what the adapter says; return how near it comes."""
     import torch
 
-    from stages.common.inference import load_for_inference
-    from stages.common.merge import load_merged
+    from abctune.llm.inference import load_for_inference
+    from abctune.llm.merge import load_merged
     from stages.export.check import TOLERANCE, by_transformers, compare, prefixes
     from stages.export.llama_gguf import refuse
 
@@ -78,7 +78,7 @@ def export(
         merged, _ = load_merged(trained, dtype, load_tokenizer(chat_template=chat_template))
     else:
         merged = load_for_inference(dtype)
-    with replacing(EXPORTED / variant / fmt) as folder:
+    with atomic_output(EXPORTED / variant / fmt) as folder:
         folder.mkdir()
         write = write_merged if fmt == "merged_16bit" else write_gguf
         found = write(folder, variant, fmt, merged, config)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
-from stages.common.conversation import IGNORE
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
+from abctune.llm.conversation import IGNORE
 
 CONVERSATIONS, POSITIONS = 8, 6  # 48 distributions: each is a whole vocabulary
 CONTEXT = (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from stages.common.errors import UserError
-from stages.common.rotary import interleaved
-from stages.common.tables import read_json
+from abctune.core.errors import UserError
+from abctune.core.files import read_json
+from abctune.llm.rotary import interleaved
 from stages.export.quantize import byte_shape, encode, type_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quant_shape_to_byte_shape
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import pyarrow as pa
 import typer
 
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import Params, key_from_dvc, load_params
-from stages.common.tables import replacing, write_json, write_rows
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, write_json, write_rows
+from abctune.core.params import Params, key_from_dvc, load_params
 from stages.fetch.model_files import count_parameters
 from stages.fetch.origins import open_model, open_source
 from stages.fetch.records import count_rows
@@ -46,7 +46,7 @@ def fetch_source(params: Params, name: str) -> str:
     if name not in params.active.sources:
         raise UserError(f"params.yaml: no source {name!r}; sources has {', '.join(params.active.sources)}")
     origin, key = params.active.sources[name], f"profiles.{params.profile}.sources.{name}"
-    with replacing(RAW / name) as folder:
+    with atomic_output(RAW / name) as folder:
         folder.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             records, provenance = open_source(origin, key, Path(scratch))
@@ -62,7 +62,7 @@ def fetch_source(params: Params, name: str) -> str:
 def fetch_model(params: Params) -> str:
     """Write models/base/; return what was fetched, for people."""
     origin, key = params.active.model, f"profiles.{params.profile}.model"
-    with replacing(BASE_MODEL) as folder:
+    with atomic_output(BASE_MODEL) as folder:
         folder.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             provenance = open_model(origin, key, folder, Path(scratch))

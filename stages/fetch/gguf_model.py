@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: inside the functions that need them
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

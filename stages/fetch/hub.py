@@ -29,9 +29,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
 
-from stages.common.errors import UserError
-from stages.common.params import HubModel, HubSource
-from stages.common.provenance import sha256_of
+from abctune.core.errors import UserError
+from abctune.core.params import HubModel, HubSource
+from abctune.core.provenance import sha256_of
 from stages.fetch.model_files import needed_files
 from stages.fetch.records import Record, check_suffix, read_records
 from stages.fetch.retry import Transient, with_retries

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.common.errors import UserError
-from stages.common.params import LocalModel, LocalSource
-from stages.common.provenance import sha256_of
+from abctune.core.errors import UserError
+from abctune.core.params import LocalModel, LocalSource
+from abctune.core.provenance import sha256_of
 from stages.fetch.model_files import needed_files
 from stages.fetch.records import Record, read_records
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 # Data only: never Python, and never a pickle (.bin, .pt, .pth), which runs code when it is loaded.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.common.params import LocalModel, LocalSource, ModelOrigin, SourceOrigin, WheelModel, WheelSource
+from abctune.core.params import LocalModel, LocalSource, ModelOrigin, SourceOrigin, WheelModel, WheelSource
 from stages.fetch.records import Record
 
 

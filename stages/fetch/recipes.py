@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 from stages.fetch.records import Record, serialise
 
 MESSAGES = (

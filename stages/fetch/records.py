@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.errors import UserError
-from stages.common.tables import BATCH_ROWS, RECORD_CHARACTERS
+from abctune.core.errors import UserError
+from abctune.core.files import BATCH_ROWS, RECORD_CHARACTERS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")

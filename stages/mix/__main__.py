@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, LaneArgument, Params, load_params
-from stages.common.tables import BATCH_ROWS, read_table, replacing, write_json
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import BATCH_ROWS, atomic_output, read_table, write_json
+from abctune.core.params import PARAMS_FILE, ItemArgument, Params, load_params
 from stages.mix.draw import draw, training_order
 
 RAW, MIXED = Path("data/raw"), Path("data/mixed")
@@ -50,13 +50,16 @@ def warnings(params: Params, variant: str, counts: dict[str, dict[str, int]]) ->
 
 
 @exits_with_one_line
-def main(variant: LaneArgument) -> None:
+def main(variant: ItemArgument) -> None:
     params = load_params()
     drawn = {source: draw_source(params, variant, source) for source in params.require_variant(variant).mix}
     counts: dict[str, Any] = {source: count for source, (_, count) in drawn.items()}
     table = in_training_order(params, [rows for rows, _ in drawn.values()])
     # Both or neither: a full disk must not leave the rows of one run beside the counts of another.
-    with replacing(MIXED / f"{variant}.parquet") as rows, replacing(MIXED / f"{variant}.json") as about:
+    with (
+        atomic_output(MIXED / f"{variant}.parquet") as rows,
+        atomic_output(MIXED / f"{variant}.json") as about,
+    ):
         pq.write_table(table, rows, compression="zstd", row_group_size=BATCH_ROWS)
         write_json(about, {"sources": counts, "warnings": warnings(params, variant, counts)})
     for line in warnings(params, variant, counts):

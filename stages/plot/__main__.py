@@ -6,18 +6,18 @@ from pathlib import Path
 
 import typer
 
-from stages.common.errors import exits_with_one_line
-from stages.common.params import load_params
-from stages.common.tables import replacing, write_json, write_text
+from abctune.core.errors import exits_with_one_line
+from abctune.core.files import atomic_output, write_json, write_text
+from abctune.core.params import load_params
+from abctune.study.comparison import compare
+from abctune.study.exposure import confounds_of
+from abctune.study.inputs import read_study
+from abctune.study.summary import plot_tables, summary
+from abctune.study.tasks import compare_tasks
+from abctune.study.verdicts import verdicts_of
 from stages.plot.cards import card
-from stages.plot.comparison import compare
-from stages.plot.exposure import confounds_of
 from stages.plot.figures import all_charts
-from stages.plot.inputs import read_study
 from stages.plot.report import render_html, render_markdown, report_of
-from stages.plot.summary import plot_tables, summary
-from stages.plot.tasks import compare_tasks
-from stages.plot.verdicts import verdicts_of
 
 SUMMARY, PLOTS = Path("metrics/summary.json"), Path("plots")
 
@@ -33,7 +33,7 @@ def main() -> None:
     report = report_of(study, comparison, verdicts, tasks, confounds, charts)
 
     # As a whole: no figure of an earlier run stays behind, and a full disk leaves both or neither.
-    with replacing(PLOTS) as folder, replacing(SUMMARY) as numbers:
+    with atomic_output(PLOTS) as folder, atomic_output(SUMMARY) as numbers:
         folder.mkdir()
         for name, table in plot_tables(study, comparison).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n")

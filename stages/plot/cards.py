@@ -1,6 +1,6 @@
 """Each variant's complete model card: what it is, what it was made from and how, and how it scores beside its siblings.
 
-train writes a short card before there are results; this is the one that `python -m stages.publish` sends out.
+train writes a short card before there are results; this is the one that `python -m tools.publish` sends out.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.plot.comparison import Comparison
-from stages.plot.exposure import Confound, ledger
-from stages.plot.inputs import Study
+from abctune.study.comparison import Comparison
+from abctune.study.exposure import Confound, ledger
+from abctune.study.inputs import Study
+from abctune.study.tasks import TaskComparison
+from abctune.study.verdicts import Verdict
 from stages.plot.report import KINDS, environment, limits_of
-from stages.plot.tasks import TaskComparison
-from stages.plot.verdicts import Verdict
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 # The model hub's names for licences; whatever else is "other" there, with its own name beside it.

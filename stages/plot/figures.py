@@ -16,11 +16,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.common.params import BASE
-from stages.plot.comparison import Comparison, Difference
-from stages.plot.inputs import CURVES, OVERALL, Study
-from stages.plot.summary import peak_gib, train_seconds
-from stages.plot.verdicts import Verdict
+from abctune.core.params import BASE
+from abctune.study.comparison import Comparison, Difference
+from abctune.study.inputs import CURVES, OVERALL, Study
+from abctune.study.summary import peak_gib, train_seconds
+from abctune.study.verdicts import Verdict
 
 WIDTH = 4.8  # inches: a phone shows it at four fifths of its size, so the text stays legible
 INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#dddddd"

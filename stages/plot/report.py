@@ -10,16 +10,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from ruamel.yaml import YAML
 
-from stages.common.params import BASE
-from stages.plot import origins
-from stages.plot.comparison import Comparison, pairs_of
-from stages.plot.exposure import Confound, ledger, listed, yaml_value
+from abctune.core.params import BASE
+from abctune.study import origins
+from abctune.study.comparison import Comparison, pairs_of
+from abctune.study.exposure import Confound, ledger, listed, yaml_value
+from abctune.study.inputs import OVERALL, Study
+from abctune.study.statistics import LEVEL, RESAMPLES
+from abctune.study.summary import peak_gib, train_seconds
+from abctune.study.tasks import KINDS, TaskComparison, task_headlines
+from abctune.study.verdicts import Verdict, number
 from stages.plot.figures import Chart, styles_of
-from stages.plot.inputs import OVERALL, Study
-from stages.plot.statistics import LEVEL, RESAMPLES
-from stages.plot.summary import peak_gib, train_seconds
-from stages.plot.tasks import KINDS, TaskComparison, task_headlines
-from stages.plot.verdicts import Verdict, number
 
 HERE = Path(__file__).parent
 FEW_GROUPS = 30  # below this, an interval from resampling is itself shaky

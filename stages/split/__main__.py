@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from stages.common.errors import UserError, exits_with_one_line
-from stages.common.params import PARAMS_FILE, LaneArgument, Params, SplitParams, load_params
-from stages.common.tables import parquet_writer, read_batches, read_rows, read_table, replacing, write_json
-from stages.split.buckets import SIDES, side_of
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import atomic_output, parquet_writer, read_batches, read_rows, read_table, write_json
+from abctune.core.params import PARAMS_FILE, ItemArgument, Params, SplitParams, load_params
+from stages.split.buckets import SIDES, subset_of
 from stages.split.contamination import HeldOut
 
 FORMATTED, SPLIT = Path("data/formatted"), Path("data/split")
@@ -28,10 +28,10 @@ def rows_file(variant: str) -> Path:
 def held_out_of(reference: str, split: SplitParams) -> HeldOut:
     """The reference mix's validation and test rows, the ones that no variant may train on."""
     rows = read_rows(rows_file(reference), f"format@{reference}", columns=["id", "group", "messages"])
-    return HeldOut.of(row for row in rows if side_of(row["group"], split) != "train")
+    return HeldOut.of(row for row in rows if subset_of(row["group"], split) != "train")
 
 
-class Sorter:
+class SubsetAssigner:
     """Sorts rows onto their sides and counts, per source, what went where."""
 
     def __init__(self, split: SplitParams, held_out: HeldOut) -> None:
@@ -41,7 +41,7 @@ class Sorter:
     def side(self, row: dict[str, Any]) -> str | None:
         """The row's side, or None for a training row that is too near to a held-out one."""
         counts = self.counts.setdefault(row["source"], Counter())
-        side: str | None = side_of(row["group"], self._split)
+        side: str | None = subset_of(row["group"], self._split)
         reason = self._held_out.near(row) if side == "train" else None
         if reason:
             side = None
@@ -60,7 +60,7 @@ class Sorter:
         }
 
 
-def write_sides(variant: str, folder: Path, sorter: Sorter) -> None:
+def write_sides(variant: str, folder: Path, sorter: SubsetAssigner) -> None:
     schema = pq.read_schema(rows_file(variant))
     with ExitStack() as stack:
         writers = {
@@ -100,13 +100,13 @@ def lines(variant: str, summary: dict[str, Any]) -> Iterator[str]:
 
 
 @exits_with_one_line
-def main(variant: LaneArgument) -> None:
+def main(variant: ItemArgument) -> None:
     params: Params = load_params()
     params.require_variant(variant)
     split = params.active.split
     held_out = held_out_of(params.evaluation.test_of, split)
-    sorter = Sorter(split, held_out)
-    with replacing(SPLIT / variant) as folder:
+    sorter = SubsetAssigner(split, held_out)
+    with atomic_output(SPLIT / variant) as folder:
         folder.mkdir()
         write_sides(variant, folder, sorter)
         check_sides(folder, variant, held_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from stages.common.params import SplitParams
+from abctune.core.params import SplitParams
 
 Side = Literal["train", "val", "test"]
 SIDES: tuple[Side, ...] = ("train", "val", "test")
@@ -16,7 +16,7 @@ def bucket(group: str) -> float:
     return int.from_bytes(hashlib.blake2b(group.encode()).digest()[:4], "big") / 2**32
 
 
-def side_of(group: str, split: SplitParams) -> Side:
+def subset_of(group: str, split: SplitParams) -> Side:
     """Neither the mix nor the order nor the seed matters, so what one variant holds out all hold out."""
     place = bucket(group)
     if place < split.test:

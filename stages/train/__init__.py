@@ -1,1 +1,1 @@
-import stages.common.offline  # noqa: F401  (before torch)
+import abctune.llm.environment  # noqa: F401  (before torch)

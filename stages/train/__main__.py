@@ -11,22 +11,22 @@ from typing import Any
 
 import typer
 
-from stages.common.chat import BASE_MODEL, load_tokenizer
-from stages.common.errors import exits_with_one_line
-from stages.common.params import LaneArgument, Params, load_params
-from stages.common.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
-from stages.common.tables import read_json, replacing, write_json
+from abctune.core.errors import exits_with_one_line
+from abctune.core.files import atomic_output, read_json, write_json
+from abctune.core.params import ItemArgument, Params, load_params
+from abctune.core.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
+from abctune.llm.chat import BASE_MODEL, load_tokenizer
 from stages.train.card import model_card
-from stages.train.checkpoints import Room, explaining_errors, identity, only_run
-from stages.train.data import as_dataset, exposure, load_side
-from stages.train.follower import follow
+from stages.train.checkpoints import CheckpointStore, explaining_errors, identity, only_run
+from stages.train.data import as_dataset, exposure, load_subset
 from stages.train.processes import Processes, joined, launch, wanted
+from stages.train.worker import follow
 
 MODELS, METRICS = Path("models"), Path("metrics/train")
 
 
 @exits_with_one_line
-def main(variant: LaneArgument) -> None:
+def main(variant: ItemArgument) -> None:
     started = time.perf_counter()
     params = load_params()
     params.require_variant(variant)
@@ -38,7 +38,7 @@ def main(variant: LaneArgument) -> None:
         processes.require_work(
             variant, recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
         )
-        if processes.first:
+        if processes.is_main:
             with only_run(variant):
                 train(variant, params, started, processes)
         else:
@@ -47,15 +47,21 @@ def main(variant: LaneArgument) -> None:
 
 def train(variant: str, params: Params, started: float, processes: Processes) -> None:
     recipe, max_length = params.train_of(variant), params.active.data.max_length
-    rows, val = load_side(variant, "train"), load_side(variant, "val")
+    rows, val = load_subset(variant, "train"), load_subset(variant, "val")
 
     # Unsloth, which patches transformers and trl, is imported before anything else imports them.
-    from stages.common.model import load_for_training  # isort: skip
+    from stages.train.model import load_for_training  # isort: skip
     from dvclive import Live
 
-    from stages.common.device import resolve_dtype
-    from stages.train.callbacks import Clock, Curves, KeepBest, LiveSamples, StopOnNonFinite
-    from stages.train.cut import cut_for
+    from abctune.llm.device import resolve_dtype
+    from stages.train.callbacks import (
+        DVCLiveLogger,
+        KeepBest,
+        LiveSamples,
+        TerminateOnNonFinite,
+        ThroughputTimer,
+    )
+    from stages.train.micro_batching import micro_batching_for
     from stages.train.resume import Checkpoints
     from stages.train.schedule import describe
     from stages.train.trainer import Probe, build_trainer, training_arguments
@@ -67,14 +73,14 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
 
     metrics = METRICS / variant
     made_of = identity(params, variant, str(resolve_dtype(recipe.dtype)))
-    room = Room(variant, made_of)
+    room = CheckpointStore(variant, made_of)
     checkpoints = Checkpoints(room, recipe.save_steps, {"kept": room.kept, "metrics": metrics}, started)
-    processes.tell("identity", made_of)
-    processes.tell("checkpoint", checkpoints.start and str(checkpoints.start))
+    processes.broadcast("identity", made_of)
+    processes.broadcast("checkpoint", checkpoints.start and str(checkpoints.start))
     model, how = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
-    cut = cut_for(model, recipe, max_length)
+    cut = micro_batching_for(model, recipe, max_length)
     with Live(str(metrics), resume=bool(checkpoints.start), save_dvc_exp=False, dvcyaml=None) as live:
-        clock, keep = Clock(), KeepBest(recipe.keep, room.kept)
+        clock, keep = ThroughputTimer(), KeepBest(recipe.keep, room.kept)
         samples = LiveSamples(tokenizer, metrics / "samples.jsonl", recipe.sample_every, params.seed)
         trainer = build_trainer(
             model,
@@ -82,12 +88,12 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
             training_arguments(recipe, params.seed, output_dir=str(room.writing)),
             as_dataset(rows),
             as_dataset(val),
-            callbacks=[clock, Curves(live, clock), keep, samples],
+            callbacks=[clock, DVCLiveLogger(live, clock), keep, samples],
             eval_batch_tokens=params.active.eval.batch_tokens,
             cut=cut,
             processes=processes,
         )
-        trainer.add_callback(StopOnNonFinite(trainer, room.last_finite))
+        trainer.add_callback(TerminateOnNonFinite(trainer, room.last_finite))
         if not checkpoints.start:  # else the cut is the one that was found then
             trainer.add_callback(Probe(trainer, max_length))
         checkpoints.attach(trainer, {"clock": clock, "keep": keep, "samples": samples})
@@ -151,7 +157,7 @@ def final_losses(history: list[dict[str, float]]) -> dict[str, float | None]:
 
 def publish(variant: str, adapter: Path, tokenizer: Any, record: dict[str, Any], params: Params) -> None:
     """Put the kept adapter, its tokenizer and its papers at models/<variant>, all at once."""
-    with replacing(MODELS / variant) as folder:
+    with atomic_output(MODELS / variant) as folder:
         shutil.copytree(adapter, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "training.json", record)

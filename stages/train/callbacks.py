@@ -15,11 +15,11 @@ from dvclive import Live
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
-from stages.common.conversation import Message
-from stages.common.errors import UserError
-from stages.common.inference import generate
-from stages.common.prompts import PROMPTS
-from stages.common.provenance import peak_reserved_gib, peak_rss_gib
+from abctune.core.errors import UserError
+from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
+from abctune.llm.conversation import Message
+from abctune.llm.inference import generate
+from abctune.llm.prompts import PROMPTS
 
 SAMPLE_TOKENS = 48  # per live sample: enough to see the style, short enough not to slow training
 CURVES = {
@@ -30,7 +30,7 @@ CURVES = {
 }
 
 
-class Clock(TrainerCallback):
+class ThroughputTimer(TrainerCallback):
     """Time spent in training steps alone, and the tokens they took: evaluation and samples do not count."""
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class Clock(TrainerCallback):
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
 
 
-class Curves(TrainerCallback):
+class DVCLiveLogger(TrainerCallback):
     """Log to DVCLive by optimizer step.
 
     transformers' own DVCLive callback counts log events as steps, lets variants overwrite each other and
     rewrites the root dvc.yaml.
     """
 
-    def __init__(self, live: Live, clock: Clock) -> None:
+    def __init__(self, live: Live, clock: ThroughputTimer) -> None:
         self._live = live
         self._clock = clock
 
@@ -84,7 +84,7 @@ class Curves(TrainerCallback):
         self._live.make_summary()
 
 
-class StopOnNonFinite(TrainerCallback):
+class TerminateOnNonFinite(TrainerCallback):
     """End the run at a loss or gradient that is no number, before the optimizer puts it into the adapter.
 
     The adapter as it was then goes to `folder`, to look into; nothing is published.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.common.params import Params
+from abctune.core.params import Params
 
 CARD = """---
 library_name: peft

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.common.chat import BASE_MODEL
-from stages.common.errors import UserError, disk_full, is_disk_full
-from stages.common.params import Params
-from stages.common.provenance import sha256_of, versions
-from stages.common.tables import sync, write_json, write_text
+from abctune.core.errors import UserError, disk_full, is_disk_full
+from abctune.core.files import sync, write_json, write_text
+from abctune.core.params import Params
+from abctune.core.provenance import sha256_of, versions
+from abctune.llm.chat import BASE_MODEL
 from stages.train.data import SPLIT
 
 ROOT = Path("checkpoints")
@@ -60,7 +60,7 @@ def only_run(variant: str) -> Iterator[None]:
 def identity(params: Params, variant: str, dtype: str) -> dict[str, dict[str, Any]]:
     """Everything a checkpoint depends on; with one value changed, going on from it would be another run.
 
-    Call it with all modules imported: the code is stages/train and what it has loaded of stages/common.
+    Call it with all modules imported: the code is stages/train and what it has loaded of abctune/.
     """
     recipe = params.train_of(variant).model_dump(mode="json", exclude={"save_steps", "dtype"})
     lora = {f"lora.{name}": value for name, value in params.lora.model_dump(mode="json").items()}
@@ -88,10 +88,10 @@ def identity(params: Params, variant: str, dtype: str) -> dict[str, dict[str, An
 
 
 def _is_common(module: str) -> bool:
-    return module.startswith("stages.common.")
+    return module.startswith("abctune.")
 
 
-class Room:
+class CheckpointStore:
     """The checkpoints of one variant's run with one identity."""
 
     def __init__(self, variant: str, made_of: dict[str, dict[str, Any]]) -> None:
@@ -101,7 +101,7 @@ class Room:
         self.folder = ROOT / variant / key
         self.writing = self.folder / "writing"  # the Trainer's output_dir: a checkpoint that is not finished
         self.kept = self.folder / "kept"  # the adapter that KeepBest has kept so far
-        self.last_finite = ROOT / variant / "last_finite"  # an adapter to look into (StopOnNonFinite)
+        self.last_finite = ROOT / variant / "last_finite"  # an adapter to look into (TerminateOnNonFinite)
 
     def enter(self) -> Path | None:
         """The newest valid checkpoint or None; warn of each that is not used, and remove what died half made."""

@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from stages.common.errors import UserError
-from stages.common.params import TrainParams
-from stages.common.tables import read_table
+from abctune.core.errors import UserError
+from abctune.core.files import read_table
+from abctune.core.params import TrainParams
 
 SPLIT = Path("data/split")
 COLUMNS = ["source", "input_ids", "labels", "n_tokens", "n_supervised"]
 
 
-def load_side(variant: str, side: str) -> pa.Table:
+def load_subset(variant: str, side: str) -> pa.Table:
     """The variant's `train` or `val` rows, in training order."""
     path = SPLIT / variant / f"{side}.parquet"
     table = read_table(path, made_by=f"split@{variant}", columns=COLUMNS)

@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and CUDA_VISIBLE_DEVICES must be set before
     import torch
@@ -101,7 +101,7 @@ class Processes:
         self._connected = False
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def require_work(self, variant: str, conversations: int) -> None:
@@ -122,12 +122,12 @@ class Processes:
             loads[owners[index]] += sizes[index]
         return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
 
-    def tell(self, name: str, value: Any) -> None:
+    def broadcast(self, name: str, value: Any) -> None:
         """Let the other processes `hear` a value; from the first one."""
         if self.world > 1:
             self._meeting_point().set(name, json.dumps(value))
 
-    def hear(self, name: str) -> Any:
+    def receive(self, name: str) -> Any:
         """What the first process tells, waiting for it."""
         with _unless_lost():
             return json.loads(self._meeting_point().get(name))
@@ -202,7 +202,7 @@ def joined() -> Iterator[Processes]:
     processes = Processes(int(told["RANK"]), int(told["WORLD_SIZE"]))
     _see_one_gpu(int(told["LOCAL_RANK"]))
     _die_with(os.getppid())
-    if processes.first:
+    if processes.is_main:
         yield processes
         processes.part()
         return

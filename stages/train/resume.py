@@ -16,10 +16,10 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from stages.common.errors import UserError
-from stages.common.tables import read_json, replacing, write_json
-from stages.train.checkpoints import Room, seal
-from stages.train.cut import Cut
+from abctune.core.errors import UserError
+from abctune.core.files import atomic_output, read_json, write_json
+from stages.train.checkpoints import CheckpointStore, seal
+from stages.train.micro_batching import MicroBatching
 from stages.train.trainer import TokenWeightedTrainer
 
 OURS = "run"  # the folder within a checkpoint that is not the Trainer's
@@ -40,7 +40,7 @@ class Checkpoints(TrainerCallback):
     our callbacks' state, the running sum of the loss, and `folders` (name -> folder), which are put back on resuming.
     """
 
-    def __init__(self, room: Room, every: int, folders: dict[str, Path], started: float) -> None:
+    def __init__(self, room: CheckpointStore, every: int, folders: dict[str, Path], started: float) -> None:
         self.start = start = room.enter()
         self.resumed_at: list[int] = []
         self._room = room
@@ -71,7 +71,7 @@ class Checkpoints(TrainerCallback):
         self._callbacks = callbacks
         trainer.add_callback(self)
         if self.start:
-            trainer.cut = Cut(**self._saved["cut"])  # as small as memory has forced it to be
+            trainer.cut = MicroBatching(**self._saved["cut"])  # as small as memory has forced it to be
             for name, callback in callbacks.items():
                 callback.restore(self._saved["callbacks"][name])
 
@@ -109,7 +109,7 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
         """Make what the Trainer has written complete, and put it in place."""
-        with replacing(self._room.path(state.global_step)) as folder:
+        with atomic_output(self._room.path(state.global_step)) as folder:
             shutil.move(self._room.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of code that nothing reads
             for name, source in self._folders.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from stages.common.params import TrainParams
+from abctune.core.params import TrainParams
 
 
 def learning_rates(recipe: TrainParams) -> list[float]:

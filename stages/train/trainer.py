@@ -16,13 +16,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from stages.common.conversation import IGNORE
-from stages.common.device import resolve_dtype
-from stages.common.likelihood import conversation_nll
-from stages.common.params import TrainParams
+from abctune.core.params import TrainParams
+from abctune.llm.conversation import IGNORE
+from abctune.llm.device import resolve_dtype
+from abctune.llm.likelihood import conversation_nll
 from stages.train.callbacks import Progress
-from stages.train.cut import Cut, Row, as_rows, longest_step, n_supervised, n_tokens
-from stages.train.flat import Flat
+from stages.train.flat_parameter import FlatParameter
+from stages.train.micro_batching import MicroBatching, Row, as_rows, longest_step, n_supervised, n_tokens
 from stages.train.processes import Processes
 
 
@@ -71,9 +71,9 @@ class TokenWeightedTrainer(Trainer):
     the model. The eval loss is the one that the eval stage reports too.
     """
 
-    cut: Cut
+    cut: MicroBatching
     eval_batch_tokens: int
-    flat: Flat
+    flat: FlatParameter
     processes: Processes
 
     def get_batch_samples(
@@ -87,7 +87,7 @@ class TokenWeightedTrainer(Trainer):
         return samples, supervised
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        self.flat = Flat((model or self.model).parameters())
+        self.flat = FlatParameter((model or self.model).parameters())
         return super().create_optimizer(self.flat)
 
     def probe(self, max_length: int) -> None:
@@ -193,7 +193,7 @@ def build_trainer(
     val: Dataset,
     callbacks: list[TrainerCallback],
     eval_batch_tokens: int,
-    cut: Cut,
+    cut: MicroBatching,
     processes: Processes,
 ) -> TokenWeightedTrainer:
     arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
@@ -213,6 +213,6 @@ def build_trainer(
     trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
-    if processes.first:
+    if processes.is_main:
         trainer.add_callback(Progress())
     return trainer

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from abctune.core.params import load_params
+from abctune.llm.chat import load_tokenizer
 from app.__main__ import listen
 from app.engines import Engine
 from app.engines.choose import load_engine
 from app.models import Models, find_models
 from app.server import build_app
 from app.service import Service
-from stages.common.chat import load_tokenizer
-from stages.common.params import load_params
 from tests.app import planted
 
 PARAMS = load_params()

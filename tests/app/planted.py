@@ -118,8 +118,8 @@ def write_gguf(folder: Path) -> None:
     """`base.gguf` beside a small model's safetensors, in float32."""
     import gguf
 
+    from abctune.llm.rotary import interleaved
     from app.engines.lora_gguf import GGUF_NAMES
-    from stages.common.rotary import interleaved
 
     model = _load(folder)
     config, tokenizer = model.config, small.chatml_tokenizer()

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
+from abctune.llm.chat import load_tokenizer, prompt_ids
 from app.engines import Job
 from app.engines.choose import load_engine
 from app.engines.lora_gguf import convert
-from app.engines.reference import next_token
+from app.engines.transformers_engine import next_token
 from app.models import find_models
 from app.request import Sampling
-from stages.common.chat import load_tokenizer, prompt_ids
-from stages.common.errors import UserError
-from stages.common.params import load_params
 from tests import small
 from tests.app import planted
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
 from app.__main__ import read_auth
 from app.models import find_models, read_adapter
 from app.request import read_request, read_sampling
 from app.service import Service
 from app.votes import record, tally, wilson
-from stages.common.errors import UserError
-from stages.common.params import load_params
 from tests.conftest import Workspace
 
 ROOT = Path(__file__).parent.parent.parent

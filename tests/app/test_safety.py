@@ -8,10 +8,10 @@ import gradio_client
 import httpx
 import pytest
 
+from abctune.llm.chat import prompt_ids
 from app.context import fit
 from app.request import Refused, read_request, read_sampling
 from app.safe_text import for_markdown
-from stages.common.chat import prompt_ids
 from tests import small
 
 

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from abctune.core.errors import UserError
 from app import space
-from stages.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_hugging_face_finds_what_it_reads(folder):
 
 
 def test_a_model_of_the_hub_is_named(models):
-    from stages.common.params import load_params
+    from abctune.core.params import load_params
 
     params = load_params()
     full = params.model_copy(update={"profile": "full"})

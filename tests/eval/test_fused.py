@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM
 
-from stages.common.likelihood import conversation_nll
+from abctune.llm.likelihood import conversation_nll
 from stages.eval.fused import fuse_adapter
 
 ROWS = [[5, 17, 200, 31, 8, 90, 3], [44, 2, 2, 101], [7] * 40]

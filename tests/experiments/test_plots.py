@@ -95,7 +95,7 @@ def test_without_the_offline_page_dvcs_own_is_used(study):
 
 
 def test_the_offline_page_is_not_in_git(study):
-    study.stage("plot.offline")
+    study.tool("vega_page")
     assert not study.git("status", "--porcelain")
 
 
@@ -106,7 +106,7 @@ def test_the_offline_page_is_not_in_git(study):
 def test_the_page_renders_in_a_browser_without_a_network(study, command):
     from playwright.sync_api import sync_playwright
 
-    study.stage("plot.offline")
+    study.tool("vega_page")
     study.run("dvc", "plots", *command)
     page_url = (study.root / "dvc_plots/index.html").as_uri()
     asked, errors = [], []

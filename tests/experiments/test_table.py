@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from stages.common.errors import UserError
-from stages.plot.exp_show import read_rows, rows_of
-from stages.plot.experiments import cells, titles, with_experiments
+from abctune.core.errors import UserError
+from tools.exp_show import read_rows, rows_of
+from tools.experiments import cells, titles, with_experiments
 
-TABLE = ("python", "-m", "stages.plot.experiments")
+TABLE = ("python", "-m", "tools.experiments")
 
 
 def commit(name: str, losses: dict[str, float], experiments=(), **variants) -> dict:

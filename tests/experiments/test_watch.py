@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.errors import UserError
-from stages.plot.watch import Mark, clock, current_run, read_progress, screen
+from abctune.core.errors import UserError
 from tests.workspace import ROOT
+from tools.watch import Mark, clock, current_run, read_progress, screen
 
 NOW = 1_800_000_000.0
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from abctune.core.errors import UserError
+from abctune.core.files import read_json, read_table
 from app.engines.choose import gguf_of_base
-from stages.common.errors import UserError
-from stages.common.tables import read_json, read_table
 from stages.export import __main__ as stage
 from stages.export import llama_gguf
 from stages.export.check import TOLERANCE

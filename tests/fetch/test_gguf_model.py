@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.common.errors import UserError
+from abctune.core.errors import UserError
 from stages.fetch.gguf_model import build_tokenizer, convert, read_metadata, special_tokens
 
 # As SmolLM2's: end of text and unknown, the turn marks, and tokens that no text uses.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.tables import RECORD_CHARACTERS
+from abctune.core.files import RECORD_CHARACTERS
 from tests import small
 from tests.workspace import Workspace, make_workspace
 

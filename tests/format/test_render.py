@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.common.chat import DATE_STRING, control_tokens, prompt_ids, stop_token_ids
-from stages.common.conversation import IGNORE, Message, normalise
+from abctune.llm.chat import DATE_STRING, control_tokens, prompt_ids, stop_token_ids
+from abctune.llm.conversation import IGNORE, Message, normalise
 from stages.format.render import Renderer
 from stages.format.schemas import Rejected
 from stages.format.summary import mark_supervised

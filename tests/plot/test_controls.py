@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.params import load_params
+from abctune.core.params import load_params
 
 COMMANDS = re.findall(r"^dvc exp run .*$", Path("docs/controls.md").read_text(), re.MULTILINE)
 

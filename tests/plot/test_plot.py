@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.common.errors import UserError
-from stages.common.params import load_params
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
+from abctune.study.comparison import compare
+from abctune.study.inputs import read_study
+from abctune.study.verdicts import verdicts_of
 from stages.plot.__main__ import main
-from stages.plot.comparison import compare
-from stages.plot.inputs import read_study
-from stages.plot.verdicts import verdicts_of
 from tests.plot.fake_run import RECIPES, ROOT, effect
 
 CONVERSATIONS = "metrics/eval/{}/conversations.parquet"

@@ -60,7 +60,7 @@ def test_after_dvc_pull_a_clone_has_everything_and_nothing_to_run(team: Team, se
     assert "Running stage" not in printed
     assert "Data and pipelines are up to date." in printed
     assert second.git("status", "--porcelain") == ""
-    assert second.stage("verify").returncode == 0
+    assert second.tool("verify").returncode == 0
 
 
 def test_an_experiment_travels_with_its_adapter(team: Team, second: Workspace) -> None:

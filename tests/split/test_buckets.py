@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.common.params import SplitParams
-from stages.split.buckets import bucket, side_of
+from abctune.core.params import SplitParams
+from stages.split.buckets import bucket, subset_of
 
 SPLIT = SplitParams(val=0.025, test=0.025)
 GROUPS = [f"group {number}" for number in range(40_000)]
@@ -12,13 +12,13 @@ GROUPS = [f"group {number}" for number in range(40_000)]
     st.lists(st.sampled_from(GROUPS[:500]), unique=True), st.lists(st.sampled_from(GROUPS[:500]), unique=True)
 )
 def test_a_row_held_out_for_one_variant_is_held_out_for_all(one_mix, other_mix):
-    sides = [{group: side_of(group, SPLIT) for group in mix} for mix in (one_mix, other_mix)]
+    sides = [{group: subset_of(group, SPLIT) for group in mix} for mix in (one_mix, other_mix)]
     assert all(sides[0][group] == sides[1][group] for group in sides[0].keys() & sides[1].keys())
 
 
 def test_the_shares_are_those_of_the_params():
     counts = {
-        side: sum(side_of(group, SPLIT) == side for group in GROUPS) for side in ("train", "val", "test")
+        side: sum(subset_of(group, SPLIT) == side for group in GROUPS) for side in ("train", "val", "test")
     }
     assert abs(counts["test"] / len(GROUPS) - 0.025) < 0.003
     assert abs(counts["val"] / len(GROUPS) - 0.025) < 0.003
@@ -26,7 +26,7 @@ def test_the_shares_are_those_of_the_params():
 
 def test_a_larger_validation_share_moves_no_row_out_of_the_test_set():
     larger = SplitParams(val=0.2, test=0.025)
-    assert all(side_of(group, larger) == "test" for group in GROUPS if side_of(group, SPLIT) == "test")
+    assert all(subset_of(group, larger) == "test" for group in GROUPS if subset_of(group, SPLIT) == "test")
 
 
 def test_the_hash_is_the_documented_one():

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.params import SplitParams
+from abctune.core.params import SplitParams
 from stages.format.__main__ import ROWS
-from stages.split.buckets import side_of
+from stages.split.buckets import subset_of
 from tests import small
 
 SPLIT = SplitParams(val=0.1, test=0.2)
@@ -64,7 +64,7 @@ def test_every_row_lands_on_its_side_in_training_order(workspace, rows):
     workspace.stage("split", "A")
     for side, found in sides(workspace, "A").items():
         assert [row["id"] for row in found] == [
-            row["id"] for row in rows if side_of(row["group"], SPLIT) == side
+            row["id"] for row in rows if subset_of(row["group"], SPLIT) == side
         ]
     assert sum(counts(workspace, "A")["chat"][side] for side in ("train", "val", "test")) == 200
 
@@ -81,8 +81,8 @@ def test_a_row_held_out_for_one_variant_is_held_out_for_all(workspace, rows):
 
 def test_a_planted_near_copy_of_a_test_row_is_dropped_and_counted(workspace, rows):
     write(workspace, "C", rows)
-    held = next(row for row in rows if side_of(row["group"], SPLIT) == "test")
-    name = next(name for name in (f"copy {n}" for n in range(100)) if side_of(name, SPLIT) == "train")
+    held = next(row for row in rows if subset_of(row["group"], SPLIT) == "test")
+    name = next(name for name in (f"copy {n}" for n in range(100)) if subset_of(name, SPLIT) == "train")
     messages = [message | {"content": message["content"].upper()} for message in held["messages"]]
     write(workspace, "A", [*rows, held | {"id": name, "group": name, "messages": messages}])
     done = workspace.stage("split", "A")
@@ -98,8 +98,8 @@ def test_a_planted_near_copy_of_a_test_row_is_dropped_and_counted(workspace, row
 def test_the_stage_fails_if_a_held_out_row_is_left_in_train(workspace, rows, monkeypatch):
     """The check reads the files, so it finds what the sorting missed: here the sorting is switched off."""
     write(workspace, "C", rows)
-    name = next(name for name in (f"copy {n}" for n in range(100)) if side_of(name, SPLIT) == "train")
-    held = next(row for row in rows if side_of(row["group"], SPLIT) == "test")
+    name = next(name for name in (f"copy {n}" for n in range(100)) if subset_of(name, SPLIT) == "train")
+    held = next(row for row in rows if subset_of(row["group"], SPLIT) == "test")
     write(workspace, "A", [*rows, held | {"group": name}])  # the same id in a group that trains
     code = workspace.root / "stages/split/contamination.py"
     code.write_text(code.read_text().replace('return "exact"', "return None"))
@@ -109,7 +109,7 @@ def test_the_stage_fails_if_a_held_out_row_is_left_in_train(workspace, rows, mon
 
 
 def test_too_few_rows_to_hold_any_out_is_an_error_that_names_the_params(workspace):
-    few = [row for row in formatted(200) if side_of(row["group"], SPLIT) == "train"][:5]
+    few = [row for row in formatted(200) if subset_of(row["group"], SPLIT) == "train"][:5]
     write(workspace, "A", few)
     write(workspace, "C", few)
     done = workspace.stage("split", "A", check=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.errors import UserError
-from stages.train.checkpoints import NEWEST, Room, find_flaw, only_run, seal
+from abctune.core.errors import UserError
+from stages.train.checkpoints import NEWEST, CheckpointStore, find_flaw, only_run, seal
 
 MADE_OF = {"params": {"max_steps": 40, "seed": 1}, "code": {"train/trainer.py": "aa"}}
 
@@ -30,7 +30,7 @@ def flips(data):
 
 
 def test_a_flip_anywhere_in_any_file_is_found_and_named(tmp_path):
-    folder = checkpoint(Room("B", MADE_OF), 1)
+    folder = checkpoint(CheckpointStore("B", MADE_OF), 1)
     assert find_flaw(folder) is None
     for file in ("adapter_model.safetensors", "run/state.json", "manifest.json"):
         sound = (folder / file).read_bytes()
@@ -44,7 +44,7 @@ def test_a_flip_anywhere_in_any_file_is_found_and_named(tmp_path):
 
 
 def test_a_file_cut_short_missing_or_from_elsewhere_is_found_and_named():
-    folder = checkpoint(Room("B", MADE_OF), 1)
+    folder = checkpoint(CheckpointStore("B", MADE_OF), 1)
     for file in ("adapter_model.safetensors", "run/state.json", "manifest.json"):
         sound = (folder / file).read_bytes()
         (folder / file).write_bytes(sound[:-1])
@@ -57,7 +57,7 @@ def test_a_file_cut_short_missing_or_from_elsewhere_is_found_and_named():
 
 
 def test_the_newest_valid_one_is_used_and_the_damaged_one_named(capsys):
-    room = Room("B", MADE_OF)
+    room = CheckpointStore("B", MADE_OF)
     good, bad = checkpoint(room, 9), checkpoint(room, 10)
     (bad / "adapter_model.safetensors").write_bytes(b"")
     assert room.enter() == good
@@ -69,7 +69,7 @@ def test_the_newest_valid_one_is_used_and_the_damaged_one_named(capsys):
 
 
 def test_with_all_damaged_training_starts_afresh(capsys):
-    room = Room("B", MADE_OF)
+    room = CheckpointStore("B", MADE_OF)
     for step in (1, 2):
         (checkpoint(room, step) / "manifest.json").unlink()
     assert room.enter() is None
@@ -77,14 +77,14 @@ def test_with_all_damaged_training_starts_afresh(capsys):
 
 
 def test_steps_are_counted_not_spelt():
-    room = Room("B", MADE_OF)
+    room = CheckpointStore("B", MADE_OF)
     checkpoint(room, 9)
     assert room.enter() == room.path(9)
     assert checkpoint(room, 10) == room.enter()
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away():
-    room = Room("B", MADE_OF)
+    room = CheckpointStore("B", MADE_OF)
     start = checkpoint(room, 3)
     for half in (room.writing / "checkpoint-6", room.kept, room.folder / ".step-6.1.tmp"):
         half.mkdir(parents=True)
@@ -101,10 +101,10 @@ def test_what_a_killed_run_left_half_written_is_cleared_away():
     ],
 )
 def test_a_checkpoint_made_with_other_params_data_or_code_is_refused_and_said_why(change, why, capsys):
-    before = Room("B", MADE_OF)
+    before = CheckpointStore("B", MADE_OF)
     before.enter()
     checkpoint(before, 3)
-    room = Room("B", MADE_OF | change)
+    room = CheckpointStore("B", MADE_OF | change)
     assert room.enter() is None
     assert (
         f"checkpoints in {before.folder} are not used, training starts from its first step: other {why}"
@@ -116,7 +116,7 @@ def test_a_checkpoint_made_with_other_params_data_or_code_is_refused_and_said_wh
 
 
 def test_only_the_newest_stay():
-    room = Room("B", MADE_OF)
+    room = CheckpointStore("B", MADE_OF)
     for step in range(1, 5):
         checkpoint(room, step)
         room.prune()

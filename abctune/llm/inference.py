@@ -1,0 +1,136 @@
+"""A trained or untuned model for scoring and generating: stock transformers and PEFT, as a user would load it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from abctune.core.errors import UserError
+from abctune.core.provenance import require_same_base
+from abctune.llm.chat import BASE_MODEL, prompt_ids, stop_token_ids
+from abctune.llm.conversation import Message
+from abctune.llm.device import device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_for_inference(
+    dtype: torch.dtype, adapter: Path | None = None, base: Path = BASE_MODEL
+) -> PreTrainedModel:
+    """The base model, with an adapter on it if one is given, in eval mode on the machine's device.
+
+    Raises:
+        UserError: the base model or the adapter is missing or does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # for "Loading weights", a second's work
+    if not (base / "config.json").exists():
+        raise UserError(
+            f"{base}/config.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, local_files_only=True, device_map=device()
+    )
+    if torch.cuda.is_available():
+        fuse(model)
+    return (model if adapter is None else _with_adapter(model, adapter, base)).eval()
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Give a model on a GPU Liger's kernels for what stands between its matrix products: a quarter less time."""
+    from transformers.integrations.liger import apply_liger_kernel
+
+    logging.getLogger("liger_kernel").setLevel(
+        logging.ERROR
+    )  # it tells which kernels for other devices it lacks
+    apply_liger_kernel(
+        model,
+        {
+            "rope": True,
+            "rms_norm": True,
+            "swiglu": True,
+            # The loss is made here, a part of the logits at a time.
+            "cross_entropy": False,
+            "fused_linear_cross_entropy": False,
+        },
+    )
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrainedModel:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
+    require_same_base(adapter, base, remedy)
+    try:
+        # In the base's number format, as training multiplies it: PEFT's float32 halves an H100's speed.
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    token_ids: list[int]  # without the stop token
+    stopped: bool  # ended with a stop token, not at the limit
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Greedy answers to a batch of conversations that each await a reply."""
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    width = max(map(len, prompts))
+    # Padding goes in front, so that every prompt ends where generation begins.
+    input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts])
+    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    stops = stop_token_ids(tokenizer)
+    with cached(model):
+        generated = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [_answer(tokenizer, ids, stops) for ids in generated[:, width:].tolist()]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset[int]) -> Answer:
+    end = next((position for position, token in enumerate(ids) if token in stops), None)
+    kept = ids if end is None else ids[:end]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end is not None)
+
+
+@contextmanager
+def cached(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode with the key-value cache on, and back to what was before, whatever happens."""
+    training, use_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = use_cache
+        model.train(training)

@@ -1,0 +1,211 @@
+"""What each variant was exposed to, what two variants differ in, and which control would tell what caused a difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+from abctune.core.params import Params
+from abctune.study.inputs import Study, Trained
+
+Facts = dict[str, Any]
+
+# What a difference can be due to, and the resolved arguments that make it up. "data" and "batch" are computed.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "learning rate": ("learning_rate",),
+    "schedule": ("lr_scheduler_type", "warmup_steps"),
+    "batch": ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    "steps": ("max_steps",),
+    "precision": ("load_in_4bit", "dtype"),
+    "optimizer": ("optim", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """How to tell one cause from the others: a pair that is there, or a variant to add."""
+
+    cause: str
+    pair: tuple[str, str] | None  # this pair differs in this cause only, by the same change
+    name: str | None = None  # of the variant to add
+    command: str | None = None  # None with no pair: no variant's params can set it
+
+
+@dataclass(frozen=True)
+class Confound:
+    """What `model` and `reference` differ in: cause -> (model's facts, reference's facts)."""
+
+    model: str
+    reference: str
+    differs: dict[str, tuple[Facts, Facts]]
+    controls: list[Control]
+    kept: tuple[int | None, int | None] = (None, None)  # the step of each one's published adapter
+
+    @property
+    def sentence(self) -> str:
+        return f"{self._causes()} {self._kept()}".rstrip()
+
+    def _kept(self) -> str:
+        """Not a cause of its own, since rule and data decide it, but part of what a difference may come from."""
+        ours, theirs = self.kept
+        if ours == theirs:
+            return ""
+        return f"Their published adapters are those of step {ours} and step {theirs}."
+
+    def _causes(self) -> str:
+        causes = list(self.differs)
+        if not causes:
+            return "They differ in nothing that is recorded: a difference would be chance or the machine's."
+        if len(causes) == 1:
+            return f"They differ in {causes[0]} only, so that is what a difference is due to (one seed: see the limits)."
+        return (
+            f"They differ in {listed(causes)}: the cause of a difference is not identified. {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        there = [
+            f"{control.cause} ({' and '.join(control.pair)})" for control in self.controls if control.pair
+        ]
+        to_add = [control.cause for control in self.controls if not control.pair]
+        parts = [f"Compared alone in this study: {listed(there)}."] if there else []
+        if to_add:
+            parts.append(
+                f"{self.reference} with {self.model}'s {listed(to_add, 'or')} alone would identify {'it' if len(to_add) == 1 else 'one each'}."
+            )
+        return " ".join(parts)
+
+
+def recipe(trained: Trained, rows: Facts) -> dict[str, Facts]:
+    """All that could make a difference, by cause, from what the run resolved."""
+    record, arguments = trained.record, trained.record["arguments"]
+    settings = arguments | {key: record[key] for key in ("load_in_4bit", "dtype") if key in record}
+    facts = {
+        cause: {key: settings[key] for key in keys if key in settings} for cause, keys in ARGUMENTS.items()
+    }
+    # 2 x 8 and 4 x 4 make the same step.
+    size = settings.get("per_device_train_batch_size", 1) * settings.get("gradient_accumulation_steps", 1)
+    facts["batch"] = {"conversations per step": size}
+    return {
+        "data": {**rows, "max_length": record["max_length"]},
+        **facts,
+        "adapter": dict(record["lora"]),
+        "adapter choice": {"kept by": record["kept"].get("by")},
+        "seed": {"seed": arguments["seed"]} if "seed" in arguments else {},
+        "base model": {
+            k: v
+            for k, v in (record.get("base_model") or {}).items()
+            if k in ("repo", "package", "revision", "version")
+        },
+    }
+
+
+def rows_of(study: Study) -> dict[str, Facts]:
+    """Rows per source of each variant: as drawn where that is known of all, else as asked for."""
+    if all(trained.mixed for trained in study.trained.values()):
+        return {
+            name: {source: count["drawn"] for source, count in trained.mixed["sources"].items()}
+            for name, trained in study.trained.items()
+        }
+    return {name: dict(study.params.variants[name].mix) for name in study.trained}
+
+
+def confounds_of(study: Study) -> list[Confound]:
+    """For every pair of variants (later against earlier), what they differ in and the controls."""
+    rows = rows_of(study)
+    recipes = {name: recipe(trained, rows[name]) for name, trained in study.trained.items()}
+    names = list(recipes)
+    pairs = [(later, earlier) for i, earlier in enumerate(names) for later in names[i + 1 :]]
+    differs = {(a, b): differences(recipes[a], recipes[b]) for a, b in pairs}
+    kept = {name: trained.record["kept"].get("step") for name, trained in study.trained.items()}
+    return [
+        Confound(a, b, found, controls_of((a, b), differs, study.params), (kept[a], kept[b]))
+        for (a, b), found in differs.items()
+    ]
+
+
+def differences(a: dict[str, Facts], b: dict[str, Facts]) -> dict[str, tuple[Facts, Facts]]:
+    """The causes that differ, each with the facts that do."""
+    found = {}
+    for cause in a:
+        keys = [key for key in {**a[cause], **b[cause]} if a[cause].get(key) != b[cause].get(key)]
+        if keys:
+            found[cause] = (
+                {key: a[cause].get(key) for key in keys},
+                {key: b[cause].get(key) for key in keys},
+            )
+    return found
+
+
+Pair = tuple[str, str]
+
+
+def controls_of(
+    pair: Pair, differs: dict[Pair, dict[str, tuple[Facts, Facts]]], params: Params
+) -> list[Control]:
+    """One control per cause, where there is more than one cause."""
+    causes = differs[pair]
+    if len(causes) < 2:
+        return []
+    controls = []
+    for cause, change in causes.items():
+        same_change = [
+            other
+            for other, found in differs.items()
+            if list(found) == [cause] and found[cause] in (change, change[::-1])
+        ]
+        name, command = (None, None) if same_change else control_command(*pair, cause, params)
+        controls.append(Control(cause, same_change[0] if same_change else None, name, command))
+    return controls
+
+
+def control_command(model: str, reference: str, cause: str, params: Params) -> tuple[str | None, str | None]:
+    """Name and `dvc exp run` line of a variant: the reference's, with the model's settings for one cause."""
+    mix, train = dict(params.variants[reference].mix), dict(params.variants[reference].train)
+    if cause == "data":
+        mix = dict(params.variants[model].mix)
+    elif cause in ARGUMENTS:
+        theirs = params.train | params.variants[model].train
+        train |= {
+            key: theirs[key] for key in ARGUMENTS[cause] if theirs.get(key) != (params.train | train).get(key)
+        }
+    else:
+        return None, None
+    name = next((letter for letter in ascii_uppercase if letter not in params.variants), "NEW")
+    settings = ", ".join(f"{key}: {yaml_value(value)}" for key, value in train.items())
+    rows = ", ".join(f"{source}: {count}" for source, count in mix.items())
+    return name, f"dvc exp run -S '+variants.{name}={{mix: {{{rows}}}, train: {{{settings}}}}}'"
+
+
+def yaml_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def listed(words: list[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def ledger(study: Study) -> list[Facts]:
+    """One line per variant: what it saw, how often, and at which learning rate."""
+    lines = []
+    for name, trained in study.trained.items():
+        record = trained.record
+        exposure, schedule, arguments = record["exposure"], record["schedule"], record["arguments"]
+        lines.append(
+            {
+                "variant": name,
+                "conversations": exposure["conversations"],
+                "supervised_tokens": exposure["supervised_tokens"],
+                "epochs": exposure["epochs"],
+                "steps": schedule["max_steps"],
+                "batch": arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"],
+                "sum_learning_rate": schedule["sum_learning_rate"],
+                "peak_learning_rate": schedule["peak_learning_rate"],
+                "peak_share": schedule["peak_share"],
+                "decays": schedule["decays"],
+                "warmup_steps": schedule["warmup_steps"],
+                "kept": record["kept"],
+            }
+        )
+    return lines

@@ -1,0 +1,132 @@
+"""The comparison on tasks that a program checks: each model's pass rate, and every pair's difference, item by item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from abctune.study import statistics
+from abctune.study.comparison import ALPHA, pairs_of
+from abctune.study.inputs import Study
+from abctune.study.verdicts import Outcome, interval, sorted_by_size
+
+KINDS = {"instructions": "instructions", "code": "code repairs"}  # as eval names them, and in words
+
+
+@dataclass(frozen=True)
+class PassRate:
+    model: str
+    kind: str
+    n: int
+    passed: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.passed / self.n
+
+
+@dataclass(frozen=True)
+class TaskDifference:
+    """pass(model) - pass(reference) on the same tasks: above 0, `model` passes more."""
+
+    model: str
+    reference: str
+    kind: str
+    n: int
+    model_only: int  # tasks that only `model` passed
+    reference_only: int
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float = 1.0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.low <= 0 <= self.high or self.p_holm >= ALPHA:
+            return "not shown"
+        return "better" if self.value > 0 else "worse"
+
+    @property
+    def short(self) -> str:
+        """For `dvc exp show`: "better by 0.25 [0.05, 0.43]"."""
+        if self.outcome == "not shown":
+            return f"not shown {interval(self.value, self.low, self.high)}"
+        return f"{self.outcome} by {interval(*sorted_by_size(self))}"
+
+    @property
+    def text(self) -> str:
+        what, size = KINDS.get(self.kind, self.kind), f"n = {self.n:,}"
+        counts = (
+            f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
+        )
+        if self.outcome != "not shown":
+            more = "more" if self.outcome == "better" else "fewer"
+            amount = interval(*sorted_by_size(self))
+            return f"{self.model} passes {more} {what} than {self.reference}: the share differs by {amount}, {size} ({counts})."
+        amount = f"{self.model} − {self.reference} = {interval(self.value, self.low, self.high)}"
+        reason = "the interval contains 0"
+        if not self.low <= 0 <= self.high:
+            reason = f"p = {self.p_holm:.2g} after correction, though the interval alone leaves out 0"
+        return f"{self.model} against {self.reference} on {what}: not shown: {reason} ({amount}, {size}; {counts})."
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    rates: list[PassRate]
+    differences: list[TaskDifference]
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(rate.kind for rate in self.rates))
+
+    def rate(self, model: str, kind: str) -> PassRate:
+        return next(rate for rate in self.rates if (rate.model, rate.kind) == (model, kind))
+
+    def difference(self, model: str, reference: str, kind: str) -> TaskDifference:
+        wanted = (model, reference, kind)
+        return next(d for d in self.differences if (d.model, d.reference, d.kind) == wanted)
+
+
+def compare_tasks(study: Study) -> TaskComparison:
+    """All rates and differences; Holm's correction is for all task differences, a family beside the losses' own."""
+    passed: dict[str, dict[str, list[bool]]] = {}  # kind -> model -> one entry per task, in the same order
+    for name, model in study.models.items():
+        for task in model.tasks:
+            passed.setdefault(task["kind"], {}).setdefault(name, []).append(task["passed"])
+    rates, differences = [], []
+    for kind, models in passed.items():
+        for name, held in models.items():
+            limits = statistics.wilson(sum(held), len(held))
+            rates.append(PassRate(name, kind, len(held), sum(held), *limits))
+        differences += [
+            difference(kind, model, models[model], reference, models[reference])
+            for model, reference in pairs_of(list(models))
+        ]
+    adjusted = statistics.holm([d.p for d in differences])
+    return TaskComparison(rates, [replace(d, p_holm=p) for d, p in zip(differences, adjusted, strict=True)])
+
+
+def difference(kind: str, model: str, ours: list[bool], reference: str, theirs: list[bool]) -> TaskDifference:
+    pairs = list(zip(ours, theirs, strict=True))
+    counts = [
+        pairs.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    value, low, high = statistics.paired_shares(*counts)
+    p = statistics.mcnemar(counts[1], counts[2])
+    return TaskDifference(model, reference, kind, len(pairs), counts[1], counts[2], value, low, high, p)
+
+
+def task_headlines(comparison: TaskComparison) -> list[str]:
+    """One line for all that is shown, or that nothing is, per kind."""
+    lines = []
+    for kind in comparison.kinds:
+        of = [d for d in comparison.differences if d.kind == kind]
+        shown = [d.text for d in of if d.outcome != "not shown"]
+        what = f"{of[0].n:,} {KINDS.get(kind, kind)}" if of else ""
+        if shown:
+            lines += shown
+        elif of:
+            lines.append(f"On {what}, no model is shown to pass more than another.")
+    return lines

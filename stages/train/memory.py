@@ -1,0 +1,77 @@
+"""GPU memory during training: what a micro-batch needs, and what the machine should trade for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from abctune.llm.device import Capability
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# In addition to weights and activations: the logits of a chunk (Unsloth's loss takes up to 4 GiB), optimizer, fragments.
+WORKING_BYTES = 5 * 2**30
+
+# A 3B model's micro-batch of this many tokens runs for 0.25 s on an H100, about the time Python needs to launch its kernels.
+BUSY_TOKENS = 6144
+
+
+def supports_packing(capability: Capability, dtype: torch.dtype) -> bool:
+    """Whether attention over packed conversations (varlen) is fast: FlashAttention, from sm_80 on, in 16 bit.
+
+    Elsewhere a packed row costs attention over all of it, and rows of like length with little padding are faster.
+    """
+    return capability is not None and capability >= (8, 0) and dtype != torch.float32
+
+
+def free_bytes() -> int:
+    """GPU memory that this process can still take, also under torch.cuda.set_per_process_memory_fraction."""
+    free, total = torch.cuda.mem_get_info()
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_reserved()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return min(free, allowed) + unused
+
+
+def activation_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) -> int:
+    """What a Llama-like model keeps of one token for the backward pass, in 16 bit.
+
+    A block keeps its two inputs, their norms, the query (twice: attention wants it in another order), the attention's
+    output, keys and values (twice) and the MLP's two halves. With checkpointing only the block at work keeps them,
+    the others their input.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    block = 7 * width + 4 * config.num_key_value_heads * head + 2 * config.intermediate_size
+    return 2 * (block + layers * width if checkpointing else layers * block)
+
+
+def tokens_that_fit(free: int, bytes_per_token: int) -> int:
+    """Tokens of a micro-batch whose activations fit into `free` bytes; 0 or less where nothing does."""
+    return (free - WORKING_BYTES) // bytes_per_token
+
+
+def choose_checkpointing(
+    free: int, config: PreTrainedConfig, max_length: int, capability: Capability
+) -> tuple[str, str]:
+    """Whether to compute a third more in order to keep less, "unsloth" or "none"; and why, in words.
+
+    Where one conversation of full length would not fit otherwise; and on a GPU that is done with what fits before
+    Python has launched it.
+    """
+    fits = max(0, tokens_that_fit(free, activation_bytes_per_token(config, checkpointing=False)))
+    fast = capability is not None and capability >= (8, 0)
+    wanted = max(max_length, BUSY_TOKENS if fast else 0)
+    why = f"{fits:,} tokens fit into {free / 2**30:.1f} GiB without, {wanted:,} are wanted at once"
+    return ("unsloth" if fits < wanted else "none"), why
+
+
+def worth_dequantizing(
+    more: int, free: int, config: PreTrainedConfig, max_length: int, capability: Capability
+) -> bool:
+    """Whether 4-bit weights are worth `more` bytes to have them in 16 bit: if no checkpointing is needed for it.
+
+    They are the same numbers, which else are unpacked at every use, twice a step: 2 % of an H100's time.
+    """
+    return choose_checkpointing(free - more, config, max_length, capability)[0] == "none"

@@ -1,0 +1,117 @@
+"""The model to train: base weights through Unsloth, with a fresh LoRA adapter.
+
+The only module that imports Unsloth. It must be imported before transformers, trl and peft, which it patches,
+and it costs several seconds; for scoring and generating use abctune.llm.inference.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from abctune.core.errors import UserError
+from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.device import capability, resolve_dtype, why_no_gpu
+from abctune.llm.kernels import adapter_first
+from stages.train.memory import choose_checkpointing, free_bytes, supports_packing, worth_dequantizing
+
+if torch.cuda.is_available():
+    # Leaves TRL's trainers, of which none is used here, as they are: rewriting them all takes 9 s.
+    os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
+gc.disable()  # a fifth of the import is looking for garbage among its objects (7.2 s instead of 9.4 on a CPU)
+from unsloth import FastLanguageModel  # noqa: E402  (before transformers, see above)
+
+gc.enable()
+gc.freeze()
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "standard": True, "none": False}
+
+
+def load_for_training(
+    path: Path, recipe: TrainParams, lora: LoraParams, max_length: int, seed: int
+) -> tuple[PeftModel, dict[str, str]]:
+    """Load the base model and put a new adapter on it; the seed decides the adapter's first weights.
+
+    Also returned, for the record: what the machine decided about gradient checkpointing and 4-bit weights.
+
+    Raises:
+        UserError: 4-bit weights are asked for where there is no GPU.
+    """
+    model, checkpointing, how = _load_base(path, recipe, max_length)
+    adapted = FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        bias="none",
+        use_gradient_checkpointing=CHECKPOINTING[checkpointing],
+        random_state=seed,
+    )
+    for config in adapted.peft_config.values():
+        # A set, which PEFT would write to adapter_config.json in another order in every process.
+        config.target_modules = sorted(config.target_modules)
+    return adapted, how
+
+
+def _load_base(
+    path: Path, recipe: TrainParams, max_length: int
+) -> tuple[PreTrainedModel, str, dict[str, str]]:
+    """The base model, its gradient checkpointing, and for the record what was decided about both, in words."""
+    if recipe.load_in_4bit and not torch.cuda.is_available():
+        raise UserError(
+            f"load_in_4bit: true needs a CUDA GPU, and there is none to use ({why_no_gpu()}); mend that, use profile"
+            " tiny, or set profiles.<profile>.train.load_in_4bit to false in params.yaml"
+        )
+    how = {"base_weights": str(resolve_dtype(recipe.dtype)).removeprefix("torch.")}
+    if supports_packing(capability(), resolve_dtype(recipe.dtype)):
+        _lend_kernels()
+    asked = recipe.gradient_checkpointing
+    why = "as params say"
+    if asked == "auto" and not torch.cuda.is_available():
+        asked, why = "none", "a CPU's memory is no concern"
+    model, _ = FastLanguageModel.from_pretrained(
+        str(path),
+        max_seq_length=max_length,
+        dtype=resolve_dtype(recipe.dtype),
+        load_in_4bit=recipe.load_in_4bit,
+        use_gradient_checkpointing=CHECKPOINTING.get(asked, "unsloth"),
+    )
+    if asked == "auto":
+        asked, why = choose_checkpointing(free_bytes(), model.config, max_length, capability())
+    how["gradient_checkpointing"] = f"{asked}: {why}"
+    if recipe.load_in_4bit:
+        how["base_weights"] = "4-bit, unpacked at every use"
+        more = 2 * model.num_parameters() - model.get_memory_footprint()
+        if asked == "none" and worth_dequantizing(more, free_bytes(), model.config, max_length, capability()):
+            model = model.dequantize()
+            how["base_weights"] = f"4-bit, unpacked once, which takes {more / 2**30:.1f} GiB more"
+    if not torch.cuda.is_available():
+        # Unsloth's chunked loss, which it switches on in TRL's trainer alone.
+        model._unsloth_cpu_chunked_ce_active = True
+    return model, asked, how
+
+
+def _lend_kernels() -> None:
+    """Let Unsloth have faster kernels for packed rows than it takes: `adapter_first`, and torch's FlashAttention.
+
+    That with torch 2.11 as well: Unsloth looks for an argument that came with torch 2.12; the kernel below it takes the
+    same inputs. Without it, attention is one call per conversation and layer: slower than padding (measured on an H100).
+    """
+    from torch.nn.attention import varlen
+    from unsloth.kernels import fast_lora
+    from unsloth.utils import attention_dispatch
+
+    fast_lora.matmul_lora = adapter_first(fast_lora.matmul_lora)
+    if attention_dispatch._TORCH_VARLEN_ATTN is None:
+        attention_dispatch._TORCH_VARLEN_ATTN = varlen.varlen_attn
+        attention_dispatch._varlen_can_use_cudnn = lambda *_: False
+        attention_dispatch._LEAN_VARLEN = True

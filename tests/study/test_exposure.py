@@ -1,0 +1,117 @@
+"""The ledger of what was seen, and what two variants differ in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from abctune.core.params import load_params
+from abctune.study.comparison import compare
+from abctune.study.exposure import confounds_of, ledger
+from abctune.study.inputs import read_study
+from stages.plot.report import warnings_of
+from tests.plot.fake_run import RECIPES
+
+
+def confound(model: str, reference: str):
+    found = confounds_of(read_study(load_params()))
+    return next(c for c in found if (c.model, c.reference) == (model, reference))
+
+
+def test_one_difference_identifies_the_cause(fake_run):
+    fake_run()
+    assert confound("C", "B").sentence.startswith(
+        "They differ in data only, so that is what a difference is due to"
+    )
+
+
+def test_adapters_of_different_steps_are_pointed_out(fake_run):
+    """Keeping the lowest train loss may publish an early step: C differs from B in data, and in how long it learnt."""
+    fake_run()
+    path = Path("metrics/train/C/training.json")
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"kept": {"by": "train_loss", "step": 10, "value": 3.0}})
+    )
+    study = read_study(load_params())
+    theirs = study.trained["B"].record["kept"]["step"]
+    assert confound("C", "B").sentence.endswith(
+        f"Their published adapters are those of step 10 and step {theirs}."
+    )
+    assert any(
+        "C: the published adapter is that of step 10 of 40" in line
+        for line in warnings_of(study, compare(study, 99))
+    )
+
+
+def test_several_differences_leave_the_cause_open_and_name_the_controls(fake_run):
+    fake_run()
+    found = confound("B", "A")
+    assert list(found.differs) == ["data", "learning rate", "schedule", "steps"]
+    assert "the cause of a difference is not identified" in found.sentence
+    assert "A with B's data, learning rate, schedule or steps alone" in found.sentence
+    assert [control.cause for control in found.controls] == ["data", "learning rate", "schedule", "steps"]
+
+
+def test_a_control_is_a_line_that_makes_the_reference_with_one_change(fake_run):
+    fake_run()
+    control = confound("B", "A").controls[1]
+    *command, override = shlex.split(control.command)
+    assert command == ["dvc", "exp", "run", "-S"]
+    name, _, value = override.partition("=")
+    assert name == "+variants.D"
+    variant = YAML(typ="safe", pure=True).load(value)
+    params = load_params()
+    assert variant["mix"] == dict(params.variants["A"].mix)
+    assert variant["train"] == params.variants["A"].train | {
+        "learning_rate": params.variants["B"].train["learning_rate"]
+    }
+
+
+def test_a_control_that_is_in_the_study_is_named(fake_run):
+    """D is B with A's warmup: the very change of schedule between A and B."""
+    fake_run(recipes={**RECIPES, "D": {**RECIPES["B"], "warmup_steps": 5}})
+    assert "Compared alone in this study: schedule (D and B)" in confound("B", "A").sentence
+    # A differs from C in data too, but not by the change that is between B and C.
+    assert "data" not in confound("C", "A").sentence.split("Compared alone")[1].split(".")[0]
+
+
+def test_the_same_step_from_another_batch_size_is_no_difference(fake_run):
+    fake_run()
+    path = Path("metrics/train/C/training.json")
+    record = json.loads(path.read_text())
+    record["arguments"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    path.write_text(json.dumps(record))
+    assert list(confound("C", "B").differs) == ["data"]
+    record["arguments"] |= {"gradient_accumulation_steps": 16}
+    path.write_text(json.dumps(record))
+    assert list(confound("C", "B").differs) == ["data", "batch"]
+
+
+def test_what_ran_counts_not_what_params_say(fake_run):
+    """Recipes are compared as resolved: here B ran in 4 bits, which params.yaml does not tell."""
+    fake_run()
+    path = Path("metrics/train/B/training.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"load_in_4bit": True}))
+    assert list(confound("C", "B").differs) == ["data", "precision"]
+
+
+def test_mixes_that_draw_the_same_rows_are_the_same_data(fake_run):
+    """Two mixes that ask for more than a source has get the same rows."""
+    fake_run(recipes={"A": RECIPES["B"], "B": {**RECIPES["B"], "mix": {"chat": 400}}})
+    for variant in "AB":
+        drawn = {"chat": {"asked": 400, "available": 250, "drawn": 250}}
+        Path(f"data/mixed/{variant}.json").write_text(json.dumps({"sources": drawn, "warnings": []}))
+    assert confound("B", "A").differs == {}
+
+
+def test_the_ledger_counts_what_was_seen_and_how_far_the_optimizer_could_move(fake_run):
+    fake_run()
+    lines = {line["variant"]: line for line in ledger(read_study(load_params()))}
+    assert lines["C"]["conversations"] == {"chat": 80, "instruct": 80}
+    assert lines["B"]["peak_share"] == pytest.approx(39 / 50)
+    assert not lines["B"]["decays"] and lines["A"]["decays"]
+    assert lines["B"]["sum_learning_rate"] == pytest.approx(2e-4 * sum(range(40)) / 50)

@@ -1,0 +1,82 @@
+"""The comparison on tasks: intervals as published, and no winner from a handful of answers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
+from abctune.study.inputs import read_study
+from abctune.study.statistics import mcnemar, paired_shares, wilson
+from abctune.study.tasks import compare_tasks
+
+HALF = [True, False] * 30
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),  # method 10 on the examples of Newcombe (1998)
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((36, 14, 0, 0), 0.1528, 0.4167), ((53, 0, 1, 0), -0.0977, 0.0496)],
+)
+def test_a_paired_interval_is_newcombes(counts, low, high):
+    assert paired_shares(*counts)[1:] == pytest.approx((low, high), abs=5e-5)
+
+
+def test_models_that_agree_on_every_task_are_not_called_equal():
+    """Resampling would say [0, 0]: fifty agreeing tasks leave room for a difference."""
+    value, low, high = paired_shares(43, 0, 0, 7)
+    assert value == 0 and low < -0.05 and high > 0.05
+    assert mcnemar(0, 0) == 1
+
+
+def test_a_share_of_all_or_none_has_an_interval_inside_0_and_1():
+    assert wilson(0, 10) == pytest.approx((0, 0.278), abs=1e-3)
+    assert wilson(10, 10) == pytest.approx((0.722, 1), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [40, 120])
+def test_paired_intervals_hold_the_truth_and_the_test_keeps_its_level(n):
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, [0.3, 0.15, 0.15, 0.4], 1000).tolist()
+    held = [low <= 0 <= high for _, low, high in (paired_shares(*counts) for counts in drawn)]
+    rejected = [mcnemar(counts[1], counts[2]) < 0.05 for counts in drawn]
+    assert 0.93 <= np.mean(held) <= 0.98
+    assert np.mean(rejected) <= 0.06
+
+
+def test_a_model_that_passes_many_more_tasks_is_called_better(plotted):
+    better = [True] * 30 + HALF[30:]
+    summary = plotted(passed={"base": HALF, "A": HALF, "B": HALF, "C": better})
+    assert summary["C"]["tasks"] == {"pass": 0.75} and summary["base"]["tasks"] == {"pass": 0.5}
+    assert summary["task_verdict"]["C_vs_base"].startswith("better by 0.25 [0.1")
+    assert summary["task_verdict"]["B_vs_base"].startswith("not shown")
+    text = Path("plots/report.md").read_text()
+    assert re.search(
+        r"C passes more instructions than B: the share differs by 0\.25 \[0\.1\d, 0\.3\d\], n = 60", text
+    )
+    assert "15 passed by C only, 0 by B only" in text
+
+
+def test_a_difference_on_few_tasks_is_not_shown(fake_run):
+    fake_run(passed={"base": HALF[:8], "A": HALF[:8], "B": HALF[:8], "C": [True] * 6 + HALF[:2]})
+    found = compare_tasks(read_study(load_params()))
+    assert found.difference("C", "base", "instructions").value > 0.3
+    assert {d.outcome for d in found.differences} == {"not shown"}
+
+
+def test_models_that_were_asked_different_tasks_stop_the_stage(fake_run):
+    fake_run()
+    path = Path("metrics/eval/A/tasks.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="base and A were asked different tasks"):
+        read_study(load_params())
+
+
+def test_a_run_without_tasks_has_a_report_without_that_section(plotted):
+    summary = plotted(passed={model: [] for model in ("base", "A", "B", "C")})
+    assert "task_verdict" not in summary and "tasks" not in summary["C"]
+    assert "Tasks that a program checks" not in Path("plots/report.md").read_text()
+    assert 'id="tasks"' not in Path("plots/report.html").read_text()

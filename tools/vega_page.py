@@ -1,0 +1,59 @@
+"""Make the pages of `dvc plots` render without a network: `python -m tools.vega_page`, once per clone.
+
+DVC's own page loads the plotting library (Vega) from the web. This writes a page with the library in it, out of
+the pinned package vl-convert-python, to .dvc/plots/offline.html and tells this clone's DVC to use it. Neither the
+page nor the setting is in Git; without them DVC's own page is used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import write_text
+
+DVC, PAGE = Path(".dvc"), Path("plots/offline.html")
+VEGA_LITE = "5.21"  # the major version that DVC's own templates, and ours, are written for
+# Three revisions side by side.
+STYLE = "body { font-family: sans-serif } img { width: 30vw; min-width: 340px }"
+
+
+@exits_with_one_line
+def main() -> None:
+    if not (DVC / "config").exists():
+        raise UserError(f"{DVC / 'config'} not found; run this in the project's root folder")
+    write_text(DVC / PAGE, page())
+    setting = ["config", "--local", "plots.html_template", PAGE.as_posix()]
+    subprocess.run([sys.executable, "-m", "dvc", *setting], check=True)
+    print(f"`dvc plots` uses {DVC / PAGE}, which needs no network")
+
+
+def page() -> str:
+    """A page with Vega inlined and the places that DVC fills: {refresh_tag} and {plot_divs}."""
+    import vl_convert
+
+    library = vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script")
+    return f"""<!DOCTYPE html>
+<html>
+<head>
+<meta charset="utf-8">
+{{refresh_tag}}
+<title>abctune: dvc plots</title>
+<style>{STYLE}</style>
+<script>(() => {{
+{library}
+}})();</script>
+</head>
+<body>
+{{plot_divs}}
+</body>
+</html>
+"""
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+"""Whether each adapter fits its base: every layer it should have, in the base's shapes, and all of it numbers.
+
+Read from the files' headers, so that a 3B base costs no memory. PEFT itself only warns of layers that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from abctune.core.errors import UserError
+from abctune.core.files import read_json
+from abctune.core.provenance import require_same_base
+from abctune.llm.chat import BASE_MODEL
+
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX, HEAD, EMBEDDING = "base_model.model.", "lm_head", "model.embed_tokens"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What keeps the adapter from working on a base whose linear layers have these (out, in) shapes."""
+    remedy = f"`dvc repro --force train@{adapter.name}` makes it anew"
+    try:
+        config = read_json(adapter / CONFIG, f"train@{adapter.name}")
+        found = shapes_of(adapter / ADAPTER)
+        require_same_base(adapter, BASE_MODEL, remedy)
+    except UserError as error:
+        yield str(error)
+        return
+    if config.get("peft_type") != "LORA" or config.get("base_model_name_or_path") != str(BASE_MODEL):
+        yield f"{adapter / CONFIG} is not that of a LoRA adapter on {BASE_MODEL}; {remedy}"
+        return
+    wanted = expected(config, base)
+    for name in sorted(set(wanted) | set(found)):
+        if found.get(name) != wanted.get(name):
+            ours, theirs = (shape_in_words(shapes.get(name)) for shapes in (found, wanted))
+            yield f"{adapter / ADAPTER} does not fit {BASE_MODEL}: {name} is {ours}, should be {theirs}; {remedy}"
+            return  # one layer is enough to say so
+    if name := first_not_finite(adapter / ADAPTER):
+        yield f"{adapter / ADAPTER} has values in {name} that are no numbers; {remedy}"
+
+
+def expected(config: dict[str, Any], base: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Names and shapes of the adapter's tensors: A is (r, in), B is (out, r), for every layer that is targeted."""
+    rank, targets = config.get("r"), set(config.get("target_modules") or ())
+    shapes: Shapes = {}
+    for module, (out, into) in base.items():
+        if module.rpartition(".")[2] in targets:
+            shapes[f"{PREFIX}{module}.lora_A.weight"] = (rank, into)
+            shapes[f"{PREFIX}{module}.lora_B.weight"] = (out, rank)
+    return shapes
+
+
+def linear_layers(base: Path = BASE_MODEL) -> Shapes:
+    """(out, in) of the base model's matrices, by module.
+
+    Raises:
+        UserError: there are no weights, or a file of them is cut short or no safetensors.
+    """
+    shapes: Shapes = {}
+    for path in sorted(base.glob("*.safetensors")):
+        shapes |= shapes_of(path)
+    if not shapes:
+        raise UserError(f"{base} has no weights; `dvc repro fetch-model` makes it, or `dvc pull` brings it")
+    layers = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+    if EMBEDDING in layers:
+        layers.setdefault(HEAD, layers[EMBEDDING])  # tied: stored once
+    return layers
+
+
+def shapes_of(path: Path) -> Shapes:
+    """Each tensor's shape. The reader checks that the file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def first_not_finite(path: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return next((name for name in file.keys() if not file.get_tensor(name).isfinite().all()), None)  # noqa: SIM118
+
+
+def shape_in_words(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else " x ".join(map(str, shape))

@@ -1,0 +1,43 @@
+"""Whether metrics/summary.json follows from the models' losses per conversation: computed again and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from abctune.core.errors import UserError
+from abctune.core.files import read_json
+from abctune.core.params import Params
+from abctune.study.comparison import compare
+from abctune.study.inputs import read_study
+from abctune.study.origins import flat
+from abctune.study.summary import summary
+from abctune.study.tasks import compare_tasks
+from abctune.study.verdicts import verdicts_of
+
+SUMMARY = Path("metrics/summary.json")
+# Another processor's arithmetic may move the last digit that summary.json keeps (5 of a loss).
+ABSOLUTE, RELATIVE = 1.5e-5, 1e-6
+
+
+def summary_faults(params: Params) -> Iterator[str]:
+    """Every key of summary.json that the conversations do not bear out."""
+    try:
+        written = flat(read_json(SUMMARY, "plot"))
+        study = read_study(params)
+        comparison = compare(study)
+        again = flat(summary(study, comparison, verdicts_of(comparison), compare_tasks(study)))
+    except UserError as error:
+        yield str(error)
+        return
+    for key in {**again, **written}:
+        if not same(written.get(key), again.get(key)):
+            yield f"{SUMMARY}: {key} is {written.get(key)}, but the conversations say {again.get(key)}; `dvc repro --force plot`"
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return math.isclose(a, b, abs_tol=ABSOLUTE, rel_tol=RELATIVE)
+    return a == b
