@@ -242,6 +242,7 @@ class FormatParams(_Section):
 
 class EvaluationParams(_Section):
     test_of: str
+    margin: Positive  # nats per token: smaller differences in loss count as none
 
 
 class ExportParams(_Section):

@@ -1,0 +1,299 @@
+"""The JSON documents that one stage writes and another reads: declared once, checked by the writer and the reader.
+
+Every record is a frozen pydantic model. `write_record` and `read_record` are the only way in and out of a file, so a
+field that one side renames is an error with the file's name in it, not a KeyError three modules further.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from abctune.core.errors import UserError
+from abctune.core.files import read_json, write_json
+
+GENERAL = "general"  # the reserved source name of the rows that measure forgetting; no part of "overall"
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, unknown fields are errors, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def read_record(path: Path, record: type[AnyRecord], made_by: str) -> AnyRecord:
+    """Read a record that the DVC stage `made_by` writes.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or is not such a record (an older version's, for instance).
+    """
+    document = read_json(path, made_by)
+    try:
+        return record.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = "is missing" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
+        raise UserError(
+            f"{path} is not what this version writes ({key}: {reason}); run `dvc repro --force {made_by}`"
+        ) from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as indented JSON; fields in the order of their declaration."""
+    write_json(path, record.model_dump(mode="json"))
+
+
+class FileHash(Record):
+    """One downloaded or copied file."""
+
+    sha256: str
+    bytes: int
+
+
+class SourceRecord(Record):
+    """`source.json`: where a source of data, or the base model, came from, exactly."""
+
+    origin: Literal["hub", "wheel", "local"]
+    license: str
+    repo: str | None = None  # hub
+    revision: str | None = None
+    package: str | None = None  # wheel
+    version: str | None = None
+    recipe: str | None = None  # of a wheel's source
+    file: str | None = None  # of a wheel's model
+    path: str | None = None  # local
+    files: dict[str, FileHash] = Field(default_factory=dict)  # by name
+    rows: int | None = None  # of a source
+    parameters: int | None = None  # of a model
+
+    @property
+    def name(self) -> str:
+        """What people call it: the repository, the package, or the path."""
+        return self.repo or self.package or self.path or self.origin
+
+    @property
+    def pin(self) -> str:
+        """The commit or version; empty for a local file, whose hash identifies it."""
+        return self.revision or self.version or ""
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether the Llama community license's conditions hold: the name's prefix and "Built with Llama"."""
+        return "llama" in self.name.lower() or self.license.lower().startswith("llama")
+
+
+class Schedule(Record):
+    """What the learning-rate schedule amounts to (stages/train/schedule.py)."""
+
+    learning_rate: float
+    warmup_steps: int
+    max_steps: int
+    peak_learning_rate: float
+    peak_share: float  # of learning_rate
+    decays: bool
+    sum_learning_rate: float
+    warnings: tuple[str, ...] = ()
+
+
+class Exposure(Record):
+    """What a training saw, by source."""
+
+    conversations: dict[str, int]
+    tokens: dict[str, int]
+    supervised_tokens: dict[str, int]
+    epochs: float
+
+
+class Kept(Record):
+    """Which step's adapter was kept, by which rule, and that rule's value there."""
+
+    by: str
+    step: int
+    value: float | None
+
+
+class FinalLosses(Record):
+    """The last losses that were logged; eval_loss is None where the run evaluated nothing."""
+
+    train_loss: float | None
+    eval_loss: float | None
+
+
+class TrainResources(Record):
+    """What one replicate's training took."""
+
+    seconds: float  # all of it, loading included
+    train_seconds: float  # the training loop alone, as the student report's times are
+    tokens_per_second: float  # without padding
+    peak_rss_gib: float
+    peak_reserved_gib: float | None  # GPU memory; None without a GPU
+
+    @property
+    def peak_gib(self) -> float:
+        """GPU memory where there is a GPU, else the process's."""
+        return self.peak_rss_gib if self.peak_reserved_gib is None else self.peak_reserved_gib
+
+
+class ReplicateRecord(Record):
+    """One adapter of a variant: the same recipe and rows, another training seed (first weights, order of the rows)."""
+
+    replicate: int  # from 1
+    seed: int
+    kept: Kept
+    final: FinalLosses
+    resumed_at: tuple[int, ...] = ()  # the steps at which an interrupted run was taken up again
+    resources: TrainResources
+
+
+class TrainingRecord(Record):
+    """`training.json`: everything that took effect when a variant was trained."""
+
+    version: Literal[2] = 2
+    variant: str
+    base_model: SourceRecord
+    arguments: dict[str, JsonValue]  # transformers' TrainingArguments as they took effect
+    max_length: int
+    load_in_4bit: bool
+    dtype: str
+    lora: dict[str, JsonValue]
+    base_weights: str
+    gradient_checkpointing: str
+    micro_batching: dict[str, JsonValue]
+    schedule: Schedule
+    processes: int
+    exposure: Exposure  # of replicate 1; the others see as many rows, drawn in another order
+    replicates: tuple[ReplicateRecord, ...]
+    published: int  # the replicate whose adapter is at models/<variant>
+    versions: dict[str, str]
+    hardware: dict[str, JsonValue]
+
+    def argument(self, name: str) -> Any:
+        """A training argument's value; None where transformers does not know it."""
+        return self.arguments.get(name)
+
+    @property
+    def conversations_per_step(self) -> int:
+        """2 x 8 and 4 x 4 make the same optimizer step."""
+        return int(self.arguments["per_device_train_batch_size"]) * int(  # type: ignore[arg-type]
+            self.arguments["gradient_accumulation_steps"]  # type: ignore[arg-type]
+        )
+
+    @property
+    def published_replicate(self) -> ReplicateRecord:
+        """The record of the replicate whose adapter is published."""
+        return next(one for one in self.replicates if one.replicate == self.published)
+
+
+class Metric(Record):
+    """A quantity measured per conversation as (sum, weight); its value on a set of rows is sum / weight."""
+
+    name: str  # "loss" is the first
+    sum: str  # column of conversations.parquet
+    weight: str  # column of conversations.parquet
+    unit: str
+    lower_is_better: bool = True
+
+
+LOSS = Metric(name="loss", sum="nll", weight="n_supervised", unit="nats per supervised token")
+
+
+class Score(Record):
+    """Loss on one set of rows, over all replicates."""
+
+    loss: float
+    perplexity: float
+    n_conversations: int
+    n_supervised: int
+
+
+class Generation(Record):
+    """The answers to the fixed prompts in four numbers."""
+
+    n_prompts: int
+    stop_rate: float  # share of answers that ended by themselves
+    mean_new_tokens: float
+    repetition: float
+
+
+class CheckCount(Record):
+    """How often one check was asked and held."""
+
+    n: int
+    passed: int
+
+
+class PassRateRecord(Record):
+    """One kind of checkable task: how many were asked and passed."""
+
+    n: int
+    passed: int
+    share: float
+    checks: dict[str, CheckCount]
+
+
+class EvalResources(Record):
+    """What scoring one model (all its replicates) took."""
+
+    seconds: float
+    peak_rss_gib: float
+    peak_reserved_gib: float | None
+
+
+class EvalRecord(Record):
+    """`metrics/eval/<model>/metrics.json`."""
+
+    version: Literal[2] = 2
+    model: str
+    test_of: str  # the variant whose test rows these are
+    metrics: tuple[Metric, ...] = (LOSS,)
+    replicates: int = 1
+    published: int = 1  # the replicate that samples, tasks and served.parquet are of
+    overall: Score  # of all sources but GENERAL
+    sources: dict[str, Score]  # GENERAL among them where it was scored
+    generation: Generation
+    tasks: dict[str, PassRateRecord]  # by kind; none where the profile asks for none
+    resources: EvalResources
+
+
+class ModelSummary(Record):
+    """One model's columns in `dvc exp show`."""
+
+    loss: dict[str, float]  # by set: overall, each source, general
+    tasks: dict[str, float] = Field(default_factory=dict)  # share passed, by kind
+    vs_base: str | None = None  # "better by 0.16 [0.14, 0.19]"
+    forgets: str | None = None  # the same on general text
+
+
+class SummaryRecord(Record):
+    """`metrics/summary.json`: the few numbers that `dvc exp show` has columns for.
+
+    In the file the models stand at the top level, so that a column is called `B.loss.overall`.
+    """
+
+    models: dict[str, ModelSummary]
+    verdict: dict[str, str]  # "C_vs_B" -> the outcome overall
+
+    def as_json(self) -> dict[str, Any]:
+        """The file's content; what does not apply to a model is left out."""
+        models = {
+            name: model.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+            for name, model in self.models.items()
+        }
+        return {**models, "verdict": dict(self.verdict)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> SummaryRecord:
+        """The record behind a file's content.
+
+        Raises:
+            ValueError: it is no such summary (pydantic's ValidationError), one of an older version for instance.
+        """
+        models = {name: value for name, value in document.items() if name != "verdict"}
+        return cls.model_validate({"models": models, "verdict": document.get("verdict", {})})
