@@ -13,15 +13,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import mmap
 import re
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin")
+Content = bytes | mmap.mmap
 PLURAL = {"models": "model", "datasets": "dataset"}
 
 
@@ -31,25 +35,37 @@ class Repository:
 
     kind: str  # model | dataset
     name: str
-    files: dict[str, bytes]
+    files: dict[str, Content]
     revision: str
     accepted_token: str | None = None  # set: gated, and this token alone has access
-    served: dict[str, bytes] = field(default_factory=dict)  # bytes handed out instead of the listed ones
+    served: dict[str, Content] = field(default_factory=dict)  # bytes handed out instead of the listed ones
     hidden: set[str] = field(default_factory=set)  # listed, but 404 when asked for
     private: bool = False
+    _hashes: dict[str, str] = field(default_factory=dict)  # of mapped files, which do not change
 
     def sibling(self, name: str) -> dict[str, Any]:
         """A file as the repository's listing describes it."""
         content = self.files[name]
-        described = {"rfilename": name, "size": len(content), "blobId": git_blob_id(content)}
+        described = {"rfilename": name, "size": len(content), "blobId": self._hash(name, git_blob_id)}
         if name.endswith(LFS_SUFFIXES):
-            sha256 = hashlib.sha256(content).hexdigest()
-            described["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 130}
+            described["lfs"] = {
+                "size": len(content),
+                "sha256": self._hash(name, sha256_of),
+                "pointerSize": 130,
+            }
         return described
 
     def etag(self, name: str) -> str:
+        return self._hash(name, sha256_of if name.endswith(LFS_SUFFIXES) else git_blob_id)
+
+    def _hash(self, name: str, function: Callable[[Content], str]) -> str:
         content = self.files[name]
-        return hashlib.sha256(content).hexdigest() if name.endswith(LFS_SUFFIXES) else git_blob_id(content)
+        if isinstance(content, bytes):
+            return function(content)
+        key = f"{function.__name__} {name}"
+        if key not in self._hashes:
+            self._hashes[key] = function(content)
+        return self._hashes[key]
 
 
 @dataclass
@@ -84,10 +100,23 @@ class Hub:
     def store(self) -> str:
         return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
 
-    def add(self, kind: str, name: str, files: dict[str, bytes], **details: Any) -> Repository:
-        """Publish a repository; its revision is a hash of its contents."""
-        digest = hashlib.sha1(json.dumps({file: content.hex() for file, content in files.items()}).encode())
-        repository = Repository(kind, name, files, digest.hexdigest(), **details)
+    def add(
+        self,
+        kind: str,
+        name: str,
+        files: Mapping[str, bytes | Path],
+        revision: str | None = None,
+        **details: Any,
+    ) -> Repository:
+        """Publish a repository at a revision (default: a hash of its contents); files given as paths are mapped."""
+        contents = {
+            file: content if isinstance(content, bytes) else mapped(content)
+            for file, content in files.items()
+        }
+        if revision is None:
+            listed = json.dumps({file: sha256_of(content) for file, content in contents.items()})
+            revision = hashlib.sha1(listed.encode()).hexdigest()
+        repository = Repository(kind, name, contents, revision, **details)
         self.repositories.append(repository)
         return repository
 
@@ -114,8 +143,22 @@ class Hub:
             server.server_close()
 
 
-def git_blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def mapped(path: Path) -> Content:
+    """A file's bytes without reading them; of an empty file, which cannot be mapped, no bytes."""
+    if not path.stat().st_size:
+        return b""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def sha256_of(content: Content) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_blob_id(content: Content) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(value).encode(), Content_Type="application/json")
 
     def send_file(
-        self, content: bytes, cuts: list[int] | None = None, stalls: list[int] | None = None, **headers: str
+        self, content: Content, cuts: list[int] | None = None, stalls: list[int] | None = None, **headers: str
     ) -> None:
         """The bytes, or those from the Range's start on; cut short after the first of `cuts` or of `stalls`."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -187,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[start : start + cuts.pop(0)])
             self.close_connection = True
             return
-        self.wfile.write(content[start:])
+        self.wfile.write(memoryview(content)[start:])
 
 
 class _StoreHandler(_Handler):
