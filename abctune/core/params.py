@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -66,7 +66,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Words of pip's command line: no option, no address.
 Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Version = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+!-]*$")]
-ChatTemplate = Literal["model", "llama-3.1"]
+# The model's own, one that abctune brings, or a file of the user's own.
+ChatTemplate = Annotated[str, Field(pattern=r"^(model|llama-3\.1|models/own/[\w./-]+\.jinja)$")]
+# Arguments of a chat template become variables inside it.
+TemplateArguments = dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | str]
 ExportFormat = Literal["merged_16bit", "f16", "q8_0", "q4_k_m"]
 
 
@@ -79,14 +82,30 @@ def _below(path: str, folder: tuple[str, str]) -> str:
     return path
 
 
-class HubModel(_Section):
+class _Model(_Section):
+    """What every model has, wherever it comes from."""
+
+    license: str
+    chat_template: ChatTemplate = "model"
+    template_args: TemplateArguments = {}  # as `enable_thinking: false`, which Qwen3's template knows
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_inside_own(cls, chat_template: str) -> str:
+        return chat_template if "/" not in chat_template else _below(chat_template, ("models", "own"))
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """The arguments of abctune.llm.chat.load_tokenizer that params decide."""
+        return {"chat_template": self.chat_template, "template_args": self.template_args}
+
+
+class HubModel(_Model):
     """A model repository on a Hugging Face hub, at one commit."""
 
     origin: Literal["hub"]
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    license: str
-    chat_template: ChatTemplate = "model"
 
 
 class HubSource(_Section):
@@ -99,7 +118,7 @@ class HubSource(_Section):
     license: str
 
 
-class WheelModel(_Section):
+class WheelModel(_Model):
     """A GGUF model inside a PyPI wheel."""
 
     origin: Literal["wheel"]
@@ -107,8 +126,6 @@ class WheelModel(_Section):
     version: Version
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     file: str
-    license: str
-    chat_template: ChatTemplate = "model"
 
 
 class WheelSource(_Section):
@@ -122,13 +139,11 @@ class WheelSource(_Section):
     license: str
 
 
-class LocalModel(_Section):
+class LocalModel(_Model):
     """A model folder of the user's own under models/own/, which DVC watches: safetensors, config and tokenizer."""
 
     origin: Literal["local"]
     path: str
-    license: str
-    chat_template: ChatTemplate = "model"
 
     @field_validator("path")
     @classmethod
@@ -157,10 +172,22 @@ ModelOrigin = Annotated[HubModel | WheelModel | LocalModel, Field(discriminator=
 SourceOrigin = Annotated[HubSource | WheelSource | LocalSource, Field(discriminator="origin")]
 
 
+# The parts of a row that `columns` can map a column to.
+Part = Literal["messages", "system", "user", "context", "assistant", "history", "tools"]
+
+
 class SourceParams(_Section):
-    """What a row of the source looks like, wherever it comes from."""
+    """What a row of the source looks like, wherever it comes from, and which of its replies are learned."""
 
     schema_: Annotated[Literal["auto", "sharegpt", "alpaca", "messages"], Field(alias="schema")] = "auto"
+    columns: dict[Part, str] = {}  # part of a row -> the column that holds it, for names that are not known
+    ignore: tuple[str, ...] = ()  # columns and keys of turns that may be left out of training
+    supervise: Literal["all", "last"] = "all"  # which replies of a conversation are learned
+    history: Literal["supervised", "context"] = (
+        "supervised"  # replies in a `history` column: learned, or read only
+    )
+    overlong: Literal["cut", "drop"] = "cut"  # rows of more than max_length tokens
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] | None = None  # in place of format.max_quarantined
 
 
 class DataParams(_Section):
@@ -375,7 +402,6 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 Layers = tuple[tuple[str, dict[str, Any]], ...]
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
-from typing import Literal, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict
 
 IGNORE = -100  # the label of a token without loss: what torch's cross entropy skips
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Message(TypedDict):
+    """One turn, as transformers' chat templates take it; `content` is "" where a turn holds tool calls alone."""
+
     role: Role
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]  # [{"type": "function", "function": {"name", "arguments"}}]
+    reasoning_content: NotRequired[str]  # what the assistant thought before it answered
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+Tools = list[dict[str, Any]]  # JSON schemas: [{"type": "function", "function": {"name", "parameters", ...}}]
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, no white space at the ends: texts that look alike become equal."""
+    """Unicode NFC, no white space at the ends: texts that look alike become equal. For comparing, never for training."""
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -27,13 +36,33 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def conversation_id(messages: Iterable[Message]) -> str:
-    """Hex blake2b-128 of the messages' canonical JSON: equal conversations have equal ids."""
-    canonical = [[message["role"], message["content"]] for message in messages]
-    return text_hash(json.dumps(canonical, ensure_ascii=False, separators=(",", ":")))
+def conversation_id(
+    messages: Iterable[Message], tools: Tools | None = None, supervised: Sequence[bool] | None = None
+) -> str:
+    """Hex blake2b-128 of a conversation: equal conversations have equal ids.
+
+    Args:
+        messages: compared after `normalise`.
+        tools: the tools that the assistant may call.
+        supervised: per message, where not all replies are.
+    """
+    canonical: list[Any] = [[message["role"], normalise(message["content"])] for message in messages]
+    extra = [extras(message) for message in messages]
+    if tools or any(extra) or supervised is not None:
+        canonical += [{"extra": extra, "tools": tools, "supervised": supervised and list(supervised)}]
+    return text_hash(json.dumps(canonical, ensure_ascii=False, separators=(",", ":"), sort_keys=True))
+
+
+def extras(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message holds besides its role and text."""
+    return {key: value for key, value in message.items() if key not in ("role", "content")}
 
 
 def conversation_group(messages: Iterable[Message]) -> str:
-    """The default group: conversations that open with the same user message stay on one side of the split."""
-    first = next(message["content"] for message in messages if message["role"] == "user")
-    return text_hash(first)
+    """The default group: conversations that open with the same user message stay on one side of the split.
+
+    Without a user's message the first one that is not the system's stands for it.
+    """
+    turns = [message for message in messages if message["role"] != "system"]
+    first = next((message for message in turns if message["role"] == "user"), turns[0])
+    return text_hash(normalise(first["content"]))
