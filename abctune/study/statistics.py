@@ -14,7 +14,9 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
+from scipy.stats import t as student
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -140,6 +142,43 @@ def _resampled_sums(columns: Floats, rng: np.random.Generator, resamples: int) -
         weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         result[start:stop] = weights.astype(np.float64) @ columns
     return result
+
+
+def pulls(strata: Sequence[Stratum]) -> tuple[Floats, Floats]:
+    """Ratio of each quantity over all strata, and how much each cluster pulls on it (quantities x clusters).
+
+    The linearised parts of a ratio (Cochran 1977, 6.4): `pulls @ pulls.T` is the quantities' covariance from rows.
+    """
+    tokens = sum(stratum.tokens.sum() for stratum in strata)
+    value = np.sum([stratum.sums.sum(axis=0) for stratum in strata], axis=0) / tokens
+    parts = []
+    for stratum in strata:
+        k = len(stratum.tokens)
+        residuals = stratum.sums - stratum.tokens[:, None] * value
+        parts.append(np.sqrt(k / max(1, k - 1)) * (residuals - residuals.mean(axis=0)).T / tokens)
+    return value, np.hstack(parts)
+
+
+def t_df(estimates: Estimates, level: float = LEVEL) -> Floats:
+    """Degrees of freedom with which Student's t gives the bootstrap's intervals; NaN where there is none.
+
+    Infinity where the interval is no wider than the normal distribution's, or has no width.
+    """
+    normal = NormalDist().inv_cdf((1 + level) / 2)
+    result = np.full_like(estimates.value, np.nan)
+    for i, (se, width) in enumerate(zip(estimates.se, estimates.high - estimates.low, strict=True)):
+        if np.isnan(se):
+            continue
+        q = width / 2 / se if se > 0 else 0.0
+        result[i] = np.inf if q <= normal * (1 + 1e-6) else _df_of_quantile(q, level)
+    return result
+
+
+def _df_of_quantile(q: float, level: float) -> float:
+    def excess(log_df: float) -> float:
+        return float(student.ppf((1 + level) / 2, np.exp(log_df))) - q
+
+    return 1.0 if excess(0.0) < 0 else float(np.exp(brentq(excess, 0.0, 20.0)))
 
 
 def holm(p: Sequence[float]) -> list[float]:

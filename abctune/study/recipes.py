@@ -1,0 +1,542 @@
+"""Which recipe is better: models compared over replicates (trainings) and test rows at once. docs/statistics.md explains.
+
+A recipe's value of a metric on a set of rows is a ratio, sum / weight (loss: nll / supervised tokens), averaged over its
+replicates: trainings of the same recipe and rows that differ in the training seed. Two things are random, which
+trainings were run and which rows were held out, and the interval of a difference covers both.
+
+How to use it:
+
+    rows = TestRows(weights, groups, sources)          # each (n,); one entry per test row
+    sums = {"base": (1, n), "B": (3, n), "C": (3, n)}  # per model: replicates x rows, rows in the order of `rows`
+    sets = {"overall": ("chat", "instruct"), "chat": ("chat",), "general": ("general",)}
+    found = compare_recipes(rows, sums, pairs=[("B", "base"), ("C", "B")], sets=sets, margin=0.02, seed=3407)
+    found.differences  # list[RecipeDifference], ordered by set, then by pair
+    found.values       # list[RecipeValue], ordered by set, then by model
+    found.difference("C", "B", "overall").outcome  # "better", "worse", "equivalent", "not worse" or "undecided"
+    what_would_decide(difference, costs, found.tested)  # the cheapest study that would decide, or None
+
+Row r of two models' sums are replicates with the same training seed, so differences are taken replicate by replicate.
+Where two models have different numbers of replicates, the first ones that both have are compared. Models named in
+`fixed` (base) are not trained, so they have one row of sums and no variance between replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
+from scipy.stats import t as student
+
+from abctune.core.params import BASE
+from abctune.study import statistics
+from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
+
+ALPHA = 1 - LEVEL
+# The prior for the variance between replicates counts as at most this many degrees of freedom. A study has about a
+# dozen such variances, too few to estimate how alike they are: without a limit, 3 replicates whose variances differ by a
+# factor of 10 gave a false verdict in 11 of 100 simulated studies, with it in 4 (benchmarks/calibration.py).
+MAX_PRIOR_DF = 3.0
+MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth naming
+POWER = 0.8
+
+Floats = NDArray[np.float64]
+About = Literal["recipes", "adapters"]
+Outcome = Literal["better", "worse", "equivalent", "not worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """The rows that all models were scored on, each array (n,)."""
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    weights: Floats  # the ratio's denominator: supervised tokens for the loss
+    groups: NDArray[np.generic]  # rows of a group share text and count as one draw
+    sources: NDArray[np.generic]  # rows are drawn source by source
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the study's own variances between replicates say about one of them (Smyth 2004).
+
+    A variance is drawn as `variance` * df / chi²(df). With df = 0 there is no prior, and a variance counts as it is.
+    """
+
+    variance: float  # for a difference with one trained member on a single source
+    df: float
+
+
+@dataclass(frozen=True)
+class RecipeValue:
+    """One model's value on one set, averaged over its replicates."""
+
+    model: str
+    on: str
+    value: float
+    low: float | None  # None: too few groups for an interval
+    high: float | None
+    se: float | None
+    se_rows: float | None  # what which rows were held out contributes
+    se_replicates: float | None  # what which trainings were run contributes; 0 with one replicate
+    df: float | None
+    by_replicate: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RecipeDifference:
+    """value(model) - value(reference) on one set, averaged over their common replicates."""
+
+    model: str
+    reference: str
+    on: str
+    about: About  # "adapters": one training of a recipe, so nothing is said about the recipe
+    value: float
+    low: float | None  # 95 %, for this difference alone; None: too few groups for an interval
+    high: float | None
+    p: float | None  # two-sided, of "no difference"
+    se: float | None
+    se_rows: float | None
+    se_replicates: float | None
+    df: float | None  # infinity where the normal distribution holds
+    rows_df: float | None  # the degrees of freedom of se_rows
+    replicates_df: float | None  # and of se_replicates; None with one replicate
+    by_replicate: tuple[float, ...]
+    interaction: float  # variance of one replicate's difference that the choice of rows explains
+    n: int  # rows
+    n_groups: int
+    p_holm: float | None = None  # p corrected for all differences of the study
+    p_not_worse: float | None = (
+        None  # of "worse by the margin or more"; corrected, below 0.05 where it is ruled out
+    )
+    p_not_better: float | None = None  # of "better by the margin or more"; corrected likewise
+    outcome: Outcome = "undecided"
+
+    @property
+    def k(self) -> int:
+        """How many replicates were compared."""
+        return len(self.by_replicate)
+
+    @property
+    def replicate_sd(self) -> float | None:
+        """Standard deviation of the difference between replicates; None with one."""
+        return float(np.std(self.by_replicate, ddof=1)) if self.k > 1 else None
+
+    @property
+    def is_within_margin(self) -> bool:
+        """Whether the two are shown to differ by less than the margin, whatever else is shown."""
+        return _is_below(self.p_not_worse, ALPHA) and _is_below(self.p_not_better, ALPHA)
+
+
+@dataclass(frozen=True)
+class RecipeComparison:
+    """All values and differences of a study, for one metric."""
+
+    values: list[RecipeValue]
+    differences: list[RecipeDifference]
+    margin: float
+    prior: Prior
+
+    def value(self, model: str, on: str) -> RecipeValue:
+        """The value of one model on one set."""
+        return next(v for v in self.values if (v.model, v.on) == (model, on))
+
+    def difference(self, model: str, reference: str, on: str) -> RecipeDifference:
+        """The difference of one pair on one set."""
+        wanted = (model, reference, on)
+        return next(d for d in self.differences if (d.model, d.reference, d.on) == wanted)
+
+    @property
+    def tested(self) -> int:
+        """How many differences the correction is for."""
+        return sum(difference.p is not None for difference in self.differences)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured seconds, for what_would_decide."""
+
+    per_replicate: float  # training one more replicate of both models
+    per_row: float  # scoring one more test row with one replicate of both models
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that would decide a difference of the size found, with 80 % power."""
+
+    replicates: int
+    rows: int
+    seconds: float  # beyond what the present study took
+
+
+# --- one difference on one set ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An estimate and its sources of variance, before the prior."""
+
+    by_replicate: Floats  # (k,)
+    between: (
+        float | None
+    )  # variance between replicates of one replicate's value; None: not random, or one replicate
+    unit: float  # `between` of a typical quantity, in multiples of the prior's variance
+    shared: float  # variance from rows, common to all replicates
+    interaction: float  # variance from rows of one replicate's value, its own
+    rows_df: float  # infinity where the normal distribution holds; NaN: too few groups
+    n: int
+    n_groups: int
+
+
+def compare_recipes(
+    rows: TestRows,
+    sums: Mapping[str, Floats],
+    pairs: Sequence[tuple[str, str]],
+    sets: Mapping[str, Sequence[str]],
+    *,
+    margin: float,
+    seed: int,
+    fixed: Collection[str] = (BASE,),
+    lower_is_better: bool = True,
+    resamples: int = statistics.RESAMPLES,
+) -> RecipeComparison:
+    """Estimate every model and every pair on every set, with verdicts corrected for all of them.
+
+    Args:
+        rows: the common test rows.
+        sums: per model (replicates x rows), the ratio's numerators; rows in the order of `rows`.
+        pairs: (model, reference), the differences to test.
+        sets: name -> the sources it is made of. All sets are one family for the corrections.
+        margin: differences below this count as none, in the metric's unit.
+        seed: the resampling's draws follow from it.
+        fixed: models that were not trained here, whose one row of sums is compared with every replicate.
+        lower_is_better: whether a negative difference is "better".
+        resamples: of groups, for the rows' share of the interval.
+    """
+    quantities = {(model, None): values for model, values in sums.items()}
+    quantities |= {pair: _paired(sums[pair[0]], sums[pair[1]], pair, fixed) for pair in pairs}
+    trained = {
+        (model, reference): sum(name is not None and name not in fixed for name in (model, reference))
+        for model, reference in quantities
+    }
+    parts = {
+        (on, *quantity): found
+        for index, (on, sources) in enumerate(sets.items())
+        for quantity, found in _parts_of_set(
+            rows, quantities, trained, sources, np.random.default_rng([seed, index]), resamples
+        ).items()
+    }
+    prior = fit_prior([found for (_, _, reference), found in parts.items() if reference is not None])
+    values = [_value(model, on, parts[on, model, None], prior) for on in sets for model in sums]
+    differences = [
+        _difference(*pair, on, parts[on, *pair], prior, trained[pair]) for on in sets for pair in pairs
+    ]
+    return RecipeComparison(values, _with_verdicts(differences, margin, lower_is_better), margin, prior)
+
+
+def _paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Collection[str]) -> Floats:
+    """Differences replicate by replicate; a fixed model is compared with all replicates of the other."""
+    counts = [len(values) for name, values in zip(pair, (model, reference), strict=True) if name not in fixed]
+    k = min(counts, default=1)
+    return model[: k if pair[0] not in fixed else 1] - reference[: k if pair[1] not in fixed else 1]
+
+
+def _parts_of_set(
+    rows: TestRows,
+    quantities: Mapping[tuple[str, str | None], Floats],
+    trained: Mapping[tuple[str, str | None], int],
+    sources: Sequence[str],
+    rng: np.random.Generator,
+    resamples: int,
+) -> dict[tuple[str, str | None], _Parts]:
+    """Sources of variance of every quantity on one set."""
+    masks = [rows.sources == source for source in sources]
+    strata = {
+        quantity: [statistics.cluster_sums(rows.groups[m], rows.weights[m], values[:, m].T) for m in masks]
+        for quantity, values in quantities.items()
+    }
+    # The bootstrap draws whole groups, of all quantities at once: of each the mean over replicates.
+    means = [
+        Stratum(of_source[0].tokens, np.column_stack([stratum.sums.mean(axis=1) for stratum in of_source]))
+        for of_source in zip(*strata.values(), strict=True)
+    ]
+    rows_df = statistics.t_df(statistics.bootstrap(means, rng, resamples))
+    weights = np.array([stratum.tokens.sum() for stratum in means])
+    share = float(((weights / weights.sum()) ** 2).sum())
+    n, n_groups = int(sum(m.sum() for m in masks)), sum(len(stratum.tokens) for stratum in means)
+    return {
+        quantity: _parts(strata[quantity], trained[quantity], share, float(df), n, n_groups)
+        for quantity, df in zip(quantities, rows_df, strict=True)
+    }
+
+
+def _parts(
+    strata: Sequence[Stratum], trained: int, share: float, rows_df: float, n: int, n_groups: int
+) -> _Parts:
+    """Split the variance of one quantity (sums: clusters x replicates) by what is random.
+
+    A replicate's value is truth + replicate + rows + (replicate x rows). The spread between replicates holds the second and
+    the fourth; the rows' variance of the mean holds the third and the fourth. To count the fourth once, the third is taken
+    from the covariance between replicates, as with two-way clustering (Cameron, Gelbach & Miller 2011).
+    """
+    by_replicate, pulls = statistics.pulls(strata)
+    k = len(by_replicate)
+    covariance = pulls @ pulls.T
+    if k == 1:
+        return _Parts(by_replicate, None, 0.0, float(covariance[0, 0]), 0.0, rows_df, n, n_groups)
+    shared = float((covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
+    interaction = max(0.0, float(np.trace(covariance) / k) - shared)
+    between = float(by_replicate.var(ddof=1))
+    return _Parts(by_replicate, between, trained * share, max(0.0, shared), interaction, rows_df, n, n_groups)
+
+
+# --- the variance between replicates ---------------------------------------------------------------
+
+
+def fit_prior(parts: Sequence[_Parts]) -> Prior:
+    """The prior that the study's own variances between replicates suggest, limited to MAX_PRIOR_DF."""
+    known = [one for one in parts if one.between is not None and one.between > NO_SPREAD**2]
+    if len(known) < 2:
+        return Prior(0.0, 0.0)
+    variances = np.array([one.between / one.unit for one in known])
+    df = np.array([len(one.by_replicate) - 1 for one in known], float)
+    prior = prior_of_variances(variances, df)
+    return replace(prior, df=min(prior.df, MAX_PRIOR_DF))
+
+
+def prior_of_variances(variances: Floats, df: Floats) -> Prior:
+    """Fit a scaled F distribution to sample variances by the moments of their logarithms (Smyth 2004, section 6.2).
+
+    limma's fitFDist without covariate. The result's df is infinite where the variances differ by no more than chance.
+    """
+    e = np.log(variances) - digamma(df / 2) + np.log(df / 2)
+    excess = float(e.var(ddof=1) - polygamma(1, df / 2).mean())
+    if excess <= 0:
+        return Prior(float(np.exp(e.mean())), np.inf)
+    half = trigamma_inverse(excess)
+    return Prior(float(np.exp(e.mean() + digamma(half) - np.log(half))), 2 * half)
+
+
+def trigamma_inverse(y: float) -> float:
+    """The x > 0 with trigamma(x) = y."""
+    # trigamma(x) lies between 1/x and 1/x + 1/x², which brackets the solution.
+    low, high = 1 / y, (1 + np.sqrt(1 + 4 * y)) / (2 * y)
+    return float(brentq(lambda x: polygamma(1, x) - y, 0.99 * low, 1.01 * high))
+
+
+def moderated(variance: float, df: float, prior: Prior, unit: float = 1.0) -> tuple[float, float]:
+    """Posterior variance and its degrees of freedom: the mean of sample and prior, weighted by degrees of freedom."""
+    if prior.df == 0:
+        return variance, df
+    if np.isinf(prior.df):
+        return unit * prior.variance, np.inf
+    return (prior.df * unit * prior.variance + df * variance) / (prior.df + df), prior.df + df
+
+
+# --- interval and test -----------------------------------------------------------------------------
+
+
+def _from_replicates(parts: _Parts, prior: Prior) -> tuple[float, float | None]:
+    """Variance of the mean from which trainings were run, and its degrees of freedom; None where nothing is random."""
+    k = len(parts.by_replicate)
+    if parts.between is None:
+        return 0.0, None
+    between, df = moderated(parts.between, k - 1, prior, parts.unit)
+    # What rows alone explain is a floor: by luck, few replicates may agree better than their rows allow.
+    return max(between, parts.interaction) / k, df
+
+
+def satterthwaite(*components: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of independent variances, each given with its own (Satterthwaite 1946)."""
+    total = sum(variance for variance, _ in components)
+    spread = sum(variance**2 / df for variance, df in components)
+    return total**2 / spread if spread > 0 else np.inf
+
+
+def _estimate(parts: _Parts, prior: Prior) -> dict[str, float | None]:
+    """The fields that values and differences share; None for what too few groups leave unknown."""
+    value = float(parts.by_replicate.mean())
+    if np.isnan(parts.rows_df):
+        names = ("low", "high", "se", "se_rows", "se_replicates", "df")
+        return {"value": value, **dict.fromkeys(names)}
+    training, training_df = _from_replicates(parts, prior)
+    shared = parts.shared
+    df = (
+        parts.rows_df
+        if training_df is None
+        else satterthwaite((shared, parts.rows_df), (training, training_df))
+    )
+    se = float(np.sqrt(shared + training))
+    half = 0.0 if se < NO_SPREAD else float(student.ppf((1 + LEVEL) / 2, df)) * se
+    return {
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "se": se,
+        "se_rows": float(np.sqrt(shared)),
+        "se_replicates": float(np.sqrt(training)),
+        "df": df,
+    }
+
+
+def _value(model: str, on: str, parts: _Parts, prior: Prior) -> RecipeValue:
+    return RecipeValue(model, on, **_estimate(parts, prior), by_replicate=tuple(parts.by_replicate.tolist()))
+
+
+def _difference(
+    model: str, reference: str, on: str, parts: _Parts, prior: Prior, trained: int
+) -> RecipeDifference:
+    found = _estimate(parts, prior)
+    k = len(parts.by_replicate)
+    _, replicates_df = _from_replicates(parts, prior)
+    return RecipeDifference(
+        model,
+        reference,
+        on,
+        about="recipes" if k > 1 or trained == 0 else "adapters",
+        p=_two_sided(found["value"], found["se"], found["df"]),
+        rows_df=None if np.isnan(parts.rows_df) else parts.rows_df,
+        replicates_df=replicates_df,
+        by_replicate=tuple(parts.by_replicate.tolist()),
+        interaction=parts.interaction,
+        n=parts.n,
+        n_groups=parts.n_groups,
+        **found,
+    )
+
+
+def _two_sided(value: float, se: float | None, df: float | None) -> float | None:
+    if se is None:
+        return None
+    if se < NO_SPREAD:
+        return float(abs(value) < NO_SPREAD)
+    return float(2 * student.sf(abs(value) / se, df))
+
+
+# --- verdicts --------------------------------------------------------------------------------------
+
+
+def _with_verdicts(
+    differences: Sequence[RecipeDifference], margin: float, lower_is_better: bool
+) -> list[RecipeDifference]:
+    """Correct for all differences and conclude. Two families: "different", and "within the margin"."""
+    tested = [i for i, d in enumerate(differences) if d.p is not None]
+    sign = 1 if lower_is_better else -1
+    p_holm = statistics.holm([differences[i].p for i in tested])
+    margins = holm_of_margins(
+        np.array([_margin_p(differences[i], margin, sign) for i in tested]).reshape(-1, 2)
+    )
+    result = list(differences)
+    for i, p, (not_worse, not_better) in zip(tested, p_holm, margins.tolist(), strict=True):
+        judged = replace(result[i], p_holm=p, p_not_worse=not_worse, p_not_better=not_better)
+        result[i] = replace(judged, outcome=_outcome(judged, sign))
+    return result
+
+
+def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, float]:
+    """p of "worse by the margin or more" and of "better by the margin or more".
+
+    Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
+    """
+    worse = sign * d.value
+    if d.se < NO_SPREAD:
+        return float(worse >= margin), float(worse <= -margin)
+    one_sided = student.sf(np.array([margin - worse, margin + worse]) / d.se, d.df)
+    return tuple(np.minimum(1.0, 2 * one_sided).tolist())
+
+
+def holm_of_margins(p: Floats) -> Floats:
+    """Holm's correction for two hypotheses per comparison (m x 2) of which at most one is true (Shaffer 1986).
+
+    No difference is both "worse by the margin or more" and "better by the margin or more", so m comparisons hold at most m
+    true hypotheses, and one fewer for every comparison that both are rejected for.
+    """
+    adjusted, running, closed = np.empty(p.shape), 0.0, 0
+    seen = np.zeros(len(p), int)
+    for flat in np.argsort(p, axis=None, kind="stable"):
+        row, column = np.unravel_index(flat, p.shape)
+        running = max(running, min(1.0, (len(p) - closed) * p[row, column]))
+        adjusted[row, column] = running
+        seen[row] += 1
+        closed += seen[row] == 2
+    return adjusted
+
+
+def _outcome(d: RecipeDifference, sign: int) -> Outcome:
+    if d.p_holm < ALPHA and not d.low <= 0 <= d.high:
+        return "better" if sign * d.value < 0 else "worse"
+    if d.is_within_margin:
+        return "equivalent"
+    return "not worse" if _is_below(d.p_not_worse, ALPHA) else "undecided"
+
+
+def _is_below(p: float | None, alpha: float) -> bool:
+    return p is not None and p < alpha
+
+
+# --- what would decide -----------------------------------------------------------------------------
+
+
+def detectable(d: RecipeDifference, comparisons: int, power: float = POWER) -> float | None:
+    """The smallest true difference that such a study shows with this probability, at Holm's strictest step."""
+    if d.se is None:
+        return None
+    alpha = ALPHA / comparisons
+    return float(student.ppf(1 - alpha / 2, d.df) + student.ppf(power, d.df)) * d.se
+
+
+def what_would_decide(d: RecipeDifference, margin: float, costs: Costs, comparisons: int) -> Plan | None:
+    """The cheapest number of replicates and test rows that would decide a difference of the size found.
+
+    Decided means shown at Holm's strictest step, or shown to be within the margin, with 80 % power. None where no
+    study below MOST_REPLICATES and MOST_ROWS would, or where this one has no interval.
+    """
+    if d.se is None or d.se < NO_SPREAD:
+        return None
+    plans = []
+    for k in range(d.k, d.k + 1 if d.about == "adapters" else MOST_REPLICATES + 1):
+        factor = _rows_factor(d, k, margin, comparisons)
+        if factor is None:
+            continue
+        rows = int(np.ceil(d.n * factor))
+        scoring = rows * k - d.n * d.k
+        plans.append(Plan(k, rows, (k - d.k) * costs.per_replicate + scoring * costs.per_row))
+    return min(plans, key=lambda plan: plan.seconds, default=None)
+
+
+def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -> float | None:
+    """By how much the rows must be multiplied for k replicates to decide; None: more than MOST_ROWS."""
+    most = MOST_ROWS / d.n
+
+    def is_decided(factor: float) -> bool:
+        shared, training, df = _future_components(d, k, factor)
+        se = np.sqrt(shared + training)
+        z = student.ppf(1 - ALPHA / comparisons / 2, df)
+        shown = (z + student.ppf(POWER, df)) * se <= abs(d.value)
+        # Both ends must stay inside: half of the misses on each side.
+        within = (z + student.ppf((1 + POWER) / 2, df)) * se <= margin - abs(d.value)
+        return bool(shown or within)
+
+    if is_decided(1.0):
+        return 1.0
+    if most <= 1 or not is_decided(most):
+        return None
+    low, high = 0.0, np.log(most)
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_decided(np.exp(middle)) else (middle, high)
+    return float(np.exp(high))
+
+
+def _future_components(d: RecipeDifference, k: int, factor: float) -> tuple[float, float, float]:
+    """Variances of the mean from rows and from replicates, and degrees of freedom, in a larger study."""
+    rows = (d.se_rows**2 / factor, d.rows_df * factor)
+    if d.replicates_df is None:
+        return rows[0], 0.0, rows[1]
+    one = d.se_replicates**2 * d.k
+    training = (max(0.0, one - d.interaction) + d.interaction / factor) / k
+    return rows[0], training, satterthwaite(rows, (training, d.replicates_df + k - d.k))

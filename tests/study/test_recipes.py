@@ -1,0 +1,211 @@
+"""Verdicts about recipes: planted effects, planted nulls, and the moderated variance computed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import polygamma
+
+from abctune.study.recipes import (
+    Costs,
+    Prior,
+    TestRows,
+    compare_recipes,
+    holm_of_margins,
+    moderated,
+    prior_of_variances,
+    trigamma_inverse,
+    what_would_decide,
+)
+
+SETS = {"overall": ("chat", "instruct"), "chat": ("chat",), "instruct": ("instruct",)}
+PAIRS = [("B", "base"), ("C", "base"), ("C", "B")]
+
+
+def study(seed=0, k=3, effect=0.0, training=0.005, n=90, rows=0.03):
+    """Base, B and C on two sources of n/2 rows; C is worse than B by `effect`. Spreads are in nats per token."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(20, 120, n).astype(float)
+    base = weights * (2.8 + 0.5 * rng.standard_normal(n))
+    sources = np.repeat(["chat", "instruct"], n // 2)
+
+    def scores(shift):
+        own = shift + rows * rng.standard_normal(n)
+        noise = np.stack([training * rng.standard_normal(k) for _ in ("chat", "instruct")], axis=1)
+        return base + weights * (own + noise[:, (sources == "instruct").astype(int)])
+
+    sums = {"base": base[None], "B": scores(-0.15), "C": scores(-0.15 + effect)}
+    return TestRows(weights, np.arange(n) // 2 * 2, sources), sums
+
+
+def compared(rows, sums, **options):
+    return compare_recipes(
+        rows, sums, PAIRS, SETS, **{"margin": 0.02, "seed": 1, "resamples": 999, **options}
+    )
+
+
+def test_a_planted_difference_of_0_05_nats_is_found_with_3_replicates():
+    found = compared(*study(effect=0.05))
+    for on in SETS:
+        assert found.difference("C", "B", on).outcome == "worse"
+        assert found.difference("C", "B", on).about == "recipes"
+        assert found.difference("B", "base", on).outcome == "better"
+
+
+def test_a_planted_null_is_found_in_at_most_5_of_100_studies():
+    false = [
+        any(
+            d.outcome in ("better", "worse")
+            for d in compared(*study(seed, training=0.02), resamples=299).differences[2::3]
+        )
+        for seed in range(200)
+    ]
+    assert sum(false) <= 10
+
+
+def test_with_one_replicate_the_verdict_is_about_the_adapters():
+    rows, sums = study(k=1, effect=0.05)
+    difference = compared(rows, sums).difference("C", "B", "overall")
+    assert difference.about == "adapters"
+    assert difference.se_replicates == 0
+    assert difference.replicate_sd is None
+
+
+def test_a_model_with_one_replicate_makes_every_comparison_with_it_one_of_adapters():
+    rows, sums = study()
+    found = compared(rows, sums | {"C": sums["C"][:1]})
+    assert found.difference("C", "B", "overall").about == "adapters"
+    assert found.difference("C", "base", "overall").about == "adapters"
+    assert found.difference("B", "base", "overall").about == "recipes"
+
+
+def test_the_value_is_the_mean_over_replicates_of_sum_over_weight():
+    rows, sums = study()
+    found = compared(rows, sums)
+    expected = (sums["C"].sum(axis=1) - sums["B"].sum(axis=1)) / rows.weights.sum()
+    difference = found.difference("C", "B", "overall")
+    assert difference.by_replicate == pytest.approx(expected)
+    assert difference.value == pytest.approx(expected.mean())
+    assert found.value("C", "overall").value == pytest.approx(sums["C"].sum() / 3 / rows.weights.sum())
+
+
+def test_replicates_are_compared_in_pairs():
+    """Noise that both models share, replicate by replicate, is no noise of their difference."""
+    rows, sums = study(effect=0.05)
+    common = 0.5 * rows.weights * np.array([[-1.0], [0], [1]])
+    shaken = compared(rows, sums | {"B": sums["B"] + common, "C": sums["C"] + common})
+    plain = compared(rows, sums)
+    assert shaken.difference("C", "B", "chat").by_replicate == pytest.approx(
+        plain.difference("C", "B", "chat").by_replicate
+    )
+    assert (
+        shaken.difference("C", "B", "chat").replicate_sd
+        < 0.1 * shaken.difference("C", "base", "chat").replicate_sd
+    )
+
+
+def test_where_numbers_of_replicates_differ_the_common_ones_are_compared():
+    rows, sums = study(k=5)
+    fewer = compared(rows, sums | {"C": sums["C"][:3]}).difference("C", "B", "chat")
+    assert fewer.k == 3
+    assert fewer.by_replicate == compared(rows, sums).difference("C", "B", "chat").by_replicate[:3]
+
+
+def test_without_training_noise_the_interval_is_the_rows_alone():
+    rows, sums = study(training=0.0)
+    three = compared(rows, sums).difference("C", "B", "overall")
+    one = compared(rows, {name: values[:1] for name, values in sums.items()}).difference("C", "B", "overall")
+    assert three.se == pytest.approx(one.se, rel=1e-6)
+
+
+def test_rows_are_not_counted_twice():
+    """What one replicate and one row do together is in both spreads; it counts once."""
+    rng, n, k = np.random.default_rng(3), 4000, 5
+    rows = TestRows(np.ones(n), np.arange(n), np.repeat("chat", n))
+    sums = {"base": np.zeros((1, n)), "B": rng.standard_normal((k, n))}
+    found = compare_recipes(
+        rows, sums, [("B", "base")], {"chat": ("chat",)}, margin=0.02, seed=1, resamples=299
+    )
+    assert found.differences[0].se_rows < 0.5 / np.sqrt(k * n)
+    assert found.differences[0].interaction == pytest.approx(1 / n, rel=0.05)
+
+
+def test_no_more_false_precision_than_three_degrees_of_freedom_from_the_prior():
+    found = compared(*study(effect=0.05))
+    assert found.prior.df <= 3
+    assert found.difference("C", "B", "chat").replicates_df <= 2 + 3
+
+
+def test_the_moderated_variance_by_hand():
+    """(prior df x prior + df x sample) / (sum of df): (3 x 2 + 2 x 7) / 5 = 4."""
+    assert moderated(7.0, 2, Prior(2.0, 3.0)) == (4.0, 5.0)
+    assert moderated(7.0, 2, Prior(2.0, 3.0), unit=2.0) == ((3 * 4 + 2 * 7) / 5, 5.0)
+    assert moderated(7.0, 2, Prior(2.0, np.inf)) == (2.0, np.inf)
+    assert moderated(7.0, 2, Prior(0.0, 0.0)) == (7.0, 2)
+
+
+@pytest.mark.parametrize("x", [1e-4, 0.3, 1.0, 7.5, 1e4])
+def test_trigamma_inverse(x):
+    assert trigamma_inverse(float(polygamma(1, x))) == pytest.approx(x, rel=1e-8)
+
+
+@pytest.mark.parametrize(("df", "variance"), [(3.0, 2.0), (8.0, 0.01)])
+def test_the_prior_is_recovered_from_many_variances(df, variance):
+    rng = np.random.default_rng(5)
+    sample = variance * stats.f.rvs(4, df, size=40_000, random_state=rng)
+    found = prior_of_variances(sample, np.full(len(sample), 4.0))
+    assert found.df == pytest.approx(df, rel=0.05)
+    assert found.variance == pytest.approx(variance, rel=0.03)
+
+
+def test_variances_no_more_different_than_chance_are_one_variance():
+    found = prior_of_variances(np.array([1.0, 1.1, 0.9, 1.05]), np.full(4, 2.0))
+    assert found.df == np.inf
+
+
+def test_holm_of_margins_by_hand():
+    """Two comparisons, at most one true hypothesis in each: factor 2 until both of one comparison are rejected."""
+    p = np.array([[0.001, 0.004], [0.03, 0.9]])
+    assert holm_of_margins(p).tolist() == [[0.002, 0.008], [0.03, 0.9]]
+
+
+def test_recipes_closer_than_the_margin_are_equivalent():
+    rows, sums = study(training=0.002, rows=0.01, n=300)
+    assert compared(rows, sums).difference("C", "B", "overall").outcome == "equivalent"
+    assert compared(rows, sums, margin=0.0).difference("C", "B", "overall").outcome == "undecided"
+
+
+def test_a_higher_metric_that_is_better_turns_the_verdicts_round():
+    rows, sums = study(effect=0.05)
+    found = compared(rows, sums, lower_is_better=False)
+    assert found.difference("C", "B", "overall").outcome == "better"
+    assert found.difference("B", "base", "overall").outcome == "worse"
+
+
+def test_what_would_decide_buys_what_is_cheap():
+    rows, sums = study(effect=0.015, training=0.01)
+    found = compared(rows, sums)
+    difference = found.difference("C", "B", "overall")
+    assert difference.outcome == "undecided"
+    cheap_rows = what_would_decide(difference, 0.02, Costs(1000.0, 0.001), found.tested)
+    cheap_replicates = what_would_decide(difference, 0.02, Costs(1.0, 1000.0), found.tested)
+    assert cheap_rows.rows > cheap_replicates.rows
+    assert cheap_rows.replicates < cheap_replicates.replicates
+    assert cheap_rows.seconds > 0
+
+
+def test_no_number_of_rows_decides_about_a_difference_that_only_replicates_can_settle():
+    rows, sums = study(effect=0.015, training=0.01)
+    found = compared(rows, sums)
+    difference = replace(found.difference("C", "B", "overall"), about="adapters", value=0.0)
+    assert what_would_decide(difference, 0.0, Costs(1.0, 1.0), found.tested) is None
+
+
+def test_too_few_groups_give_a_value_and_no_verdict():
+    rows, sums = study(n=6)
+    difference = compared(rows, sums).difference("C", "B", "overall")
+    assert difference.low is None
+    assert difference.outcome == "undecided"
