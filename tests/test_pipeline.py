@@ -22,7 +22,14 @@ OUTPUTS = (
     *(
         f"{room}/{v}"
         for v in "ABC"
-        for room in ("data/formatted", "data/split", "models", "metrics/train", "metrics/eval")
+        for room in (
+            "data/formatted",
+            "data/split",
+            "models",
+            "models/replicates",
+            "metrics/train",
+            "metrics/eval",
+        )
     ),
     "metrics/eval/base",
     "metrics/summary.json",

@@ -35,6 +35,7 @@ SMALL = {
     },
     "data": {"max_length": 96, "rows_scale": 1.0},
     "split": {"val": 0.1, "test": 0.2},
+    "replicates": 1,
 }
 
 

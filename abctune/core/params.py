@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -238,6 +239,7 @@ class TrainParams(_Section):
     sample_every: Whole  # optimizer steps between live generations; 0: epoch ends and the last step only
     save_steps: Whole  # optimizer steps between checkpoints to resume from; 0: only when told to stop
     keep: Literal["train_loss", "eval_loss", "last"]
+    publish: Literal["first", "lowest_eval_loss"]  # which replicate's adapter is the variant's published one
     load_in_4bit: bool
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
@@ -282,6 +284,7 @@ class ExportParams(_Section):
 class Variant(_Section):
     mix: Annotated[dict[str, Count], Field(min_length=1)]  # rows per source, before rows_scale
     train: dict[str, Any]
+    replicates: Count | None = None  # overrides the profile's
 
 
 class Profile(_Section):
@@ -289,6 +292,7 @@ class Profile(_Section):
     sources: Annotated[dict[str, SourceOrigin], Field(min_length=1)]
     data: DataParams
     split: SplitParams
+    replicates: Count  # trainings of each variant that differ in the training seed alone
     train: dict[str, Any]
     eval: EvalParams
 
@@ -369,6 +373,20 @@ class Params(_Section):
             return TrainParams.model_validate(merged)
         except ValidationError as error:
             raise UserError(_explain(error, PARAMS_FILE, layers)) from None
+
+    def replicates_of(self, variant: str) -> int:
+        """How often the variant is trained, each time with another training seed."""
+        return self.variants[variant].replicates or self.active.replicates
+
+    def seed_of(self, replicate: int) -> int:
+        """The training seed of a replicate, counted from 1: first weights and order of the rows follow from it.
+
+        The first is `seed` itself, so that one replicate of several equals a run with a single one. The same replicate
+        of two variants has the same seed, by which their difference loses what both owe to it.
+        """
+        if replicate == 1:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, replicate]).generate_state(1)[0])
 
     def require_variant(self, variant: str) -> Variant:
         if variant not in self.variants:
