@@ -28,13 +28,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from abctune.core.params import BASE
 from abctune.study import statistics
 from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
+from abctune.study.variances import Prior, moderated, prior_of_variances, satterthwaite
 
 ALPHA = 1 - LEVEL
 # The prior for the variance between replicates counts as at most this many degrees of freedom. A study has about a
@@ -58,17 +57,6 @@ class TestRows:
     weights: Floats  # the ratio's denominator: supervised tokens for the loss
     groups: NDArray[np.generic]  # rows of a group share text and count as one draw
     sources: NDArray[np.generic]  # rows are drawn source by source
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What the study's own variances between replicates say about one of them (Smyth 2004).
-
-    A variance is drawn as `variance` * df / chi²(df). With df = 0 there is no prior, and a variance counts as it is.
-    """
-
-    variance: float  # for a difference with one trained member on a single source
-    df: float
 
 
 @dataclass(frozen=True)
@@ -308,35 +296,6 @@ def fit_prior(parts: Sequence[_Parts]) -> Prior:
     return replace(prior, df=min(prior.df, MAX_PRIOR_DF))
 
 
-def prior_of_variances(variances: Floats, df: Floats) -> Prior:
-    """Fit a scaled F distribution to sample variances by the moments of their logarithms (Smyth 2004, section 6.2).
-
-    limma's fitFDist without covariate. The result's df is infinite where the variances differ by no more than chance.
-    """
-    e = np.log(variances) - digamma(df / 2) + np.log(df / 2)
-    excess = float(e.var(ddof=1) - polygamma(1, df / 2).mean())
-    if excess <= 0:
-        return Prior(float(np.exp(e.mean())), np.inf)
-    half = trigamma_inverse(excess)
-    return Prior(float(np.exp(e.mean() + digamma(half) - np.log(half))), 2 * half)
-
-
-def trigamma_inverse(y: float) -> float:
-    """The x > 0 with trigamma(x) = y."""
-    # trigamma(x) lies between 1/x and 1/x + 1/x², which brackets the solution.
-    low, high = 1 / y, (1 + np.sqrt(1 + 4 * y)) / (2 * y)
-    return float(brentq(lambda x: polygamma(1, x) - y, 0.99 * low, 1.01 * high))
-
-
-def moderated(variance: float, df: float, prior: Prior, unit: float = 1.0) -> tuple[float, float]:
-    """Posterior variance and its degrees of freedom: the mean of sample and prior, weighted by degrees of freedom."""
-    if prior.df == 0:
-        return variance, df
-    if np.isinf(prior.df):
-        return unit * prior.variance, np.inf
-    return (prior.df * unit * prior.variance + df * variance) / (prior.df + df), prior.df + df
-
-
 # --- interval and test -----------------------------------------------------------------------------
 
 
@@ -348,13 +307,6 @@ def _from_replicates(parts: _Parts, prior: Prior) -> tuple[float, float | None]:
     between, df = moderated(parts.between, k - 1, prior, parts.unit)
     # What rows alone explain is a floor: by luck, few replicates may agree better than their rows allow.
     return max(between, parts.interaction) / k, df
-
-
-def satterthwaite(*components: tuple[float, float]) -> float:
-    """Degrees of freedom of a sum of independent variances, each given with its own (Satterthwaite 1946)."""
-    total = sum(variance for variance, _ in components)
-    spread = sum(variance**2 / df for variance, df in components)
-    return total**2 / spread if spread > 0 else np.inf
 
 
 def _estimate(parts: _Parts, prior: Prior) -> dict[str, float | None]:
@@ -371,7 +323,7 @@ def _estimate(parts: _Parts, prior: Prior) -> dict[str, float | None]:
         else satterthwaite((shared, parts.rows_df), (training, training_df))
     )
     se = float(np.sqrt(shared + training))
-    half = 0.0 if se < NO_SPREAD else float(student.ppf((1 + LEVEL) / 2, df)) * se
+    half = 0.0 if se < NO_SPREAD else float(stdtrit(df, (1 + LEVEL) / 2)) * se
     return {
         "value": value,
         "low": value - half,
@@ -414,7 +366,7 @@ def _two_sided(value: float, se: float | None, df: float | None) -> float | None
         return None
     if se < NO_SPREAD:
         return float(abs(value) < NO_SPREAD)
-    return float(2 * student.sf(abs(value) / se, df))
+    return float(2 * stdtr(df, -abs(value) / se))
 
 
 # --- verdicts --------------------------------------------------------------------------------------
@@ -445,7 +397,7 @@ def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, flo
     worse = sign * d.value
     if d.se < NO_SPREAD:
         return float(worse >= margin), float(worse <= -margin)
-    one_sided = student.sf(np.array([margin - worse, margin + worse]) / d.se, d.df)
+    one_sided = stdtr(d.df, -np.array([margin - worse, margin + worse]) / d.se)
     return tuple(np.minimum(1.0, 2 * one_sided).tolist())
 
 
@@ -486,7 +438,7 @@ def detectable(d: RecipeDifference, comparisons: int, power: float = POWER) -> f
     if d.se is None:
         return None
     alpha = ALPHA / comparisons
-    return float(student.ppf(1 - alpha / 2, d.df) + student.ppf(power, d.df)) * d.se
+    return float(stdtrit(d.df, 1 - alpha / 2) + stdtrit(d.df, power)) * d.se
 
 
 def what_would_decide(d: RecipeDifference, margin: float, costs: Costs, comparisons: int) -> Plan | None:
@@ -515,10 +467,10 @@ def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -
     def is_decided(factor: float) -> bool:
         shared, training, df = _future_components(d, k, factor)
         se = np.sqrt(shared + training)
-        z = student.ppf(1 - ALPHA / comparisons / 2, df)
-        shown = (z + student.ppf(POWER, df)) * se <= abs(d.value)
+        z = stdtrit(df, 1 - ALPHA / comparisons / 2)
+        shown = (z + stdtrit(df, POWER)) * se <= abs(d.value)
         # Both ends must stay inside: half of the misses on each side.
-        within = (z + student.ppf((1 + POWER) / 2, df)) * se <= margin - abs(d.value)
+        within = (z + stdtrit(df, (1 + POWER) / 2)) * se <= margin - abs(d.value)
         return bool(shown or within)
 
     if is_decided(1.0):

@@ -14,9 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.special import stdtridf
 from scipy.stats import binom, binomtest
-from scipy.stats import t as student
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -160,25 +159,15 @@ def pulls(strata: Sequence[Stratum]) -> tuple[Floats, Floats]:
 
 
 def t_df(estimates: Estimates, level: float = LEVEL) -> Floats:
-    """Degrees of freedom with which Student's t gives the bootstrap's intervals; NaN where there is none.
+    """Degrees of freedom with which Student's t gives the bootstrap's intervals; NaN where there is no interval.
 
     Infinity where the interval is no wider than the normal distribution's, or has no width.
     """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.where(estimates.se > 0, (estimates.high - estimates.low) / 2 / estimates.se, 0.0)
     normal = NormalDist().inv_cdf((1 + level) / 2)
-    result = np.full_like(estimates.value, np.nan)
-    for i, (se, width) in enumerate(zip(estimates.se, estimates.high - estimates.low, strict=True)):
-        if np.isnan(se):
-            continue
-        q = width / 2 / se if se > 0 else 0.0
-        result[i] = np.inf if q <= normal * (1 + 1e-6) else _df_of_quantile(q, level)
-    return result
-
-
-def _df_of_quantile(q: float, level: float) -> float:
-    def excess(log_df: float) -> float:
-        return float(student.ppf((1 + level) / 2, np.exp(log_df))) - q
-
-    return 1.0 if excess(0.0) < 0 else float(np.exp(brentq(excess, 0.0, 20.0)))
+    df = np.where(q > normal, stdtridf((1 + level) / 2, np.maximum(q, normal)), np.inf)
+    return np.where(np.isnan(estimates.se), np.nan, df)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -11,15 +11,12 @@ from scipy.special import polygamma
 
 from abctune.study.recipes import (
     Costs,
-    Prior,
     TestRows,
     compare_recipes,
     holm_of_margins,
-    moderated,
-    prior_of_variances,
-    trigamma_inverse,
     what_would_decide,
 )
+from abctune.study.variances import Prior, moderated, prior_of_variances, trigamma_inverse
 
 SETS = {"overall": ("chat", "instruct"), "chat": ("chat",), "instruct": ("instruct",)}
 PAIRS = [("B", "base"), ("C", "base"), ("C", "B")]
