@@ -44,6 +44,7 @@ MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth nam
 POWER = 0.8
 
 Floats = NDArray[np.float64]
+Quantity = tuple[str, str | None]  # a model, or (model, reference): their difference
 About = Literal["recipes", "adapters"]
 Outcome = Literal["better", "worse", "equivalent", "not worse", "undecided"]
 
@@ -205,17 +206,24 @@ def compare_recipes(
         lower_is_better: whether a negative difference is "better".
         resamples: of groups, for the rows' share of the interval.
     """
-    quantities = {(model, None): values for model, values in sums.items()}
+    quantities: dict[Quantity, Floats] = {(model, None): values for model, values in sums.items()}
     quantities |= {pair: _paired(sums[pair[0]], sums[pair[1]], pair, fixed) for pair in pairs}
     trained = {
         (model, reference): sum(name is not None and name not in fixed for name in (model, reference))
         for model, reference in quantities
     }
+    clustered = {
+        source: _clustered(rows, quantities, source)
+        for source in dict.fromkeys(source for sources in sets.values() for source in sources)
+    }
     parts = {
         (on, *quantity): found
         for index, (on, sources) in enumerate(sets.items())
         for quantity, found in _parts_of_set(
-            rows, quantities, trained, sources, np.random.default_rng([seed, index]), resamples
+            [clustered[source] for source in sources],
+            trained,
+            np.random.default_rng([seed, index]),
+            resamples,
         ).items()
     }
     prior = fit_prior([found for (_, _, reference), found in parts.items() if reference is not None])
@@ -233,32 +241,45 @@ def _paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Coll
     return model[: k if pair[0] not in fixed else 1] - reference[: k if pair[1] not in fixed else 1]
 
 
-def _parts_of_set(
-    rows: TestRows,
-    quantities: Mapping[tuple[str, str | None], Floats],
-    trained: Mapping[tuple[str, str | None], int],
-    sources: Sequence[str],
-    rng: np.random.Generator,
-    resamples: int,
-) -> dict[tuple[str, str | None], _Parts]:
-    """Sources of variance of every quantity on one set."""
-    masks = [rows.sources == source for source in sources]
+@dataclass(frozen=True)
+class _Clustered:
+    """One source's rows added up by cluster, for all replicates of each quantity (clusters x replicates)."""
+
+    strata: dict[Quantity, Stratum]
+    n: int  # rows
+
+
+def _clustered(rows: TestRows, quantities: Mapping[Quantity, Floats], source: str) -> _Clustered:
+    of_source = rows.sources == source
+    stacked = np.concatenate([values[:, of_source] for values in quantities.values()])
+    all_sums = statistics.cluster_sums(rows.groups[of_source], rows.weights[of_source], stacked.T)
+    ends = np.cumsum([len(values) for values in quantities.values()])
+    split = np.split(all_sums.sums, ends[:-1], axis=1)
     strata = {
-        quantity: [statistics.cluster_sums(rows.groups[m], rows.weights[m], values[:, m].T) for m in masks]
-        for quantity, values in quantities.items()
+        quantity: Stratum(all_sums.tokens, sums) for quantity, sums in zip(quantities, split, strict=True)
     }
+    return _Clustered(strata, int(of_source.sum()))
+
+
+def _parts_of_set(
+    sources: Sequence[_Clustered], trained: Mapping[Quantity, int], rng: np.random.Generator, resamples: int
+) -> dict[Quantity, _Parts]:
+    """Sources of variance of every quantity on the rows of one or more sources."""
     # The bootstrap draws whole groups, of all quantities at once: of each the mean over replicates.
-    means = [
-        Stratum(of_source[0].tokens, np.column_stack([stratum.sums.mean(axis=1) for stratum in of_source]))
-        for of_source in zip(*strata.values(), strict=True)
-    ]
+    means = []
+    for source in sources:
+        tokens = next(iter(source.strata.values())).tokens
+        columns = [stratum.sums.mean(axis=1) for stratum in source.strata.values()]
+        means.append(Stratum(tokens, np.column_stack(columns)))
     rows_df = statistics.t_df(statistics.bootstrap(means, rng, resamples))
     weights = np.array([stratum.tokens.sum() for stratum in means])
     share = float(((weights / weights.sum()) ** 2).sum())
-    n, n_groups = int(sum(m.sum() for m in masks)), sum(len(stratum.tokens) for stratum in means)
+    n, n_groups = sum(source.n for source in sources), sum(len(stratum.tokens) for stratum in means)
     return {
-        quantity: _parts(strata[quantity], trained[quantity], share, float(df), n, n_groups)
-        for quantity, df in zip(quantities, rows_df, strict=True)
+        quantity: _parts(
+            [source.strata[quantity] for source in sources], of_trainings, share, float(df), n, n_groups
+        )
+        for (quantity, of_trainings), df in zip(trained.items(), rows_df, strict=True)
     }
 
 
