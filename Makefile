@@ -1,23 +1,38 @@
-# Every target sets itself up: Python 3.11+, git and make are all that must be there.
+# Every target installs what it needs: Python 3.11 or newer, git and make are the only requirements.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Test processes: one more than there are cores, since each also waits for commands it starts. About 1.5 GB each.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
-.PHONY: repro test test-faults lint app report exp watch bench lock audit
+.DEFAULT_GOAL := repro
+.PHONY: help repro check test test-faults lint format app report exp show watch verify prune bench lock audit
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 repro: $(BIN)/.installed ## the whole pipeline; runs only what changed
 	dvc repro
 
-test: $(BIN)/.installed ## the tests; no network needed
-	python -m pytest
+check: lint ## what to run before a commit: lint, types, and the tests that run no stage (under 90 s)
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile -m "not project and not faults" tests
 
-test-faults: $(BIN)/.installed ## kills, damage, full disks, hostile data, many times over; prints figures
+test: $(BIN)/.installed ## all tests, in parallel; no network needed
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
+
+test-faults: $(BIN)/.installed ## kills, damage, full disks, a month of experiments: minutes to an hour; prints figures
 	python -m pytest -m faults --capture=no
 
-lint: $(BIN)/.installed ## style, formatting, and that the lock matches pyproject.toml
+lint: $(BIN)/.installed ## style, formatting, types, and that the lock matches pyproject.toml
 	ruff check .
 	ruff format --check .
-	python -m pytest tests/test_lock.py
+	mypy
+	python -m pytest -p no:xdist tests/test_lock.py
+
+format: $(BIN)/.installed ## rewrite code as `make lint` wants it, and params.yaml as DVC writes it
+	ruff check --fix-only --quiet .
+	ruff format .
+	python -m tools.tidy_params
 
 app: $(BIN)/.installed ## chat with the base model and the variants on http://127.0.0.1:7860
 	python -m app
@@ -30,8 +45,17 @@ report: $(BIN)/.installed ## the report of the last run, made again if it is out
 exp: $(BIN)/.installed ## all experiments in one table: what each changed, every model's loss, what is shown
 	@python -m tools.experiments
 
+show: $(BIN)/.installed ## DVC's own table of experiments, without the columns that nobody compares
+	@python -m tools.show
+
 watch: $(BIN)/.installed ## follow a training in a second terminal: time left, curves, samples
 	@python -m tools.watch
+
+verify: $(BIN)/.installed ## whether adapters, data and results are whole and follow from the committed code
+	@python -m tools.verify
+
+prune: $(BIN)/.installed ## remove outputs of variants that params.yaml no longer has
+	@python -m tools.prune
 
 bench: $(BIN)/.installed ## time and memory of each stage
 	python -m benchmarks.pipeline
@@ -43,15 +67,20 @@ audit: ## known vulnerabilities of the locked packages, where PyPI's advisory da
 	$(PYTHON) .ci/audit.py .venv-audit/found.json
 	rm -rf .venv-audit
 
+COMPILE := .venv-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet
 lock: ## pin all of pyproject.toml's dependencies, with hashes, into requirements.txt
-	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	.venv-lock/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --quiet --output-file requirements.txt
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-uv.txt
+	$(COMPILE) pyproject.toml --group dev --custom-compile-command "make lock" --output-file requirements.txt
 	rm -rf .venv-lock
 
-$(BIN)/.installed: requirements.txt
+# pip installs uv, and uv the lock, in a third of pip's time; both check every hash. uv does not read pip's settings:
+# where those name an index, uv is told.
+$(BIN)/.installed: requirements.txt requirements-uv.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with `make PYTHON=python3.12`")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-uv.txt
+	index=$$($(BIN)/pip config list | sed -n "s/^[^=]*\.index-url='\(.*\)'$$/\1/p" | tail -1); \
+	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${index:-https://pypi.org/simple}}"; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirement requirements.txt
 	$(BIN)/python -m tools.vega_page
 	touch $@

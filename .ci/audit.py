@@ -31,6 +31,7 @@ def judge(found: dict) -> tuple[list[str], int]:
 
 
 def main(path: Path) -> int:
+    """Print what pip-audit found; return the exit status."""
     found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {"dependencies": []}
     lines, status = judge(found)
     print("\n".join(lines))

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests import small
 from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
 
+# Fixtures that run stages, DVC or a training in a project of their own. Tests that use one get the marker `project`,
+# which `make check` leaves out.
+PROJECT_FIXTURES = {
+    "workspace",
+    "split_once",
+    "study_once",
+    "trained",
+    "ready_to_train",
+    "project",
+    "finished",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures run a project."""
+    for item in items:
+        if PROJECT_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("project")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` that `make` fills once per test run: parallel workers wait for the first and then share it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder of its own in the run's folder
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed half-way
+            make(folder)
+            done.touch()
+    return folder
+
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small.write_model(folder)
-    return folder
+    return made_once(tmp_path_factory, "small-model", small.write_model)
 
 
 @pytest.fixture
@@ -28,14 +62,17 @@ def workspace(tmp_path: Path, small_model: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def split_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """A project whose data are split, made once; tests copy it."""
-    project = make_workspace(tmp_path_factory.mktemp("split"), small_model)
-    project.stage("fetch", "--model")
-    for source in ("chat", "instruct"):
-        project.stage("fetch", source)
-    for stage in ("mix", "format", "split"):
-        for variant in "ABC":
-            project.stage(stage, variant)
-    return project.root
+
+    def make(folder: Path) -> None:
+        project = make_workspace(folder, small_model)
+        project.stage("fetch", "--model")
+        for source in ("chat", "instruct"):
+            project.stage("fetch", source)
+        for stage in ("mix", "format", "split"):
+            for variant in "ABC":
+                project.stage(stage, variant)
+
+    return made_once(tmp_path_factory, "split", make)
 
 
 @pytest.fixture
@@ -47,7 +84,7 @@ def ready_to_train(tmp_path: Path, split_once: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
-    return make_finished(tmp_path_factory.mktemp("study"), small_model).root
+    return made_once(tmp_path_factory, "study", lambda folder: make_finished(folder, small_model))
 
 
 @pytest.fixture

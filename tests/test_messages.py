@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,24 +215,32 @@ def test_a_missing_adapter(adapter: Path) -> None:
 # --- the traceback, for who wants it -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment"),
-    [(("--debug",), {}), ((), {"ABCTUNE_DEBUG": "1"})],
-    ids=["flag", "environment"],
-)
-def test_the_traceback_is_shown_on_request(
-    project: Workspace, arguments: tuple[str, ...], environment: dict
-) -> None:
-    done = project.stage("mix", "Z", *arguments, check=False, **environment)
+def test_the_traceback_is_shown_on_request(project: Workspace) -> None:
+    done = project.stage("mix", "Z", check=False, ABCTUNE_DEBUG="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "UserError: params.yaml: no variant 'Z'" in done.stderr
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_every_stage_has_the_flag(stage: str) -> None:
+def test_every_stage_ends_with_one_line(stage: str) -> None:
     main = importlib.import_module(f"stages.{stage}.__main__").main
-    assert "debug" in inspect.signature(main).parameters
+    wrapper = exits_with_one_line(lambda: None)
+    assert main.__wrapped__ and main.__code__ is wrapper.__code__
+
+
+@pytest.mark.parametrize("stage", ["mix", "train"])
+def test_a_stage_takes_its_variant_from_dvcs_stage_name(project: Workspace, stage: str) -> None:
+    said = project.stage(stage, check=False, DVC_STAGE=f"{stage}@Z").stderr
+    assert "params.yaml: no variant 'Z'; variants has A, B, C" in said
+    assert "Missing argument 'VARIANT'" in project.stage(stage, check=False).stderr
+
+
+def test_a_reader_that_stops_early_is_no_error(project: Workspace) -> None:
+    done = project.run(
+        "bash", "-c", "python -m tools.seeds --help | head -1; exit ${PIPESTATUS[0]}", check=False
+    )
+    assert "Traceback" not in done.stderr and "error" not in done.stderr
 
 
 def test_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ from tests.hub_server import Hub
 from tests.workspace import Workspace, make_workspace
 
 ROOT = Path(__file__).parent.parent
-OURS = [path for room in ("stages", "app", "benchmarks") for path in sorted((ROOT / room).rglob("*.py"))]
+PACKAGES = ("abctune", "stages", "tools", "app", "benchmarks")
+OURS = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,19 +88,24 @@ def with_param(folder: Path, path: str, value: object) -> Path:
     return file
 
 
-def install_command() -> list[str]:
-    """What `make` installs the lock with: the options behind `pip install`."""
+def install_options(requirements: str) -> list[str]:
+    """What `make` installs a file of pins with: the options behind `pip install`."""
     lines = (ROOT / "Makefile").read_text().splitlines()
-    [options] = [
-        found[1]
+    pattern = rf"pip install (.*) --requirement {re.escape(requirements)}$"
+    [options] = {
+        found[1].replace("--python $(BIN)/python ", "")
         for line in lines
-        if (found := re.search(r"pip install (.*) --requirement requirements\.txt$", line))
-    ]
+        if (found := re.search(pattern, line))
+    }
     return options.split()
 
 
+@pytest.mark.parametrize("installer", ["pip", "uv"])
 @pytest.mark.parametrize("flaw", ["wrong hash", "no hash", "changed wheel", None])
-def test_the_install_refuses_a_wheel_whose_hash_is_not_in_the_lock(tmp_path: Path, flaw: str | None) -> None:
+def test_the_install_refuses_a_wheel_whose_hash_is_not_in_the_lock(
+    tmp_path: Path, flaw: str | None, installer: str
+) -> None:
+    """pip installs uv, uv installs the lock."""
     wheel = tmp_path / "wheels/thing-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     write_wheel(wheel, b"sound = 1\n")
@@ -110,9 +117,13 @@ def test_the_install_refuses_a_wheel_whose_hash_is_not_in_the_lock(tmp_path: Pat
     )
     (tmp_path / "requirements.txt").write_text(f"thing==1.0{pin}\n")
     offline = ["--no-index", "--find-links", tmp_path / "wheels", "--target", tmp_path / "installed"]
-    command = [sys.executable, "-m", "pip", "install", *install_command(), *offline]
+    if installer == "uv" and not shutil.which("uv"):
+        pytest.skip("no uv here: `make` installs it")
+    program = {"pip": [sys.executable, "-m", "pip"], "uv": ["uv", "pip"]}[installer]
+    options = install_options({"pip": "requirements-uv.txt", "uv": "requirements.txt"}[installer])
+    command = [*program, "install", *options, *offline, "--requirement", tmp_path / "requirements.txt"]
     done = subprocess.run(
-        [*command, "--requirement", tmp_path / "requirements.txt"], capture_output=True, text=True
+        command, capture_output=True, text=True, env=os.environ | {"UV_PYTHON": sys.executable}
     )
     installed = (tmp_path / "installed/thing.py").exists()
     if flaw:

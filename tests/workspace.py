@@ -25,6 +25,12 @@ PROJECT_FILES = (
     "data/own",
     "models/own",
     ".gitignore",
+    ".gitattributes",
+    *(
+        f"{folder}/.gitignore"
+        for folder in ("data/raw", "data/mixed", "data/formatted", "data/split", "models")
+    ),
+    *(f"metrics/{folder}/.gitignore" for folder in ("train", "eval")),
 )
 # What a test sets in profile tiny, so that it runs in seconds.
 SMALL = {
@@ -114,6 +120,7 @@ def new_project(folder: Path, model: Path) -> Workspace:
             ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "small")
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     shutil.copytree(model, folder / "models/own/small")
     project = Workspace(folder)

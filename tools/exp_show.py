@@ -76,10 +76,12 @@ def runs_of(commit: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def unfinished(state: str) -> str:
+    """What the table says about a state: nothing for a run that ended well."""
     return "" if state == "success" else state.lower()
 
 
 def row_of(entry: dict[str, Any], baseline: dict[str, Any], kind: str, on: str, state: str = "") -> Row:
+    """Compare one revision, as `dvc exp show --json` has it, with its baseline."""
     losses, before = losses_of(entry, on), losses_of(baseline, on)
     if not state and kind == "experiment" and not losses:
         state = "no results"
@@ -95,22 +97,25 @@ def row_of(entry: dict[str, Any], baseline: dict[str, Any], kind: str, on: str, 
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """The contents of metrics/summary.json at this revision; empty where there is none."""
     files = (entry.get("data") or {}).get("metrics") or {}
     return (files.get(METRICS_FILE) or {}).get("data") or {}
 
 
 def params_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """The contents of params.yaml at this revision; empty where there is none."""
     files = (entry.get("data") or {}).get("params") or {}
     return (files.get("params.yaml") or {}).get("data") or {}
 
 
 def losses_of(entry: dict[str, Any], on: str) -> dict[str, float]:
+    """Loss by model, in nats per supervised token, on `on`: test or a source."""
     found = {name: values.get(on) for name, values in metrics_of(entry).items() if isinstance(values, dict)}
     return {name: values["nll"] for name, values in found.items() if isinstance(values, dict)}
 
 
 def changed_params(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
-    """ "B.train.learning_rate=0.001"; a variant that is new as "+D chat=15000", one that is gone as "-D"."""
+    """Changed params such as "B.train.learning_rate=0.001"; a new variant as "+D chat=15000", a removed one as "-D"."""
     params, before = params_of(entry), params_of(baseline)
     variants, earlier = params.get("variants", {}), before.get("variants", {})
     if not params:
@@ -128,6 +133,7 @@ def changed_params(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]
 
 
 def value_of(value: Any) -> str:
+    """A param's value as `-S` takes it."""
     return f"{value:g}" if isinstance(value, float) else yaml_value(value)
 
 
@@ -142,7 +148,7 @@ def changed_files(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
 
 
 def shown_differences(metrics: dict[str, Any]) -> str:
-    """ "A, B better than base; C better than B": the pairs whose verdict is not "not shown"."""
+    """The pairs whose verdict is better or worse, as "A, B better than base; C better than B"."""
     models = [name for name, values in metrics.items() if isinstance(values, dict) and "test" in values]
     groups: dict[tuple[str, str], list[str]] = {}
     for reference in models:

@@ -53,6 +53,7 @@ def main(
     markdown: Annotated[bool, typer.Option("--markdown", help="for a pull request")] = False,
     report: Annotated[Path | None, typer.Option(help="write the report with this table in it here")] = None,
 ) -> None:
+    """Print all experiments as one table, or write the report with that table in it."""
     rows = read_rows(on, *(["--all-commits"] if all_commits else []))
     if report:
         write_text(report, with_experiments(REPORT, rows, on))
@@ -65,14 +66,17 @@ def main(
 
 
 def models_of(rows: list[Row]) -> list[str]:
+    """The models of all rows, in the order in which they first occur."""
     return list(dict.fromkeys(model for row in rows for model in row.losses))
 
 
 def titles(rows: list[Row], on: str) -> list[str]:
+    """The table's column titles."""
     return ["experiment", "changed", *(f"{model} {on}" for model in models_of(rows)), "shown"]
 
 
 def cells(row: Row, models: list[str]) -> list[str]:
+    """One row's cells as text."""
     mark = OTHER_TEST if row.other_test and row.kind != "commit" else ""
     losses = [f"{row.losses[model]:.4f}{mark}" if model in row.losses else "–" for model in models]
     indent = "" if row.kind != "experiment" else "  "
@@ -95,6 +99,7 @@ def as_table(rows: list[Row], on: str) -> Table:
 
 
 def as_markdown(rows: list[Row], on: str) -> str:
+    """The table for a pull request."""
     names, models = titles(rows, on), models_of(rows)
     lines = [f"| {' | '.join(names)} |", f"|---|---|{'---:|' * len(models)}---|"]
     lines += [f"| {' | '.join(cell(text) for text in cells(row, models))} |" for row in rows]

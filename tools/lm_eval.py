@@ -33,6 +33,7 @@ def main(
     include_path: Annotated[Path | None, typer.Option(help="a folder with task files of your own")] = None,
     offline: Annotated[bool, typer.Option(help="use data sets in the local cache only")] = False,
 ) -> None:
+    """Score a model with EleutherAI's harness on tasks of its own, for figures to compare with papers'."""
     params = load_params()
     names = [name.strip() for name in models.split(",")] if models else [BASE, *params.variants]
     for name in names:
@@ -60,6 +61,7 @@ def main(
 
 
 def require_model(name: str) -> None:
+    """Check that `name` is base or a variant whose adapter is there."""
     if name == BASE:
         return
     load_params().require_variant(name)
@@ -128,6 +130,7 @@ def scores_of(values: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def adapter_hash(name: str) -> str | None:
+    """SHA-256 of the adapter that was scored; None for base."""
     return None if name == BASE else sha256_of(MODELS / name / "adapter_model.safetensors")
 
 

@@ -24,6 +24,7 @@ STYLE = "body { font-family: sans-serif } img { width: 30vw; min-width: 340px }"
 
 @exits_with_one_line
 def main() -> None:
+    """Write the page and tell this clone's DVC to use it."""
     if not (DVC / "config").exists():
         raise UserError(f"{DVC / 'config'} not found; run this in the project's root folder")
     write_text(DVC / PAGE, page())
@@ -36,7 +37,8 @@ def page() -> str:
     """A page with Vega inlined and the places that DVC fills: {refresh_tag} and {plot_divs}."""
     import vl_convert
 
-    library = vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script")
+    library = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    library = library.replace("</script", "<\\/script")
     return f"""<!DOCTYPE html>
 <html>
 <head>

@@ -55,6 +55,7 @@ class Progress:
 
     @property
     def step(self) -> int:
+        """The last optimizer step that was logged."""
         return max((int(curve["step"].max()) for curve in self.curves.values() if len(curve)), default=0)
 
     def seconds_left(self, since: Mark | None = None) -> float | None:
@@ -76,6 +77,7 @@ def main(
     every: Annotated[float, typer.Option(min=0.2, help="seconds between two drawings")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="draw once and end")] = False,
 ) -> None:
+    """Redraw the training's progress until Ctrl-C."""
     once = once or not sys.stdout.isatty()
     seen: dict[tuple[Path, str], Mark] = {}
     try:
@@ -127,6 +129,7 @@ def current_run(root: Path) -> Path:
 
 
 def variant_folders(place: Path) -> Iterator[Path]:
+    """The folders of variants whose training has logged a loss."""
     return (path.parents[3] for path in (place / TRAIN).glob("*/plots/metrics/train/loss.tsv"))
 
 
@@ -136,14 +139,17 @@ def is_done(folder: Path) -> bool:
 
 
 def last_written(folder: Path) -> float:
+    """When the training last logged a loss, in seconds since the epoch."""
     return (folder / "plots/metrics/train/loss.tsv").stat().st_mtime
 
 
 def read_progress(place: Path) -> list[Progress]:
+    """The progress of every variant that has trained in a project folder."""
     return [progress_of(place, folder) for folder in sorted(variant_folders(place))]
 
 
 def progress_of(place: Path, folder: Path) -> Progress:
+    """The progress of one variant, from the files that training writes."""
     variant, logs = folder.name, folder / "plots/metrics"
     curves = {
         name: read_curve(logs / f"{CURVES[name]}.tsv", name, f"train@{variant}", required=False)
@@ -164,6 +170,7 @@ def progress_of(place: Path, folder: Path) -> Progress:
 
 
 def steps_of(place: Path, variant: str) -> int | None:
+    """How many optimizer steps the variant's recipe has; None where params.yaml does not tell."""
     try:
         return load_params(place / "params.yaml").train_of(variant).max_steps
     except (UserError, KeyError):  # being edited for the next run, or a variant that is gone
@@ -196,6 +203,7 @@ def screen(
 
 
 def status(run: Progress, since: Mark | None, at: float) -> str:
+    """One line about a training: step, losses, time left."""
     steps = f"step {run.step}" + (f" of {run.steps}" if run.steps else "")
     losses = [
         f"{LOSSES[name]} {curve[name].iloc[-1]:.3f}" for name, curve in run.curves.items() if len(curve)
@@ -211,6 +219,7 @@ def status(run: Progress, since: Mark | None, at: float) -> str:
 
 
 def clock(seconds: float) -> str:
+    """A duration in words: `2 h 01 min`, `1 min 15 s`, `9 s`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
@@ -238,6 +247,7 @@ def chart(name: str, runs: list[Progress], width: int, height: int) -> str:
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a color such as `#0072B2`."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import errno
 import functools
-import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import ParamSpec, TypeVar
 
-import typer
-
+P = ParamSpec("P")
 T = TypeVar("T")
 NO_SPACE = os.strerror(errno.ENOSPC)
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+DEBUG = "ABCTUNE_DEBUG"  # environment variable: show the traceback of an error
 
 
 class UserError(Exception):
@@ -26,30 +24,30 @@ class UserError(Exception):
     """
 
 
-def exits_with_one_line(main: Callable[..., T]) -> Callable[..., T]:
-    """Wrap a stage's main: a UserError (or a full disk) ends it with one line and exit status 1.
+def exits_with_one_line(main: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a command's main: a `UserError` or a full disk ends it with one line on stderr and exit status 1.
 
-    The command gets a flag `--debug`, which keeps the traceback; so does `ABCTUNE_DEBUG=1`, which also reaches
-    the stages that DVC starts.
+    `ABCTUNE_DEBUG=1` in the environment keeps the traceback, in the stages that DVC starts as well. Errors that no
+    user can mend (bugs) always keep theirs.
     """
 
     @functools.wraps(main)
-    def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> T:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # a closed pipe (`... | head`) is met here, not when the interpreter exits
+            return result
+        except BrokenPipeError:
+            raise  # typer ends the command quietly
         except Exception as error:
             note = _left_in_params()
-            if debug or os.environ.get("ABCTUNE_DEBUG") or not _is_users(error):
+            if os.environ.get(DEBUG) or not _is_users(error):
                 if note:
                     error.add_note(note)
                 raise
             print(f"error: {_explain(error)}\n{note}".rstrip(), file=sys.stderr)
             raise SystemExit(1) from None
 
-    signature = inspect.signature(main, eval_str=True)
-    flag = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
-    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), flag])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = main.__annotations__ | {"debug": Debug}
     return wrapped
 
 

@@ -86,7 +86,7 @@ def _remove_leftovers(path: Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -99,6 +99,7 @@ def _remove(path: Path, ignore_errors: bool = False) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -119,11 +120,13 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, atomically."""
     with atomic_output(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_jsonl(path: Path, made_by: str) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line that the DVC stage `made_by` writes."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:

@@ -29,28 +29,29 @@ SOURCE_KEYS = ("overall", "test", "train", "tasks", "vs_base")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def key_from_dvc() -> str | None:
-    """The key of the lane that DVC is running, `B` of its stage `train@B`; None where DVC runs none.
+def item_of(stage: str) -> str:
+    """The item of a foreach stage's name: `B` of `train@B`. A name without `@` is returned as it is.
 
-    dvc.yaml's commands hold no ${key}: DVC pastes it into a shell's line, and a key such as `x; touch y` runs
-    before anything here can refuse it. In the environment no shell reads it.
+    DVC puts the stage's name into the environment variable DVC_STAGE. The commands in dvc.yaml contain no ${key}:
+    DVC would paste it into a shell command, where a key such as `x; touch y` runs before it can be refused here.
     """
-    return os.environ.get("DVC_STAGE", "").partition("@")[2] or None
+    return stage.rpartition("@")[2]
 
 
-def _required_key() -> str:
-    if (key := key_from_dvc()) is None:
-        raise typer.BadParameter("name a variant of params.yaml")
-    return key
+def key_from_dvc() -> str | None:
+    """The foreach item that DVC is running, `B` of its stage `train@B`; None outside a foreach stage."""
+    stage = os.environ.get("DVC_STAGE", "")
+    return item_of(stage) if "@" in stage else None
 
 
 ItemArgument = Annotated[
     str,
     typer.Argument(
-        default_factory=_required_key,
+        envvar="DVC_STAGE",
+        parser=item_of,
         metavar="VARIANT",
         show_default=False,
-        help="a name under `variants` in params.yaml; DVC names it by DVC_STAGE",
+        help="a name under `variants` in params.yaml; DVC sets it",
     ),
 ]
 
@@ -192,6 +193,8 @@ class SourceParams(_Section):
 
 
 class DataParams(_Section):
+    """How much data the profile takes, and how long a conversation may be."""
+
     max_length: Annotated[int, Field(ge=8, strict=True)]  # tokens; longer conversations are cut
     rows_scale: Positive  # multiplies every variant's rows per source
 
@@ -212,6 +215,8 @@ class SplitParams(_Section):
 
 
 class EvalParams(_Section):
+    """How much each model is asked, and the memory that scoring may use."""
+
     batch_tokens: Count  # tokens per forward pass, padding included
     max_new_tokens: Count  # of each answer
     task_prompts: Whole  # how many of the project's own tasks are asked; 0: none
@@ -259,6 +264,8 @@ class TrainParams(_Section):
 
 
 class LoraParams(_Section):
+    """The adapter: names and meanings are those of PEFT's LoraConfig."""
+
     r: Count
     lora_alpha: Count
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -266,10 +273,14 @@ class LoraParams(_Section):
 
 
 class FormatParams(_Section):
+    """Limits of the format stage."""
+
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
 
 
 class EvaluationParams(_Section):
+    """Which rows every model is scored on, and which difference in loss counts as none."""
+
     test_of: str
     margin: Positive  # nats per token: smaller differences in loss count as none
 
@@ -282,12 +293,16 @@ class ExportParams(_Section):
 
 
 class Variant(_Section):
+    """One way to fine-tune: the rows it draws from each source, and its recipe."""
+
     mix: Annotated[dict[str, Count], Field(min_length=1)]  # rows per source, before rows_scale
     train: dict[str, Any]
     replicates: Count | None = None  # overrides the profile's
 
 
 class Profile(_Section):
+    """What the study runs on: model, sources and the values that this size of machine needs."""
+
     model: ModelOrigin
     sources: Annotated[dict[str, SourceOrigin], Field(min_length=1)]
     data: DataParams
@@ -358,6 +373,7 @@ class Params(_Section):
 
     @property
     def active(self) -> Profile:
+        """The profile that `profile` names."""
         return self.profiles[self.profile]
 
     def train_of(self, variant: str, profile: str | None = None) -> TrainParams:
@@ -389,6 +405,11 @@ class Params(_Section):
         return int(np.random.SeedSequence([self.seed, replicate]).generate_state(1)[0])
 
     def require_variant(self, variant: str) -> Variant:
+        """Return the variant.
+
+        Raises:
+            UserError: params.yaml has no such variant.
+        """
         if variant not in self.variants:
             raise UserError(f"{PARAMS_FILE}: no variant {variant!r}; variants has {', '.join(self.variants)}")
         return self.variants[variant]
@@ -444,7 +465,7 @@ def _reason(problem: Any) -> str:
         return "unknown key; check its spelling, or remove it"
     if kind == "missing":
         return "missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return message
     if kind == "string_pattern_mismatch" and "{40}" in str(problem.get("ctx", {}).get("pattern", "")):

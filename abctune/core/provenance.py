@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import abctune
 from abctune.core.errors import UserError
 
 PACKAGES = (
@@ -57,8 +58,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the training libraries' versions; a library that is not installed is left out."""
-    found = {"python": platform.python_version()}
+    """Versions of abctune, Python and the training libraries; a library that is not installed is left out."""
+    found = {"abctune": abctune.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -97,7 +98,8 @@ def peak_reserved_gib() -> float | None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
-    return torch.cuda.max_memory_reserved() / GIB
+    peak: int = torch.cuda.max_memory_reserved()
+    return peak / GIB
 
 
 def _cpu_name() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import made_once
 from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
 
@@ -47,11 +48,14 @@ class Study(Workspace):
 @pytest.fixture(scope="session")
 def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """A study and three experiments on it: another rate for B, another mix for C, another seed."""
-    study = Study(make_finished(tmp_path_factory.mktemp("study"), small_model).root)
-    study.save("b-rate", {"B": 1.25}, variants__B__train__learning_rate=1e-4)
-    study.save("c-mix", {"C": 0.8}, variants__C__mix__chat=7500)
-    study.save("seed-1", {"base": 1.01, "A": 1.01, "B": 1.01, "C": 1.01}, seed=1)
-    return study.root
+
+    def make(folder: Path) -> None:
+        study = Study(make_finished(folder, small_model).root)
+        study.save("b-rate", {"B": 1.25}, variants__B__train__learning_rate=1e-4)
+        study.save("c-mix", {"C": 0.8}, variants__C__mix__chat=7500)
+        study.save("seed-1", {"base": 1.01, "A": 1.01, "B": 1.01, "C": 1.01}, seed=1)
+
+    return made_once(tmp_path_factory, "study-with-experiments", make)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ SHOWN_FAULTS = 3
 
 
 class Dtype(StrEnum):
+    """The 16-bit formats that a merged model can be published in."""
+
     bfloat16 = "bfloat16"
     float16 = "float16"
 
@@ -40,6 +42,7 @@ def main(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="do all but send; list the files")] = False,
 ) -> None:
+    """Send a variant's adapter or merged model to a model hub, if verify finds nothing wrong."""
     params = load_params()
     params.require_variant(variant)
     if not REPO.fullmatch(repo):
@@ -71,6 +74,7 @@ def main(
 
 
 def require_verified(params: Params) -> None:
+    """Refuse to publish what `python -m tools.verify` objects to."""
     faults = verify(params).faults
     if faults:
         more = f" ... and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""

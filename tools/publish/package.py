@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
@@ -56,6 +56,7 @@ def require_name(repo: str, base: dict[str, Any]) -> None:
 
 
 def is_llama(base: dict[str, Any]) -> bool:
+    """Whether the base model's licence is Meta's, which sets conditions on names and notices."""
     named = f"{base.get('repo', '')} {base.get('license', '')}"
     return LLAMA.lower() in named.lower()
 
@@ -92,9 +93,10 @@ def pack_merged(variant: str, repo: str, dtype: str, chat_template: str, folder:
     model.save_pretrained(folder)
     copy(variant, folder, but=("README.md", *ADAPTER_FILES))
     card = ModelCard(read_card(variant))
+    assert isinstance(card.data, ModelCardData)  # what ModelCard's front matter is read into
     card.data.library_name = "transformers"
     if card.data.base_model:
-        card.data.base_model_relation = "finetune"
+        card.data["base_model_relation"] = "finetune"
     about = MERGED.format(dtype=dtype, difference=agreement.difference, effect=agreement.effect)
     insert(card, about + USE.format(code=MERGED_CODE.format(repo=repo)))
     finish(folder, card, base_of(variant))
@@ -102,6 +104,7 @@ def pack_merged(variant: str, repo: str, dtype: str, chat_template: str, folder:
 
 
 def copy(variant: str, folder: Path, but: tuple[str, ...]) -> None:
+    """Copy the files of models/<variant>/ into `folder`, except those named in `but`."""
     for path in sorted((MODELS / variant).iterdir()):
         if path.is_file() and path.name not in but:
             shutil.copyfile(path, folder / path.name)
@@ -117,11 +120,13 @@ def read_card(variant: str) -> str:
 
 
 def insert(card: ModelCard, text: str) -> None:
+    """Put text into the card before its first section."""
     before, heading, after = card.text.partition(FIRST_SECTION)
     card.text = f"{before}{text}{heading}{after}"
 
 
 def finish(folder: Path, card: ModelCard, base: dict[str, Any]) -> None:
+    """Write the card, and the notice that a Llama's licence requires."""
     write_text(folder / "README.md", f"{str(card).rstrip()}\n")
     if is_llama(base):  # a condition of its licence
         version = base["license"].lower().removeprefix("llama").strip("- ")
@@ -129,6 +134,7 @@ def finish(folder: Path, card: ModelCard, base: dict[str, Any]) -> None:
 
 
 def name_of(base: dict[str, Any]) -> str:
+    """The base model's name where it comes from no hub."""
     name = base.get("package") or base.get("path") or "a local model"
     return f"{name} {base['version']}" if base.get("version") else name
 

@@ -17,6 +17,7 @@ from tools.verify.run import verify
 
 @exits_with_one_line
 def main() -> None:
+    """Print every fault, one per line on stderr; exit with status 1 if there is one."""
     started = time.perf_counter()
     found = verify(load_params())
     for fault in found.faults:

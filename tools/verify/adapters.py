@@ -39,13 +39,13 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
             ours, theirs = (shape_in_words(shapes.get(name)) for shapes in (found, wanted))
             yield f"{adapter / ADAPTER} does not fit {BASE_MODEL}: {name} is {ours}, should be {theirs}; {remedy}"
             return  # one layer is enough to say so
-    if name := first_not_finite(adapter / ADAPTER):
-        yield f"{adapter / ADAPTER} has values in {name} that are no numbers; {remedy}"
+    if broken := first_not_finite(adapter / ADAPTER):
+        yield f"{adapter / ADAPTER} has values in {broken} that are no numbers; {remedy}"
 
 
 def expected(config: dict[str, Any], base: Mapping[str, tuple[int, ...]]) -> Shapes:
     """Names and shapes of the adapter's tensors: A is (r, in), B is (out, r), for every layer that is targeted."""
-    rank, targets = config.get("r"), set(config.get("target_modules") or ())
+    rank, targets = int(config.get("r") or 0), set(config.get("target_modules") or ())
     shapes: Shapes = {}
     for module, (out, into) in base.items():
         if module.rpartition(".")[2] in targets:
@@ -65,7 +65,7 @@ def linear_layers(base: Path = BASE_MODEL) -> Shapes:
         shapes |= shapes_of(path)
     if not shapes:
         raise UserError(f"{base} has no weights; `dvc repro fetch-model` makes it, or `dvc pull` brings it")
-    layers = {
+    layers: Shapes = {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) == 2
@@ -87,6 +87,7 @@ def shapes_of(path: Path) -> Shapes:
 
 
 def first_not_finite(path: Path) -> str | None:
+    """The name of the first tensor with a NaN or an infinity in it; None if there is none."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -94,4 +95,5 @@ def first_not_finite(path: Path) -> str | None:
 
 
 def shape_in_words(shape: tuple[int, ...] | None) -> str:
+    """A shape for a message: `8 x 576`, or `absent`."""
     return "absent" if shape is None else " x ".join(map(str, shape))

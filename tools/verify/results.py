@@ -38,6 +38,7 @@ def summary_faults(params: Params) -> Iterator[str]:
 
 
 def same(a: Any, b: Any) -> bool:
+    """Whether two values of summary.json are equal, up to the rounding of another processor."""
     if isinstance(a, float | int) and isinstance(b, float | int):
         return math.isclose(a, b, abs_tol=ABSOLUTE, rel_tol=RELATIVE)
     return a == b

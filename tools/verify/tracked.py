@@ -26,6 +26,8 @@ DIRECTORY = ".dir"  # ends the hash of a folder: that of the sorted list of its 
 
 @dataclass
 class VerificationResult:
+    """Faults, one line each, and how much was hashed to find them."""
+
     faults: list[str] = field(default_factory=list)
     files: int = 0
     size: int = 0  # bytes hashed, the cache's included
@@ -80,6 +82,7 @@ class Hashes:
 
 
 def relative(out: Output) -> str:
+    """An output's path relative to the working directory."""
     return Path(os.path.relpath(out.fs_path)).as_posix()
 
 
@@ -148,6 +151,7 @@ def folder_faults(out: Output, hashes: Hashes) -> Iterator[str]:
 
 
 def state(found: str | None) -> str:
+    """What is wrong with a file, given the hash that was found (None: no file)."""
     return "is missing" if found is None else "is damaged or was changed (not the hash in dvc.lock)"
 
 
@@ -162,16 +166,19 @@ def restored(out: Output, good_copy: bool) -> str:
 
 
 def recached(out: Output) -> str:
+    """The remedy for a wrong cache object whose workspace file is right."""
     return f"delete it if it is there, then `dvc commit --force {out.stage.addressing}` puts the workspace's copy there"
 
 
 def files_below(root: Path) -> Iterator[str]:
+    """Paths of all files in a folder and its subfolders, relative to it."""
     for folder, _, names in os.walk(root):
         for name in names:
             yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def md5(content: bytes) -> str:
+    """Hex MD5, the hash that DVC uses."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
