@@ -9,6 +9,7 @@ from pathlib import Path
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, Params
 from abctune.core.provenance import require_same_base, sha256_of
+from abctune.core.records import SummaryRecord
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,7 @@ def read_adapter(path: Path, base: Path) -> Adapter:
 def read_losses(summary: Path) -> dict[str, float]:
     """Each model's test loss; empty where nothing has been evaluated, which is no reason not to chat."""
     try:
-        rows = json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = SummaryRecord.from_json(json.loads(summary.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # one of an older version also
         return {}
-    return {
-        name: float(row["test"]["nll"])
-        for name, row in rows.items()
-        if isinstance(row, dict) and isinstance(row.get("test"), dict) and "nll" in row["test"]
-    }
+    return {name: model.loss["overall"] for name, model in found.models.items() if "overall" in model.loss}

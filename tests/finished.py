@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.plot.fake_run import write_run
+from tests.plot.fake_run import source_of, write_run
 from tests.workspace import Workspace, new_project
 
 VARIANTS = "ABC"
@@ -20,11 +20,12 @@ VARIANTS = "ABC"
 def make_finished(folder: Path, model: Path) -> Workspace:
     """Write, plot and commit a study of A, B and C in an empty folder."""
     project = new_project(folder, model)
-    write_run(folder, {})
+    write_run(folder, {}, general=40)
     source = {"origin": "local", "path": "models/own/small", "license": "Apache-2.0"}
     project.set(profiles__tiny__model=source)
     shutil.copytree(model, folder / "models/base")
     set_base(folder, source)
+    write_raw(folder)
     for seed, variant in enumerate(VARIANTS):
         write_adapter(folder, variant, seed)
         for path in (
@@ -33,11 +34,21 @@ def make_finished(folder: Path, model: Path) -> Workspace:
             f"split/{variant}/rows",
         ):
             (folder / "data" / path).write_text(path)
+    for variant in VARIANTS:
+        project.stage("collect", variant)
     project.stage("plot")
     project.run("dvc", "commit", "--force")
     project.run("dvc", "gc", "--workspace", "--force")  # `dvc commit` also caches what dvc.yaml says not to
     project.commit("a study")
     return project
+
+
+def write_raw(root: Path) -> None:
+    """data/raw of both sources, as `mix` has read it."""
+    for source in ("chat", "instruct"):
+        folder = root / "data/raw" / source
+        folder.mkdir(parents=True)
+        (folder / "source.json").write_text(json.dumps(source_of(source)))
 
 
 def set_base(root: Path, source: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("abctune", "stages", "tools", "app")
-FOREACH_STAGES = ("mix", "format", "split", "train", "eval")
+FOREACH_STAGES = ("mix", "format", "split", "train", "eval", "collect")
 
 
 OUTPUTS = (
@@ -29,10 +29,12 @@ OUTPUTS = (
             "models/replicates",
             "metrics/train",
             "metrics/eval",
+            "metrics/collected",
         )
     ),
     "metrics/eval/base",
     "metrics/summary.json",
+    "metrics/study.json",
     "plots",
 )
 
@@ -61,7 +63,7 @@ def finished(workspace):
 
 def test_a_changed_learning_rate_reruns_that_variants_train_and_eval_and_plot_only(finished):
     finished.set(variants__B__train__learning_rate=1e-4)
-    assert would_run(finished) == {"train@B", "eval@B", "plot"}
+    assert would_run(finished) == {"train@B", "eval@B", "collect@B", "plot"}
 
 
 def test_a_new_variant_is_a_params_edit_alone(finished):

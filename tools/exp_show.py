@@ -11,8 +11,10 @@ from typing import Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
-from abctune.study.exposure import listed, yaml_value
+from abctune.core.records import SummaryRecord
 from abctune.study.origins import flat
+from abctune.study.rendering import yaml_value
+from abctune.study.wording import listed
 
 WORKSPACE = "workspace"
 METRICS_FILE = "metrics/summary.json"
@@ -38,7 +40,7 @@ class Row:
 
 
 def read_rows(on: str, *options: str) -> list[Row]:
-    """All rows that `dvc exp show` has, with the losses on `on`: "test" or a source.
+    """All rows that `dvc exp show` has, with the losses on `on`: "overall", "general" or a source.
 
     Raises:
         UserError: no model was scored on `on`, or DVC cannot answer.
@@ -49,7 +51,9 @@ def read_rows(on: str, *options: str) -> list[Row]:
         raise UserError(f"`dvc exp show --json` failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
     rows = rows_of(json.loads(done.stdout), on)
     if rows and not any(row.losses for row in rows if not row.state):
-        raise UserError(f"{METRICS_FILE} has no losses on {on!r}; name `test` or a source of params.yaml")
+        raise UserError(
+            f"{METRICS_FILE} has no losses on {on!r}; name `overall`, `general` or a source of params.yaml"
+        )
     return rows
 
 
@@ -92,14 +96,8 @@ def row_of(entry: dict[str, Any], baseline: dict[str, Any], kind: str, on: str, 
         changed=[*changed_params(entry, baseline), *changed_files(entry, baseline)],
         losses={} if state else losses,
         moved=frozenset(name for name in losses if losses[name] != before.get(name)),
-        shown="" if state else shown_differences(metrics_of(entry)),
+        shown="" if state else shown_differences(summary_of(entry)),
     )
-
-
-def metrics_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """The contents of metrics/summary.json at this revision; empty where there is none."""
-    files = (entry.get("data") or {}).get("metrics") or {}
-    return (files.get(METRICS_FILE) or {}).get("data") or {}
 
 
 def params_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +107,17 @@ def params_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def losses_of(entry: dict[str, Any], on: str) -> dict[str, float]:
-    """Loss by model, in nats per supervised token, on `on`: test or a source."""
-    found = {name: values.get(on) for name, values in metrics_of(entry).items() if isinstance(values, dict)}
-    return {name: values["nll"] for name, values in found.items() if isinstance(values, dict)}
+    """Loss by model, in nats per supervised token, on `on`: overall, general or a source."""
+    return {name: model.loss[on] for name, model in summary_of(entry).models.items() if on in model.loss}
+
+
+def summary_of(entry: dict[str, Any]) -> SummaryRecord:
+    """The revision's summary.json; an empty one where it has none, or one of an older version."""
+    files = (entry.get("data") or {}).get("metrics") or {}
+    try:
+        return SummaryRecord.from_json((files.get(METRICS_FILE) or {}).get("data") or {})
+    except ValueError:
+        return SummaryRecord(models={}, verdict={})
 
 
 def changed_params(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
@@ -147,15 +153,20 @@ def changed_files(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
     ]
 
 
-def shown_differences(metrics: dict[str, Any]) -> str:
-    """The pairs whose verdict is better or worse, as "A, B better than base; C better than B"."""
-    models = [name for name, values in metrics.items() if isinstance(values, dict) and "test" in values]
+def shown_differences(summary: SummaryRecord) -> str:
+    """The pairs that are told apart overall, as "A, B better than base; C better than B"."""
+    words = {(name, BASE): model.vs_base for name, model in summary.models.items() if model.vs_base}
+    words |= {
+        (model, reference): summary.verdict[f"{model}_vs_{reference}"]
+        for reference in summary.models
+        for model in summary.models
+        if f"{model}_vs_{reference}" in summary.verdict
+    }
     groups: dict[tuple[str, str], list[str]] = {}
-    for reference in models:
-        for model in models:
-            outcome = metrics.get("verdict", {}).get(f"{model}_vs_{reference}", "").split(" ")[0]
-            if outcome in ("better", "worse"):
-                groups.setdefault((outcome, reference), []).append(model)
+    for (model, reference), short in words.items():
+        outcome = short.split(" ")[0]
+        if outcome in ("better", "worse"):
+            groups.setdefault((outcome, reference), []).append(model)
     return "; ".join(
         f"{listed(names)} {outcome} than {reference}" for (outcome, reference), names in groups.items()
     )

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_text
-from stages.plot.report import cell, environment
+from abctune.study.rendering import cell, environment
 from tools.exp_show import Row, read_rows
 
 REPORT = Path("plots/report.html")
@@ -46,7 +46,9 @@ SECTION = """<section id="experiments">
 
 @exits_with_one_line
 def main(
-    on: Annotated[str, typer.Option(help="the losses to show: test, or a source such as chat")] = "test",
+    on: Annotated[
+        str, typer.Option(help="the losses to show: overall, general, or a source such as chat")
+    ] = "overall",
     all_commits: Annotated[
         bool, typer.Option("--all-commits", help="of all commits, not HEAD's alone")
     ] = False,

@@ -18,11 +18,14 @@ from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import BASE, PARAMS_FILE
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA, pairs_of
-from abctune.study.inputs import COLUMNS, EVAL, OVERALL, test_fault_of_rows
+from abctune.study.fairness import test_fault_of_rows
+from abctune.study.inputs import OVERALL
 from abctune.study.origins import flat
+from abctune.study.places import EVAL
 from abctune.study.pooling import Pooled, SeedEstimate, estimate, pool
-from abctune.study.verdicts import digits_for, interval, number, with_unit
+from abctune.study.wording import digits_for, interval, number, with_unit
 
+COLUMNS = ["id", "group", "source", "replicate", "nll", "n_supervised"]
 MIN_SEEDS = 3  # from two, an interval is so wide or so uncertain that it says nothing
 PULL = "`dvc pull` or `dvc exp pull` brings it where a remote has it, else run it again"
 
@@ -129,7 +132,8 @@ def read_conversations(files: Any, revision: str, model: str) -> pd.DataFrame:
         cause = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise UserError(f"{revision}: {path} is not in the cache{cause}; {PULL}") from None
     try:
-        return pd.read_parquet(io.BytesIO(content), columns=COLUMNS).sort_values("id", ignore_index=True)
+        rows = pd.read_parquet(io.BytesIO(content), columns=COLUMNS)
+        return rows[rows["replicate"] == 1].sort_values("id", ignore_index=True)
     except (ValueError, OSError) as error:  # pyarrow's errors are both
         raise UserError(f"{revision}: {path} cannot be read ({str(error).splitlines()[0]}); {PULL}") from None
 

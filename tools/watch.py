@@ -22,8 +22,9 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
-from abctune.study.inputs import CURVES, TRAIN, read_curve
-from stages.plot.figures import COLOURS
+from abctune.study.inputs import CURVES, read_curve
+from abctune.study.places import TRAIN
+from stages.plot.figures.style import COLORS
 
 ELSEWHERE = (".dvc/tmp/exps/*", ".dvc/tmp/exps/*/*")  # where queued and temporary runs work
 CHARTS = {"train_loss": "train loss", "eval_loss": "loss on the variant's own validation rows"}
@@ -240,7 +241,7 @@ def chart(name: str, runs: list[Progress], width: int, height: int) -> str:
     for i, run in enumerate(runs):
         curve = run.curves[name]
         if len(curve):
-            marker = plotext.marker("braille", rgb(COLOURS[i % len(COLOURS)]))
+            marker = plotext.marker("braille", rgb(COLORS[i % len(COLORS)]))
             line = figure.signal(curve["step"].tolist(), curve[name].tolist(), marker=marker)
             figure.draw(line.lines().label(run.variant))
     return figure.build().string(colorless=not sys.stdout.isatty())

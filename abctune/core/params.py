@@ -21,9 +21,9 @@ from abctune.core.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 BASE = "base"  # the untuned model's name beside the variants
-# Keys of metrics/summary.json: beside the models', and below a model beside its sources'.
-VARIANT_KEYS = ("verdict", "task_verdict")
-SOURCE_KEYS = ("overall", "test", "train", "tasks", "vs_base")
+# Keys of metrics/summary.json that stand next to the models' and to the sources' names.
+VARIANT_KEYS = ("verdict",)
+SOURCE_KEYS = ("overall", "general")
 # Keys become file names, and people type them in commands, hence nothing but these characters;
 # no dot either, which DVC reads as a step into a mapping.
 KEY = re.compile(r"[A-Za-z0-9_-]+")

@@ -10,10 +10,18 @@ import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from abctune.core.errors import UserError
-from abctune.core.files import read_json, write_json
+from abctune.core.files import read_json, read_jsonl, write_json
 
 GENERAL = "general"  # the reserved source name of the rows that measure forgetting; no part of "overall"
 
@@ -37,12 +45,28 @@ def read_record(path: Path, record: type[AnyRecord], made_by: str) -> AnyRecord:
     try:
         return record.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        reason = "is missing" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
-        raise UserError(
-            f"{path} is not what this version writes ({key}: {reason}); run `dvc repro --force {made_by}`"
-        ) from None
+        raise _not_ours(path, error, made_by) from None
+
+
+def read_records(path: Path, record: type[AnyRecord], made_by: str) -> list[AnyRecord]:
+    """Read a file of one record per line.
+
+    Raises:
+        UserError: as read_record.
+    """
+    try:
+        return [record.model_validate(row) for row in read_jsonl(path, made_by)]
+    except ValidationError as error:
+        raise _not_ours(path, error, made_by) from None
+
+
+def _not_ours(path: Path, error: ValidationError, made_by: str) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    reason = "is missing" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
+    return UserError(
+        f"{path} is not what this version writes ({key}: {reason}); run `dvc repro --force {made_by}`"
+    )
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -73,6 +97,10 @@ class SourceRecord(Record):
     rows: int | None = None  # of a source
     parameters: int | None = None  # of a model
 
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value not in (None, {})}
+
     @property
     def name(self) -> str:
         """What people call it: the repository, the package, or the path."""
@@ -87,6 +115,75 @@ class SourceRecord(Record):
     def is_llama(self) -> bool:
         """Whether the Llama community license's conditions hold: the name's prefix and "Built with Llama"."""
         return "llama" in self.name.lower() or self.license.lower().startswith("llama")
+
+
+class Counted(Record):
+    """Base of the data stages' counts: a reader takes what it knows and ignores counts added since."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class DrawnRows(Counted):
+    """Rows of one source in a variant's mix, and where they are from."""
+
+    asked: int
+    available: int
+    drawn: int
+    source: SourceRecord
+
+
+class MixRecord(Counted):
+    """`data/mixed/<variant>.json`."""
+
+    sources: dict[str, DrawnRows]
+    warnings: tuple[str, ...] = ()
+
+
+class FormattedRows(Counted):
+    """Where each row of one source went: read = kept + duplicate + quarantined."""
+
+    read: int
+    kept: int
+    duplicate: int
+    truncated: int  # of the kept ones: longer than max_length
+    quarantined: dict[str, int]  # by reason
+
+
+class Histogram(Counted):
+    """Counts between edges, one edge more than there are counts; the last bar holds all that is longer."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class Lengths(Counted):
+    """Tokens per conversation before the cut at max_length."""
+
+    max_length: int
+    histogram: Histogram
+
+
+class FormatRecord(Counted):
+    """`data/formatted/<variant>/summary.json`."""
+
+    sources: dict[str, FormattedRows]
+    lengths: Lengths
+
+    @property
+    def kept(self) -> int:
+        """Conversations over all sources."""
+        return sum(source.kept for source in self.sources.values())
+
+    @property
+    def truncated(self) -> int:
+        """Those that were cut at max_length."""
+        return sum(source.truncated for source in self.sources.values())
+
+
+class SplitRecord(Counted):
+    """`data/split/<variant>/summary.json`."""
+
+    sources: dict[str, dict[str, int]]  # train, val, test, contaminated
 
 
 class Schedule(Record):
@@ -204,6 +301,29 @@ class Metric(Record):
 LOSS = Metric(name="loss", sum="nll", weight="n_supervised", unit="nats per supervised token")
 
 
+class SampleRecord(Record):
+    """A line of samples.jsonl: one of the fixed prompts, answered."""
+
+    prompt: str
+    answer: str
+    n_tokens: int
+    stopped: bool  # by itself, before max_new_tokens
+    repetition: float
+
+
+class TaskRecord(Record):
+    """A line of tasks.jsonl: one checkable task, answered and checked."""
+
+    id: str
+    kind: str
+    prompt: str
+    answer: str
+    n_tokens: int
+    stopped: bool
+    checks: dict[str, bool]
+    passed: bool  # all checks held
+
+
 class Score(Record):
     """Loss on one set of rows, over all replicates."""
 
@@ -268,7 +388,7 @@ class ModelSummary(Record):
     loss: dict[str, float]  # by set: overall, each source, general
     tasks: dict[str, float] = Field(default_factory=dict)  # share passed, by kind
     vs_base: str | None = None  # "better by 0.16 [0.14, 0.19]"
-    forgets: str | None = None  # the same on general text
+    forgetting: str | None = None  # the same on general text
 
 
 class SummaryRecord(Record):
@@ -297,3 +417,113 @@ class SummaryRecord(Record):
         """
         models = {name: value for name, value in document.items() if name != "verdict"}
         return cls.model_validate({"models": models, "verdict": document.get("verdict", {})})
+
+
+class SetRecord(Record):
+    """A set of test rows."""
+
+    name: str
+    n: int  # conversations
+    n_groups: int  # rows of a group share text
+    n_supervised: int
+
+
+class ValueRecord(Record):
+    """A model's value of a metric on a set."""
+
+    metric: str
+    model: str
+    on: str
+    value: float
+    low: float | None  # None: too few groups for an interval
+    high: float | None
+    by_replicate: tuple[float, ...]
+
+
+class DifferenceRecord(Record):
+    """One pair on one set: value(model) - value(reference), and what it is called."""
+
+    metric: str
+    model: str
+    reference: str
+    on: str
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None  # corrected for all differences of the study
+    replicate_sd: float | None  # between replicates
+    by_replicate: tuple[float, ...]
+    outcome: Literal["better", "worse", "equivalent", "not worse", "undecided"]
+    short: str  # "better by 0.12 [0.09, 0.15]"
+    text: str  # a sentence
+
+
+class TaskShareRecord(Record):
+    """The share of one kind of tasks that a published adapter passes."""
+
+    model: str
+    kind: str
+    n: int
+    passed: int
+    low: float
+    high: float
+
+
+class TaskDifferenceRecord(Record):
+    """One pair on one kind of tasks: share(model) - share(reference)."""
+
+    model: str
+    reference: str
+    kind: str
+    value: float
+    low: float
+    high: float
+    p_holm: float
+    outcome: Literal["better", "worse", "not shown"]
+    text: str
+
+
+class ServedRecord(Record):
+    """A published adapter on another base format: loss as served - loss as judged."""
+
+    model: str
+    format: str
+    judged: float
+    served: float
+    value: float
+    low: float | None
+    high: float | None
+    gain: float | None  # over base on this format
+    outcome: Literal["better", "worse", "equivalent", "undecided"]
+    text: str
+
+
+class StudyRecord(Record):
+    """`metrics/study.json`: the whole comparison, for the tools and the app. `dvc exp show` reads SummaryRecord."""
+
+    version: Literal[1] = 1
+    profile: str
+    test_of: str
+    margin: float  # nats per token
+    replicated: bool  # whether the differences are of recipes; else of one adapter each
+    replicates: dict[str, int]
+    headlines: tuple[str, ...]
+    sets: tuple[SetRecord, ...]
+    values: tuple[ValueRecord, ...]
+    differences: tuple[DifferenceRecord, ...]
+    tasks: tuple[TaskShareRecord, ...]
+    task_differences: tuple[TaskDifferenceRecord, ...]
+    served: tuple[ServedRecord, ...]
+
+    def difference(self, model: str, reference: str, on: str, metric: str = LOSS.name) -> DifferenceRecord:
+        """One pair on one set.
+
+        Raises:
+            KeyError: the study has no such difference.
+        """
+        wanted = (model, reference, on, metric)
+        for d in self.differences:
+            if (d.model, d.reference, d.on, d.metric) == wanted:
+                return d
+        raise KeyError(wanted)

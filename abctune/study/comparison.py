@@ -1,90 +1,134 @@
-"""The numbers of the comparison: every model's loss, and every pair's paired difference, on every set."""
+"""The numbers of the comparison: every model's value of every metric, and every pair's difference, on every set of rows.
+
+A variant's recipe is what is compared: its replicates are pooled, and the intervals cover which rows were held out and
+which first weights and order of rows a training happened to have (docs/statistics.md). Where a variant has one
+replicate, the intervals cover the rows alone, and what they say holds for these adapters, not for the recipes.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
 from abctune.core.params import BASE
-from abctune.study import statistics
+from abctune.core.records import GENERAL, LOSS, Metric
+from abctune.study import recipes, statistics
 from abctune.study.inputs import OVERALL, Study
+from abctune.study.recipes import About, Outcome, Plan
+from abctune.study.statistics import LEVEL
 
-ALPHA = 1 - statistics.LEVEL
-
-Column = str | tuple[str, str]  # a model, or a pair (model, reference)
-Floats = NDArray[np.float64]
-Estimate = tuple[float, float | None, float | None, float | None, float | None]  # value, low, high, p, se
+ALPHA = 1 - LEVEL
 
 
 @dataclass(frozen=True)
 class RowSet:
-    """The rows a loss is computed on: one source's, or all."""
+    """The rows a metric is computed on: one source's, all sources', or general text."""
 
     name: str
     n: int  # conversations
     n_groups: int
     n_supervised: int
 
+    @property
+    def where(self) -> str:
+        """As sentences say it."""
+        return {OVERALL: "overall", GENERAL: "on general text"}.get(self.name, f"on {self.name}")
+
+    @property
+    def size(self) -> str:
+        """`n = 85 in 80 groups`."""
+        return f"n = {self.n:,}" + (f" in {self.n_groups:,} groups" if self.n_groups < self.n else "")
+
 
 @dataclass(frozen=True)
-class Loss:
+class Value:
+    """A model's value of a metric on a set, over its replicates."""
+
+    metric: Metric
     model: str
     on: RowSet
     value: float
     low: float | None  # None: too few groups for an interval
     high: float | None
+    by_replicate: tuple[float, ...]
 
     @property
     def perplexity(self) -> float:
+        """exp of a loss in nats per token."""
         return math.exp(self.value)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """loss(model) - loss(reference) on the same conversations: below 0, `model` is better."""
+    """value(model) - value(reference) on the same conversations, over the replicates of both."""
 
+    metric: Metric
     model: str
     reference: str
     on: RowSet
+    about: About  # "adapters": one training of a recipe, so nothing is said about the recipe
     value: float
-    low: float | None
+    low: float | None  # None: too few groups for an interval
     high: float | None
-    p: float | None
-    se: float | None
-    p_holm: float | None = None  # corrected for all differences shown
-    detectable: float | None = None  # the smallest true difference with an 80 % chance of being shown
-    n_needed: float | None = None  # conversations for an 80 % chance to show a difference of this size
+    p: float | None  # of "the difference is 0"
+    p_holm: float | None  # corrected for all differences of the metric
+    by_replicate: tuple[float, ...]  # what each replicate alone would say
+    replicate_sd: float | None  # between replicates; None with one
+    is_within_margin: bool  # shown to be smaller than the margin, whatever else is shown
+    outcome: Outcome
+    plan: Plan | None  # what would decide, where this study does not
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """(model, reference)."""
+        return self.model, self.reference
+
+    @property
+    def is_same(self) -> bool:
+        """Whether no replicate differs at all: the same adapters under two names."""
+        return not any(self.by_replicate)
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """All values and differences of a study."""
+
     sets: list[RowSet]  # overall first
-    losses: list[Loss]
+    metrics: Sequence[Metric]  # loss first
+    values: list[Value]
     differences: list[Difference]
+    margin: float
+    replicates: dict[str, int]  # how many each model has
 
-    def loss(self, model: str, on: str) -> Loss:
-        return next(loss for loss in self.losses if (loss.model, loss.on.name) == (model, on))
+    @property
+    def replicated(self) -> bool:
+        """Whether all differences are of recipes: every variant was trained more than once."""
+        return all(d.about == "recipes" for d in self.differences)
 
-    def difference(self, model: str, reference: str, on: str) -> Difference:
-        wanted = (model, reference, on)
-        return next(d for d in self.differences if (d.model, d.reference, d.on.name) == wanted)
+    def value(self, model: str, on: str, metric: str = LOSS.name) -> Value:
+        """One model's value on one set."""
+        wanted = (model, on, metric)
+        return next(v for v in self.values if (v.model, v.on.name, v.metric.name) == wanted)
+
+    def difference(self, model: str, reference: str, on: str, metric: str = LOSS.name) -> Difference:
+        """One pair's difference on one set."""
+        wanted = (model, reference, on, metric)
+        return next(d for d in self.differences if (d.model, d.reference, d.on.name, d.metric.name) == wanted)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        return list(dict.fromkeys((d.model, d.reference) for d in self.differences))
+        """(model, reference) of all differences, in their order."""
+        return list(dict.fromkeys(d.pair for d in self.differences))
 
     @property
     def tested(self) -> int:
-        """How many differences Holm's correction is for."""
-        return sum(difference.p is not None for difference in self.differences)
+        """How many differences Holm's correction is for; each metric is a family of its own."""
+        return sum(d.p is not None for d in self.differences if d.metric.name == self.metrics[0].name)
 
 
-def pairs_of(models: list[str]) -> list[tuple[str, str]]:
+def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
     """(model, reference): every variant against base, then every variant against each earlier one."""
     variants = [name for name in models if name != BASE]
     return [(name, BASE) for name in variants] + [
@@ -93,71 +137,90 @@ def pairs_of(models: list[str]) -> list[tuple[str, str]]:
 
 
 def compare(study: Study, resamples: int = statistics.RESAMPLES) -> Comparison:
-    """Estimate all losses and differences, each set with draws of its own that follow from params.seed."""
-    rows = study.test_rows
-    nll: dict[Column, Floats] = {
-        name: model.conversations["nll"].to_numpy(float) for name, model in study.models.items()
-    }
-    pairs = pairs_of(list(study.models))
-    nll |= {(model, reference): nll[model] - nll[reference] for model, reference in pairs}
-    names = (OVERALL, *study.sources)
-    sets, losses, differences = [], [], []
-    for index, name in enumerate(names):
-        rng = np.random.default_rng([study.params.seed, index])
-        strata = study.sources if name == OVERALL else [name]
-        on, estimates = estimate_set(name, strata, rows, nll, rng, resamples)
-        sets.append(on)
-        losses += [Loss(model, on, *estimates[model][:3]) for model in study.models]
+    """Estimate all values and differences; the resampling's draws follow from params.seed."""
+    sets = [row_set(study, name, sources) for name, sources in study.sets.items()]
+    values: list[Value] = []
+    differences: list[Difference] = []
+    for metric in study.metrics:
+        found = compare_metric(study, metric, resamples)
+        values += [value_of(metric, on, v) for on in sets for v in found.values if v.on == on.name]
         differences += [
-            with_power(Difference(*pair, on, *estimates[pair]), len(pairs) * len(names)) for pair in pairs
+            difference_of(metric, on, d, plan_of(study, d, found.tested))
+            for on in sets
+            for d in found.differences
+            if d.on == on.name
         ]
-    return Comparison(sets, losses, with_holm(differences))
+    replicates = {name: len(model.replicates) for name, model in study.models.items()}
+    return Comparison(sets, study.metrics, values, differences, study.params.evaluation.margin, replicates)
 
 
-def estimate_set(
-    name: str,
-    strata: list[str],
-    rows: pd.DataFrame,
-    nll: dict[Column, Floats],
-    rng: np.random.Generator,
-    resamples: int,
-) -> tuple[RowSet, dict[Column, Estimate]]:
-    """Estimates of every column of `nll` (a model's, or a pair's difference) on one set.
-
-    The set of all sources is resampled source by source: how many rows a source has is the mix's doing, not
-    chance, so its share of the loss should not add to the uncertainty.
-    """
-    values = np.column_stack(list(nll.values()))
-    clustered = []
-    for source in strata:
-        of = (rows["source"] == source).to_numpy()
-        groups, tokens = rows["group"].to_numpy()[of], rows["n_supervised"].to_numpy(float)[of]
-        clustered.append(statistics.cluster_sums(groups, tokens, values[of]))
-    found = statistics.bootstrap(clustered, rng, resamples)
-    in_set = rows[rows["source"].isin(strata)]
-    on = RowSet(name, len(in_set), sum(len(s.tokens) for s in clustered), int(in_set["n_supervised"].sum()))
-    numbers = zip(found.value, found.low, found.high, found.p, found.se, strict=True)
-    return on, {column: tuple(map(_number, row)) for column, row in zip(nll, numbers, strict=True)}
+def compare_metric(study: Study, metric: Metric, resamples: int) -> recipes.RecipeComparison:
+    """All values and differences of one metric: one family for the corrections."""
+    test = study.test_rows
+    rows = recipes.TestRows(
+        weights=test[metric.weight].to_numpy(float),
+        groups=test["group"].to_numpy(str),
+        sources=test["source"].to_numpy(str),
+    )
+    return recipes.compare_recipes(
+        rows,
+        {name: model.sums(metric) for name, model in study.models.items()},
+        pairs_of(list(study.models)),
+        study.sets,
+        margin=study.params.evaluation.margin,
+        seed=study.params.seed,
+        lower_is_better=metric.lower_is_better,
+        resamples=resamples,
+    )
 
 
-def with_power(difference: Difference, comparisons: int) -> Difference:
-    """Add what this set could have shown, at Holm's strictest step: enough wherever the p-value ranks."""
-    if difference.se is None:
-        return difference
-    alpha = ALPHA / comparisons
-    detectable = statistics.minimum_detectable_difference(difference.se, alpha)
-    if not difference.value:
-        return replace(difference, detectable=detectable)
-    needed = statistics.sample_size_needed(difference.on.n, difference.se, difference.value, alpha)
-    return replace(difference, detectable=detectable, n_needed=needed)
+def row_set(study: Study, name: str, sources: Sequence[str]) -> RowSet:
+    """The set's size in conversations, groups and supervised tokens."""
+    rows = study.test_rows[study.test_rows["source"].isin(sources)]
+    groups = rows.groupby("source")["group"].nunique().sum()
+    return RowSet(name, len(rows), int(groups), int(rows[LOSS.weight].sum()))
 
 
-def with_holm(differences: list[Difference]) -> list[Difference]:
-    tested = [difference.p for difference in differences if difference.p is not None]
-    adjusted = iter(statistics.holm(tested))
-    return [d if d.p is None else replace(d, p_holm=next(adjusted)) for d in differences]
+def value_of(metric: Metric, on: RowSet, v: recipes.RecipeValue) -> Value:
+    """An estimate with the set and the metric that it is of."""
+    return Value(metric, v.model, on, v.value, v.low, v.high, v.by_replicate)
 
 
-def _number(x: float) -> float | None:
-    """A plain float; None for what could not be computed or is unbounded."""
-    return float(x) if np.isfinite(x) else None
+def difference_of(metric: Metric, on: RowSet, d: recipes.RecipeDifference, plan: Plan | None) -> Difference:
+    """An estimate with the set and the metric that it is of."""
+    return Difference(
+        metric=metric,
+        model=d.model,
+        reference=d.reference,
+        on=on,
+        about=d.about,
+        value=d.value,
+        low=d.low,
+        high=d.high,
+        p=d.p,
+        p_holm=d.p_holm,
+        by_replicate=d.by_replicate,
+        replicate_sd=d.replicate_sd,
+        is_within_margin=d.is_within_margin,
+        outcome=d.outcome if any(d.by_replicate) else "equivalent",
+        plan=plan,
+    )
+
+
+def plan_of(study: Study, d: recipes.RecipeDifference, tested: int) -> Plan | None:
+    """What would decide a difference that this study does not, at the costs that this study measured."""
+    if d.outcome != "undecided":
+        return None
+    return recipes.what_would_decide(d, study.params.evaluation.margin, costs_of(study, d), tested)
+
+
+def costs_of(study: Study, d: recipes.RecipeDifference) -> recipes.Costs:
+    """Measured seconds of both models: to train one more replicate, and to score one more row with one replicate."""
+    training = scoring = 0.0
+    for name in (d.model, d.reference):
+        if name in study.trained:
+            runs = study.trained[name].record.replicates
+            training += sum(one.resources.seconds for one in runs) / len(runs)
+        model = study.models[name]
+        scoring += model.record.resources.seconds / len(model.rows)
+    return recipes.Costs(training, scoring)

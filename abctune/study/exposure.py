@@ -7,7 +7,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from abctune.core.params import Params
+from abctune.core.records import Schedule
 from abctune.study.inputs import Study, Trained
+from abctune.study.rendering import yaml_value
+from abctune.study.wording import listed
 
 Facts = dict[str, Any]
 
@@ -40,7 +43,7 @@ class Confound:
     reference: str
     differs: dict[str, tuple[Facts, Facts]]
     controls: list[Control]
-    kept: tuple[int | None, int | None] = (None, None)  # the step of each one's published adapter
+    kept: tuple[int, int] = (0, 0)  # the step of each one's published adapter
 
     @property
     def sentence(self) -> str:
@@ -58,7 +61,7 @@ class Confound:
         if not causes:
             return "They differ in nothing that is recorded: a difference would be chance or the machine's."
         if len(causes) == 1:
-            return f"They differ in {causes[0]} only, so that is what a difference is due to (one seed: see the limits)."
+            return f"They differ in {causes[0]} only, so that is what a difference is due to."
         return (
             f"They differ in {listed(causes)}: the cause of a difference is not identified. {self._remedy()}"
         )
@@ -76,48 +79,35 @@ class Confound:
         return " ".join(parts)
 
 
-def recipe(trained: Trained, rows: Facts) -> dict[str, Facts]:
-    """All that could make a difference, by cause, from what the run resolved."""
-    record, arguments = trained.record, trained.record["arguments"]
-    settings = arguments | {key: record[key] for key in ("load_in_4bit", "dtype") if key in record}
+def recipe(trained: Trained) -> dict[str, Facts]:
+    """All that could make a difference, by cause, from what the run resolved. The training seed is none of the recipe."""
+    record = trained.record
+    settings = dict(record.arguments) | {"load_in_4bit": record.load_in_4bit, "dtype": record.dtype}
     facts = {
         cause: {key: settings[key] for key in keys if key in settings} for cause, keys in ARGUMENTS.items()
     }
-    # 2 x 8 and 4 x 4 make the same step.
-    size = settings.get("per_device_train_batch_size", 1) * settings.get("gradient_accumulation_steps", 1)
-    facts["batch"] = {"conversations per step": size}
+    facts["batch"] = {"conversations per step": record.conversations_per_step}
+    base = record.base_model
     return {
-        "data": {**rows, "max_length": record["max_length"]},
-        **facts,
-        "adapter": dict(record["lora"]),
-        "adapter choice": {"kept by": record["kept"].get("by")},
-        "seed": {"seed": arguments["seed"]} if "seed" in arguments else {},
-        "base model": {
-            k: v
-            for k, v in (record.get("base_model") or {}).items()
-            if k in ("repo", "package", "revision", "version")
+        "data": {
+            **{source: count.drawn for source, count in trained.mixed.sources.items()},
+            "max_length": record.max_length,
         },
+        **facts,
+        "adapter": dict(record.lora),
+        "adapter choice": {"kept by": record.published_replicate.kept.by},
+        "seed": {"seed": record.argument("seed")},
+        "base model": {"name": base.name, "pin": base.pin},
     }
-
-
-def rows_of(study: Study) -> dict[str, Facts]:
-    """Rows per source of each variant: as drawn where that is known of all, else as asked for."""
-    if all(trained.mixed for trained in study.trained.values()):
-        return {
-            name: {source: count["drawn"] for source, count in trained.mixed["sources"].items()}
-            for name, trained in study.trained.items()
-        }
-    return {name: dict(study.params.variants[name].mix) for name in study.trained}
 
 
 def confounds_of(study: Study) -> list[Confound]:
     """For every pair of variants (later against earlier), what they differ in and the controls."""
-    rows = rows_of(study)
-    recipes = {name: recipe(trained, rows[name]) for name, trained in study.trained.items()}
+    recipes = {name: recipe(trained) for name, trained in study.trained.items()}
     names = list(recipes)
     pairs = [(later, earlier) for i, earlier in enumerate(names) for later in names[i + 1 :]]
     differs = {(a, b): differences(recipes[a], recipes[b]) for a, b in pairs}
-    kept = {name: trained.record["kept"].get("step") for name, trained in study.trained.items()}
+    kept = {name: trained.record.published_replicate.kept.step for name, trained in study.trained.items()}
     return [
         Confound(a, b, found, controls_of((a, b), differs, study.params), (kept[a], kept[b]))
         for (a, b), found in differs.items()
@@ -177,35 +167,28 @@ def control_command(model: str, reference: str, cause: str, params: Params) -> t
     return name, f"dvc exp run -S '+variants.{name}={{mix: {{{rows}}}, train: {{{settings}}}}}'"
 
 
-def yaml_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+@dataclass(frozen=True)
+class Seen:
+    """What a variant saw, how often, and at which learning rate."""
+
+    variant: str
+    conversations: dict[str, int]  # by source
+    supervised_tokens: dict[str, int]
+    epochs: float
+    batch: int  # conversations per step
+    schedule: Schedule
 
 
-def listed(words: list[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
-
-
-def ledger(study: Study) -> list[Facts]:
-    """One line per variant: what it saw, how often, and at which learning rate."""
-    lines = []
-    for name, trained in study.trained.items():
-        record = trained.record
-        exposure, schedule, arguments = record["exposure"], record["schedule"], record["arguments"]
-        lines.append(
-            {
-                "variant": name,
-                "conversations": exposure["conversations"],
-                "supervised_tokens": exposure["supervised_tokens"],
-                "epochs": exposure["epochs"],
-                "steps": schedule["max_steps"],
-                "batch": arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"],
-                "sum_learning_rate": schedule["sum_learning_rate"],
-                "peak_learning_rate": schedule["peak_learning_rate"],
-                "peak_share": schedule["peak_share"],
-                "decays": schedule["decays"],
-                "warmup_steps": schedule["warmup_steps"],
-                "kept": record["kept"],
-            }
+def ledger(study: Study) -> list[Seen]:
+    """One entry per variant, in params.yaml's order."""
+    return [
+        Seen(
+            name,
+            trained.record.exposure.conversations,
+            trained.record.exposure.supervised_tokens,
+            trained.record.exposure.epochs,
+            trained.record.conversations_per_step,
+            trained.record.schedule,
         )
-    return lines
+        for name, trained in study.trained.items()
+    ]

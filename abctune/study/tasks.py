@@ -1,14 +1,19 @@
-"""The comparison on tasks that a program checks: each model's pass rate, and every pair's difference, item by item."""
+"""The comparison on tasks that a program checks: each model's pass rate, and every pair's difference, item by item.
+
+The published adapters answer, one of each variant: what is shown here holds for them, not for the recipes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA, pairs_of
 from abctune.study.inputs import Study
-from abctune.study.verdicts import Outcome, interval, sorted_by_size
+from abctune.study.wording import interval, sorted_by_size
 
+TaskOutcome = Literal["better", "worse", "not shown"]
 KINDS = {"instructions": "instructions", "code": "code repairs"}  # as eval names them, and in words
 
 
@@ -43,7 +48,7 @@ class TaskDifference:
     p_holm: float = 1.0
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> TaskOutcome:
         if self.low <= 0 <= self.high or self.p_holm >= ALPHA:
             return "not shown"
         return "better" if self.value > 0 else "worse"
@@ -53,7 +58,7 @@ class TaskDifference:
         """For `dvc exp show`: "better by 0.25 [0.05, 0.43]"."""
         if self.outcome == "not shown":
             return f"not shown {interval(self.value, self.low, self.high)}"
-        return f"{self.outcome} by {interval(*sorted_by_size(self))}"
+        return f"{self.outcome} by {interval(*sorted_by_size(self.value, self.low, self.high))}"
 
     @property
     def text(self) -> str:
@@ -63,7 +68,7 @@ class TaskDifference:
         )
         if self.outcome != "not shown":
             more = "more" if self.outcome == "better" else "fewer"
-            amount = interval(*sorted_by_size(self))
+            amount = interval(*sorted_by_size(self.value, self.low, self.high))
             return f"{self.model} passes {more} {what} than {self.reference}: the share differs by {amount}, {size} ({counts})."
         amount = f"{self.model} − {self.reference} = {interval(self.value, self.low, self.high)}"
         reason = "the interval contains 0"
@@ -90,11 +95,11 @@ class TaskComparison:
 
 
 def compare_tasks(study: Study) -> TaskComparison:
-    """All rates and differences; Holm's correction is for all task differences, a family beside the losses' own."""
+    """All rates and differences; Holm's correction is for all task differences, a family apart from the losses'."""
     passed: dict[str, dict[str, list[bool]]] = {}  # kind -> model -> one entry per task, in the same order
     for name, model in study.models.items():
         for task in model.tasks:
-            passed.setdefault(task["kind"], {}).setdefault(name, []).append(task["passed"])
+            passed.setdefault(task.kind, {}).setdefault(name, []).append(task.passed)
     rates, differences = [], []
     for kind, models in passed.items():
         for name, held in models.items():

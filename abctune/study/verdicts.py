@@ -1,109 +1,163 @@
-"""A difference in words. Never a winner without an interval, and none that Holm's correction takes away."""
+"""A difference in words. Never a winner without an interval, none that the correction takes away, and none of recipes from one run."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
-from abctune.study.comparison import ALPHA, Comparison, Difference
+from abctune.core.params import BASE
+from abctune.core.records import GENERAL, LOSS
+from abctune.study.comparison import Comparison, Difference, Outcome
 from abctune.study.inputs import OVERALL
+from abctune.study.wording import at_two_digits, duration, interval, listed, sorted_by_size, with_unit
 
-Outcome = Literal["better", "worse", "not shown"]
-TOO_MANY = 1_000_000  # more conversations than any test set will have
+DECIDED = ("better", "worse")
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """One difference and what it is called."""
+
     difference: Difference
-    outcome: Outcome  # of difference.model beside difference.reference
     short: str  # for `dvc exp show`: "better by 0.12 [0.09, 0.15]"
     text: str  # a sentence for the report
 
+    @property
+    def outcome(self) -> Outcome:
+        """Of difference.model, compared with difference.reference."""
+        return self.difference.outcome
+
 
 def verdicts_of(comparison: Comparison) -> list[Verdict]:
-    return [verdict_of(difference, comparison.tested) for difference in comparison.differences]
+    """A verdict per difference, in their order."""
+    return [verdict_of(difference, comparison) for difference in comparison.differences]
 
 
-def verdict_of(d: Difference, comparisons: int) -> Verdict:
-    """Put one difference in words; `comparisons` is how many p_holm is corrected for."""
-    where = "overall" if d.on.name == OVERALL else f"on {d.on.name}"
-    size = f"n = {d.on.n:,}" + (f" in {d.on.n_groups:,} groups" if d.on.n_groups < d.on.n else "")
-    if d.low is None or d.high is None or d.p_holm is None:
-        reason = f"too few independent conversations for an interval ({size})"
-        return Verdict(
-            d,
-            "not shown",
-            "not shown: no interval",
-            f"{d.model} against {d.reference} {where}: not shown, {reason}.",
-        )
-    if d.low == d.high == 0:
-        text = f"{d.model} and {d.reference} are the same {where}: equal loss in every conversation, {size}."
-        return Verdict(d, "not shown", "the same", text)
-    if d.low <= 0 <= d.high or d.p_holm >= ALPHA:
-        return not_shown(d, where, size, comparisons)
-    outcome: Outcome = "better" if d.value < 0 else "worse"
-    amount = interval(*sorted_by_size(d))
-    text = f"{d.model} is {outcome} than {d.reference} {where} by {with_unit(amount)}, {size}."
-    return Verdict(d, outcome, f"{outcome} by {amount}", text)
+def verdict_of(d: Difference, comparison: Comparison) -> Verdict:
+    """Put one difference in words."""
+    model, reference = (named(name, d) for name in d.pair)
+    margin = margin_words(comparison)
+    if d.low is None or d.high is None:
+        reason = f"too few independent conversations for an interval ({d.on.size})"
+        text = f"{model} compared with {reference} {where(d)}: undecided, {reason}."
+        return Verdict(d, "undecided: no interval", sentence(text))
+    if d.is_same:
+        text = f"{model} and {reference} are the same {where(d)}: equal in every replicate, {d.on.size}."
+        return Verdict(d, "the same", sentence(text))
+    amount = interval(d.value, d.low, d.high, comparison.margin if d.outcome not in DECIDED else 0)
+    found = f"{d.model} − {d.reference} = {with_unit(amount, d.metric)}, {d.on.size}"
+    if d.outcome in DECIDED:
+        size = interval(*sorted_by_size(d.value, d.low, d.high))
+        small = smaller_than(d, comparison)
+        text = f"{model} is {d.outcome} than {reference} {where(d)} by {with_unit(size, d.metric)}, {d.on.size}{small}."
+        return Verdict(d, f"{d.outcome} by {size}", sentence(text + one_run(d)))
+    if d.outcome == "equivalent":
+        text = f"{model} and {reference} are equivalent {where(d)} within ±{margin} ({found})."
+        return Verdict(d, f"equivalent {amount}", sentence(text + one_run(d)))
+    if d.outcome == "not worse":
+        text = f"{model} is not worse than {reference} {where(d)} by more than {margin} ({found}); better is not shown."
+        return Verdict(d, f"not worse {amount}", sentence(text + one_run(d)))
+    if not d.low <= 0 <= d.high and d.p_holm is not None:
+        found += f"; p = {d.p_holm:.2g} after correction for {comparison.tested} comparisons"
+    text = f"{model} compared with {reference} {where(d)}: undecided ({found}). {what_it_takes(d)}"
+    return Verdict(d, f"undecided {amount}", sentence(text.rstrip() + one_run(d)))
 
 
-def not_shown(d: Difference, where: str, size: str, comparisons: int) -> Verdict:
-    amount, difference = interval(d.value, d.low, d.high), f"{d.model} − {d.reference}"
-    if d.low <= 0 <= d.high:
-        reason = f"the interval contains 0 ({difference} = {with_unit(amount)}"
-    else:
-        reason = f"p = {d.p_holm:.2g} after correction for {comparisons} comparisons ({difference} = {with_unit(amount)} alone leaves out 0"
-    text = f"{d.model} against {d.reference} {where}: not shown: {reason}, {size})."
-    return Verdict(d, "not shown", f"not shown {amount}", f"{text} {what_it_takes(d)}".rstrip())
+def named(model: str, d: Difference) -> str:
+    """A model in a sentence: with one replicate only its adapter can be spoken of."""
+    return model if d.about == "recipes" or model == BASE else f"this adapter of {model}"
+
+
+def where(d: Difference) -> str:
+    """On which set, and by which metric where it is not the loss."""
+    return d.on.where if d.metric.name == LOSS.name else f"{d.on.where} in {d.metric.name}"
+
+
+def margin_words(comparison: Comparison) -> str:
+    """The margin as the params have it."""
+    return f"{comparison.margin:g}"
+
+
+def smaller_than(d: Difference, comparison: Comparison) -> str:
+    """What to add to a difference that is shown but smaller than the margin throughout."""
+    return f" (less than the margin of {margin_words(comparison)})" if d.is_within_margin else ""
+
+
+def one_run(d: Difference) -> str:
+    """The clause that every sentence from single runs ends with."""
+    return "" if d.about == "recipes" else " One run: nothing is said about the recipes."
 
 
 def what_it_takes(d: Difference) -> str:
-    """What this set could have shown, and how large one would show a difference of the size found."""
-    sentences = []
-    if d.detectable:
-        sentences.append(f"This set shows differences from about {d.detectable:.2g} nats (80 % power);")
-    if d.n_needed and d.n_needed < TOO_MANY:
-        sentences.append(
-            f"about n = {at_two_digits(d.n_needed):,} would be needed to show one as small as this."
+    """The cheapest study that would decide, if the true difference is the one found."""
+    if d.plan is None:
+        return "No study of practical size would decide on a difference this small."
+    rows, replicates = d.plan.rows, d.plan.replicates
+    needs = [f"{replicates:,} replicates of each" if replicates > len(d.by_replicate) else ""]
+    needs += [f"{at_two_digits(rows):,} test rows" if rows > d.on.n else ""]
+    more = listed([need for need in needs if need]) or "another study of this size"
+    return f"About {more} would decide (80 % power, {duration(d.plan.seconds)} more)."
+
+
+def headlines(verdicts: list[Verdict], comparison: Comparison) -> list[str]:
+    """What to know if one reads nothing else. Single runs have no headline, only the reason why."""
+    loss = [v for v in verdicts if v.difference.metric.name == LOSS.name]
+    shown = [v for v in loss if v.difference.about == "recipes"]
+    overall = [v for v in shown if v.difference.on.name == OVERALL]
+    lines = grouped(overall) if len(overall) > MANY_PAIRS else one_by_one(overall)
+    lines += forgetting(shown)
+    if once := [name for name, k in comparison.replicates.items() if k == 1 and name != BASE]:
+        lines.append(
+            f"No headline on {listed(once)}: trained once, and one run says nothing about a recipe. "
+            "`replicates` in params.yaml sets how often each variant is trained."
         )
-    else:
-        sentences.append("one as small as this, no test set of sensible size would show.")
-    return " ".join(sentences)
+    return lines
 
 
-def sorted_by_size(d: Difference) -> tuple[float, float, float]:
-    """value, low, high as positive amounts."""
-    low, high = sorted((abs(d.low), abs(d.high)))
-    return abs(d.value), low, high
+MANY_PAIRS = 6  # beyond three variants, a line per reference instead of one per pair
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """`0.12 [0.09, 0.15]`."""
-    digits = digits_for(value, low, high)
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+def one_by_one(overall: list[Verdict]) -> list[str]:
+    """A sentence per pair that is decided, one for all that are not."""
+    lines = [v.text for v in overall if v.outcome != "undecided"]
+    rest = [f"{v.difference.model} and {v.difference.reference}" for v in overall if v.outcome == "undecided"]
+    return lines + ([f"Undecided overall: {listed(rest)}."] if rest else [])
 
 
-def with_unit(amount: str) -> str:
-    return amount.replace(" [", " nats [", 1)
+def grouped(overall: list[Verdict]) -> list[str]:
+    """One line per reference."""
+    references = dict.fromkeys(v.difference.reference for v in overall)
+    return [
+        f"Overall, compared with {reference} (nats): "
+        + "; ".join(f"{v.difference.model} {v.short}" for v in overall if v.difference.reference == reference)
+        for reference in references
+    ]
 
 
-def digits_for(value: float, low: float, high: float) -> int:
-    """Decimals that the interval's width justifies, and enough that a bound beside 0 is not printed as 0."""
-    sizes = [size for size in ((high - low) / 2, abs(low), abs(high)) if size > 0]
-    return max(2, min(6, -math.floor(math.log10(min(sizes))))) if sizes else 2
+def forgetting(verdicts: list[Verdict]) -> list[str]:
+    """A sentence per variant on general text, which no variant trained on."""
+    return [
+        forgetting_sentence(v)
+        for v in verdicts
+        if v.difference.on.name == GENERAL and v.difference.reference == BASE
+    ]
 
 
-def number(x: float, digits: int) -> str:
-    """Fixed decimals with a true minus sign, and no negative zero."""
-    text = f"{x:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
+def forgetting_sentence(v: Verdict) -> str:
+    """`C forgets: general text worse by 0.03 [0.02, 0.04]`, or its opposite."""
+    d = v.difference
+    if d.low is None or d.high is None:
+        return f"{d.model}: whether it forgets is undecided ({d.on.n:,} rows of general text are too few)."
+    size = interval(*sorted_by_size(d.value, d.low, d.high))
+    amount = interval(d.value, d.low, d.high)
+    return {
+        "worse": f"{d.model} forgets: general text worse by {size} nats.",
+        "better": f"{d.model} does not forget: general text better by {size} nats.",
+        "equivalent": f"{d.model} does not forget: general text equivalent to base ({amount} nats).",
+        "not worse": f"{d.model} does not forget beyond the margin: general text {amount} nats from base.",
+        "undecided": f"{d.model}: whether it forgets is undecided (general text {amount} nats from base).",
+    }[d.outcome]
 
 
-def at_two_digits(n: float) -> int:
-    """Rounded up to two significant digits: the third would be false precision."""
-    n = math.ceil(n)
-    step = 10 ** max(0, len(str(n)) - 2)
-    return math.ceil(n / step) * step
+def sentence(text: str) -> str:
+    """With a capital letter where the text begins with a word of ours; names stay as they are."""
+    return "T" + text[1:] if text.startswith("this adapter") else text

@@ -26,7 +26,7 @@ def write_project(root: Path) -> None:
     summary = root / "metrics/summary.json"
     summary.parent.mkdir()
     summary.write_text(
-        '{"base": {"test": {"nll": 3.147}}, "B": {"test": {"nll": 2.99078}}, "verdict": {"B_vs_A": "?"}}'
+        '{"base": {"loss": {"overall": 3.147}}, "B": {"loss": {"overall": 2.99078}}, "verdict": {"B_vs_A": "?"}}'
     )
 
 

@@ -27,8 +27,8 @@ class Study(Workspace):
         path = self.root / "metrics/summary.json"
         summary = json.loads(path.read_text())
         for model, factor in scale.items():
-            for part in ("test", "chat", "instruct"):
-                summary[model][part]["nll"] *= factor
+            losses = summary[model]["loss"]
+            summary[model]["loss"] = {on: loss * factor for on, loss in losses.items()}
         path.write_text(json.dumps(summary))
         for name in ("train_loss", "eval_loss", "test_loss"):
             self.scale_table(name, scale)

@@ -22,7 +22,7 @@ def commit(name: str, losses: dict[str, float], experiments=(), **variants) -> d
         "data": {
             "params": {"params.yaml": {"data": {"seed": 1, "variants": variants}}},
             "metrics": {
-                "metrics/summary.json": {"data": {m: {"test": {"nll": x}} for m, x in losses.items()}}
+                "metrics/summary.json": {"data": {m: {"loss": {"overall": x}} for m, x in losses.items()}}
             },
             "deps": {"stages/train": {"hash": "1"}, "data/split/B": {"hash": "1"}},
         },
@@ -35,7 +35,7 @@ def experiment(entry: dict, state: str | None = None) -> dict:
 
 
 def test_the_table_tells_what_changed_and_every_models_loss(study):
-    rows = {row.name: row for row in read_rows("test")}
+    rows = {row.name: row for row in read_rows("overall")}
     assert list(rows) == ["main", "seed-1", "c-mix", "b-rate"]
     assert rows["b-rate"].changed == ["B.train.learning_rate=0.0001"]
     assert rows["c-mix"].changed == ["C.mix.chat=7500"]
@@ -59,19 +59,26 @@ def test_a_new_variant_is_one_word_and_its_loss_a_column():
     main = commit("main", {"base": 3.0, "B": 2.0}, B={"mix": {"chat": 9}, "train": {"max_steps": 4}})
     recipe = {"mix": {"chat": 5, "instruct": 6}, "train": {"max_steps": 8}}
     run = commit("d", {"base": 3.0, "D": 1.5}, D=recipe)
-    rows = rows_of([main | {"experiments": [experiment(run)]}], "test")
+    rows = rows_of([main | {"experiments": [experiment(run)]}], "overall")
     assert rows[1].changed == ["-B", "+D chat=5 instruct=6"]
-    assert titles(rows, "test") == ["experiment", "changed", "base test", "B test", "D test", "shown"]
+    assert titles(rows, "overall") == [
+        "experiment",
+        "changed",
+        "base overall",
+        "B overall",
+        "D overall",
+        "shown",
+    ]
     assert cells(rows[1], ["base", "B", "D"])[2:5] == ["3.0000", "–", "1.5000"]
 
 
 def test_the_workspace_shows_only_while_it_differs(study):
     study.set(seed=5)
-    assert [row.changed for row in read_rows("test") if row.kind == "workspace"] == [["seed=5"]]
+    assert [row.changed for row in read_rows("overall") if row.kind == "workspace"] == [["seed=5"]]
 
 
 def test_losses_on_one_source_and_an_unknown_source(study):
-    assert read_rows("chat")[0].losses != read_rows("test")[0].losses
+    assert read_rows("chat")[0].losses != read_rows("overall")[0].losses
     with pytest.raises(UserError, match="no losses on 'nowhere'"):
         read_rows("nowhere")
 
@@ -79,7 +86,7 @@ def test_losses_on_one_source_and_an_unknown_source(study):
 def test_code_that_differs_is_named_since_params_do_not_explain_it():
     main, changed = commit("main", {"base": 3.0, "B": 2.0}), commit("e", {"base": 3.0, "B": 1.9})
     changed["data"]["deps"] = {"stages/train": {"hash": "2"}, "data/split/B": {"hash": "2"}}
-    rows = rows_of([main | {"experiments": [experiment(changed)]}], "test")
+    rows = rows_of([main | {"experiments": [experiment(changed)]}], "overall")
     assert rows[1].changed == ["[stages/train]"]
 
 
@@ -87,23 +94,23 @@ def test_code_that_differs_is_named_since_params_do_not_explain_it():
 def test_an_experiment_without_results_says_its_state(state):
     open_run = commit("e", {})
     open_run["data"]["metrics"] = {"metrics/summary.json": {"error": {"msg": "no such file"}}}
-    rows = rows_of([commit("main", {"base": 3.0}, [experiment(open_run, state)])], "test")
+    rows = rows_of([commit("main", {"base": 3.0}, [experiment(open_run, state)])], "overall")
     assert rows[1].state == state and not rows[1].losses
 
 
 def test_verdicts_are_grouped_by_what_they_are_against():
     entry = commit("main", {"base": 3.0, "A": 2.0, "a_vs_b": 2.0})
     entry["data"]["metrics"]["metrics/summary.json"]["data"]["verdict"] = {
-        "A_vs_base": "better by 1.0 [0.9, 1.1]",
-        "a_vs_b_vs_base": "better by 1.0 [0.9, 1.1]",
-        "a_vs_b_vs_A": "not shown 0.0 [-0.1, 0.1]",
+        "a_vs_b_vs_A": "undecided 0.0 [-0.1, 0.1]",
     }
-    assert rows_of([entry], "test")[0].shown == "A and a_vs_b better than base"
+    for name in ("A", "a_vs_b"):
+        entry["data"]["metrics"]["metrics/summary.json"]["data"][name]["vs_base"] = "better by 1.0 [0.9, 1.1]"
+    assert rows_of([entry], "overall")[0].shown == "A and a_vs_b better than base"
 
 
 def test_markdown_has_the_same_rows(study):
     lines = study.run(*TABLE, "--markdown").stdout.splitlines()
-    assert lines[0] == "| experiment | changed | base test | A test | B test | C test | shown |"
+    assert lines[0] == "| experiment | changed | base overall | A overall | B overall | C overall | shown |"
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["main", "seed-1", "c-mix", "b-rate"]
 
 
@@ -118,4 +125,4 @@ def test_the_report_has_the_table_and_the_stage_stays_up_to_date(study):
 def test_without_a_report_it_says_which_command_makes_one(study):
     shutil.rmtree(study.root / "plots")
     with pytest.raises(UserError, match="dvc repro plot"):
-        with_experiments(study.root / "plots/report.html", [], "test")
+        with_experiments(study.root / "plots/report.html", [], "overall")

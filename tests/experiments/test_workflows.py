@@ -71,9 +71,9 @@ def test_a_learning_rate_costs_that_variants_training_and_nothing_else(restored)
     done = restored.run("dvc", "exp", "run", "-n", "b-rate", "-S", "variants.B.train.learning_rate=1e-2")
     assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@B", "eval@B", "plot"]
     before, after = results(restored, "main")[0], results(restored, "b-rate")[0]
-    assert after["B"]["test"] != before["B"]["test"]
-    assert {name: after[name]["test"] for name in ("base", "C")} == {
-        name: before[name]["test"] for name in ("base", "C")
+    assert after["B"]["loss"] != before["B"]["loss"]
+    assert {name: after[name]["loss"] for name in ("base", "C")} == {
+        name: before[name]["loss"] for name in ("base", "C")
     }
 
 
@@ -93,8 +93,8 @@ def test_a_queued_grid_runs_the_code_of_the_moment_it_was_queued(restored):
     for name in names:
         summary, record = results(restored, name)
         found.add((round(record["arguments"]["learning_rate"], 9), record["arguments"]["max_steps"]))
-        losses.add(summary["B"]["test"]["nll"])
-        assert summary["C"]["test"] == results(restored, "main")[0]["C"]["test"]
+        losses.add(summary["B"]["loss"]["overall"])
+        assert summary["C"]["loss"] == results(restored, "main")[0]["C"]["loss"]
     scale = restored.params()["profiles"]["tiny"]["train"]["learning_rate_scale"]
     assert found == {(round(rate * scale, 9), n) for rate, n in GRID}
     assert len(losses) == len(GRID)

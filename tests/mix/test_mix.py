@@ -16,6 +16,8 @@ def write_raw(workspace, source, count):
         }
     )
     pq.write_table(rows, folder / "rows.parquet")
+    source = {"origin": "local", "path": f"data/own/{folder.name}.jsonl", "license": "MIT", "rows": count}
+    (folder / "source.json").write_text(json.dumps(source))
 
 
 def mixed(workspace, variant):

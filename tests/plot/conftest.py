@@ -27,8 +27,8 @@ def plotted(fake_run) -> Callable[..., dict]:
     """Run the whole stage on a made-up run; return metrics/summary.json."""
 
     def run(effects=None, **settings) -> dict:
-        root = fake_run(effects, **settings)
+        fake_run(effects, **settings)
         main()
-        return json.loads((root / "metrics/summary.json").read_text())
+        return json.loads(Path("metrics/summary.json").read_text())
 
     return run

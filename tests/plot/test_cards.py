@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.plot.fake_run import effect
+from tests.plot.fake_run import collect, effect
 
 LLAMA = {
     "origin": "hub",
@@ -29,7 +29,11 @@ def llama_run(fake_run):
     root = fake_run({"C": effect(chat=-0.3, instruct=-0.3)})
     for path in root.glob("metrics/train/*/training.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model": LLAMA}))
-    (root / "data/raw/chat/source.json").write_text(json.dumps(FINETOME))
+    for path in root.glob("data/mixed/*.json"):
+        record = json.loads(path.read_text())
+        record["sources"]["chat"]["source"] = FINETOME
+        path.write_text(json.dumps(record))
+    collect(root)
     return root
 
 
@@ -38,7 +42,7 @@ def test_every_variant_has_a_card_with_its_results_and_their_intervals(plotted) 
     for variant in "ABC":
         card = card_of(variant)
         row = next(line for line in card.text.splitlines() if line.startswith(f"| **{variant}** |"))
-        assert f" {summary[variant]['test']['nll']:.3f} [" in row
+        assert f" {summary[variant]['loss']['overall']:.3f} [" in row
     assert "C is better than base overall by" in card_of("C").text
     assert "C is better than B overall by" in card_of("B").text  # the card of the worse one says so too
     assert "C is better than B overall by" not in card_of("A").text
@@ -85,6 +89,7 @@ def test_a_licence_that_the_hub_does_not_know_is_other_and_named(llama_run) -> N
     for path in llama_run.glob("metrics/train/*/training.json"):
         base = {"origin": "local", "path": "models/own/mine", "license": "Our own: ask"}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model": base}))
+    collect()
     main()
     assert card_of("A").data.to_dict() | {"license": "other", "license_name": "Our own: ask"} == (
         card_of("A").data.to_dict()

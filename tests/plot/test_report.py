@@ -9,11 +9,13 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stages.plot.__main__ import main
-from stages.plot.figures import DASHES, MARKERS, spread, styles_of
-from tests.plot.fake_run import PROMPTS, RECIPES, effect, write_run
+from stages.plot.figures.curves import spread
+from stages.plot.figures.style import DASHES, MARKERS, styles_of
+from tests.plot.fake_run import PROMPTS, RECIPES, collect, effect, write_run
 
 HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x.png" onerror=alert(1)></div>{{ 7 * 7 }} | \x1b[31m \x00 "quoted"'
 
@@ -79,6 +81,7 @@ def test_a_models_answer_cannot_become_markup(fake_run):
     path = Path("metrics/eval/B/samples.jsonl")
     rows = [json.loads(line) | {"answer": HOSTILE} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    collect(Path(), "B")
     main()
     shown = page()
     assert "<script>alert(1)</script>" in shown.text and "{{ 7 * 7 }}" in shown.text  # as text
@@ -102,7 +105,7 @@ def test_verdicts_come_first_and_the_limits_are_named(plotted):
     text = page().text
     assert text.index("C is better than base overall") < text.index("Test loss and paired differences")
     assert "does not mean that its answers are more often correct" in text
-    assert "They do not cover the seed" in text
+    assert "They do not cover the draw of the mix" in text
 
 
 def test_the_reports_numbers_stand_beside_the_measured_ones_as_another_setting(plain):
@@ -126,29 +129,24 @@ def test_warnings_of_training_reach_the_report(plain):
     assert "B: warmup_steps 50 >= max_steps 40" in page().text
 
 
-def test_the_report_names_commit_and_changed_params(fake_run):
-    root = fake_run()
+def test_equal_results_leave_git_status_clean(fake_run):
+    """Another commit, another day, changed files, a loss that differs in its sixth decimal: the same bytes."""
+    fake_run()
+    main()
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@example.invalid")
     subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "params.yaml"], check=True)
+    subprocess.run([*git, "add", "params.yaml", "plots", "metrics/summary.json"], check=True)
     subprocess.run([*git, "commit", "-qm", "start"], check=True)
-    head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# a comment\n")
+    for path in Path("metrics/eval").glob("*/conversations.parquet"):
+        rows = pd.read_parquet(path)
+        rows.assign(nll=rows["nll"] * (1 + 1e-7)).to_parquet(path, index=False)
+    collect()
     main()
-    assert head in page().text and "params.yaml is as committed" in page().text
-    params = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(params.replace("seed: 3407", "seed: 5"))
-    main()
-    assert re.search(r"seed\s*3407\s*5", page().text)
-    assert "plus uncommitted changes in 1 file" in page().text
-    assert head not in Path("metrics/summary.json").read_text()
-
-
-def test_without_git_the_report_says_so(plotted, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    plotted()
-    assert "no commit to name" in page().text
+    status = subprocess.run(
+        [*git, "status", "--porcelain", "plots", "metrics/summary.json"], capture_output=True
+    )
+    assert status.stdout == b""
 
 
 def test_figures_hold_no_date_and_no_address_to_load(plain):
@@ -161,14 +159,14 @@ def test_figures_hold_no_date_and_no_address_to_load(plain):
 def test_a_variants_look_does_not_change_when_another_is_added():
     few, more = styles_of("ABC"), styles_of("ABCDEFG")
     assert {name: more[name] for name in few} == few
-    assert few["base"].colour == "#000000"
-    assert len({(style.colour, str(style.dash)) for style in styles_of(map(str, range(30))).values()}) == 31
+    assert few["base"].color == "#000000"
+    assert len({(style.color, str(style.dash)) for style in styles_of(map(str, range(30))).values()}) == 31
     assert len(DASHES) > 3 and len(MARKERS) > 5
 
 
 def test_many_variants_get_a_line_per_reference(plotted):
     plotted(recipes={**RECIPES, "D": RECIPES["B"], "E": RECIPES["C"]})
-    assert "Overall, beside base (nats): A " in page().text
+    assert "Overall, compared with base (nats): A " in page().text
 
 
 @pytest.mark.parametrize(

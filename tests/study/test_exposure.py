@@ -13,8 +13,18 @@ from abctune.core.params import load_params
 from abctune.study.comparison import compare
 from abctune.study.exposure import confounds_of, ledger
 from abctune.study.inputs import read_study
-from stages.plot.report import warnings_of
-from tests.plot.fake_run import RECIPES
+from stages.plot.cautions import warnings_of
+from tests.plot.fake_run import RECIPES, collect, source_of
+
+
+def training_record(variant: str) -> dict:
+    return json.loads(Path(f"metrics/train/{variant}/training.json").read_text())
+
+
+def rewrite(variant: str, record: dict) -> None:
+    """Replace a variant's training record, as if it had been trained otherwise."""
+    Path(f"metrics/train/{variant}/training.json").write_text(json.dumps(record))
+    collect(Path(), variant)
 
 
 def confound(model: str, reference: str):
@@ -32,12 +42,11 @@ def test_one_difference_identifies_the_cause(fake_run):
 def test_adapters_of_different_steps_are_pointed_out(fake_run):
     """Keeping the lowest train loss may publish an early step: C differs from B in data, and in how long it learnt."""
     fake_run()
-    path = Path("metrics/train/C/training.json")
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"kept": {"by": "train_loss", "step": 10, "value": 3.0}})
-    )
+    record = training_record("C")
+    record["replicates"][0]["kept"] = {"by": "train_loss", "step": 10, "value": 3.0}
+    rewrite("C", record)
     study = read_study(load_params())
-    theirs = study.trained["B"].record["kept"]["step"]
+    theirs = study.trained["B"].record.published_replicate.kept.step
     assert confound("C", "B").sentence.endswith(
         f"Their published adapters are those of step 10 and step {theirs}."
     )
@@ -81,21 +90,19 @@ def test_a_control_that_is_in_the_study_is_named(fake_run):
 
 def test_the_same_step_from_another_batch_size_is_no_difference(fake_run):
     fake_run()
-    path = Path("metrics/train/C/training.json")
-    record = json.loads(path.read_text())
+    record = training_record("C")
     record["arguments"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    path.write_text(json.dumps(record))
+    rewrite("C", record)
     assert list(confound("C", "B").differs) == ["data"]
     record["arguments"] |= {"gradient_accumulation_steps": 16}
-    path.write_text(json.dumps(record))
+    rewrite("C", record)
     assert list(confound("C", "B").differs) == ["data", "batch"]
 
 
 def test_what_ran_counts_not_what_params_say(fake_run):
     """Recipes are compared as resolved: here B ran in 4 bits, which params.yaml does not tell."""
     fake_run()
-    path = Path("metrics/train/B/training.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"load_in_4bit": True}))
+    rewrite("B", training_record("B") | {"load_in_4bit": True})
     assert list(confound("C", "B").differs) == ["data", "precision"]
 
 
@@ -103,15 +110,16 @@ def test_mixes_that_draw_the_same_rows_are_the_same_data(fake_run):
     """Two mixes that ask for more than a source has get the same rows."""
     fake_run(recipes={"A": RECIPES["B"], "B": {**RECIPES["B"], "mix": {"chat": 400}}})
     for variant in "AB":
-        drawn = {"chat": {"asked": 400, "available": 250, "drawn": 250}}
+        drawn = {"chat": {"asked": 400, "available": 250, "drawn": 250, "source": source_of("chat")}}
         Path(f"data/mixed/{variant}.json").write_text(json.dumps({"sources": drawn, "warnings": []}))
+    collect()
     assert confound("B", "A").differs == {}
 
 
 def test_the_ledger_counts_what_was_seen_and_how_far_the_optimizer_could_move(fake_run):
     fake_run()
-    lines = {line["variant"]: line for line in ledger(read_study(load_params()))}
-    assert lines["C"]["conversations"] == {"chat": 80, "instruct": 80}
-    assert lines["B"]["peak_share"] == pytest.approx(39 / 50)
-    assert not lines["B"]["decays"] and lines["A"]["decays"]
-    assert lines["B"]["sum_learning_rate"] == pytest.approx(2e-4 * sum(range(40)) / 50)
+    lines = {line.variant: line for line in ledger(read_study(load_params()))}
+    assert lines["C"].conversations == {"chat": 80, "instruct": 80}
+    assert lines["B"].schedule.peak_share == pytest.approx(39 / 50)
+    assert not lines["B"].schedule.decays and lines["A"].schedule.decays
+    assert lines["B"].schedule.sum_learning_rate == pytest.approx(2e-4 * sum(range(40)) / 50)

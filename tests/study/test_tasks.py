@@ -13,6 +13,7 @@ from abctune.core.params import load_params
 from abctune.study.inputs import read_study
 from abctune.study.statistics import mcnemar, paired_shares, wilson
 from abctune.study.tasks import compare_tasks
+from tests.plot.fake_run import collect
 
 HALF = [True, False] * 30
 
@@ -51,8 +52,9 @@ def test_a_model_that_passes_many_more_tasks_is_called_better(plotted):
     better = [True] * 30 + HALF[30:]
     summary = plotted(passed={"base": HALF, "A": HALF, "B": HALF, "C": better})
     assert summary["C"]["tasks"] == {"pass": 0.75} and summary["base"]["tasks"] == {"pass": 0.5}
-    assert summary["task_verdict"]["C_vs_base"].startswith("better by 0.25 [0.1")
-    assert summary["task_verdict"]["B_vs_base"].startswith("not shown")
+    found = compare_tasks(read_study(load_params()))
+    assert found.difference("C", "base", "instructions").short.startswith("better by 0.25 [0.1")
+    assert found.difference("B", "base", "instructions").short.startswith("not shown")
     text = Path("plots/report.md").read_text()
     assert re.search(
         r"C passes more instructions than B: the share differs by 0\.25 \[0\.1\d, 0\.3\d\], n = 60", text
@@ -71,12 +73,13 @@ def test_models_that_were_asked_different_tasks_stop_the_stage(fake_run):
     fake_run()
     path = Path("metrics/eval/A/tasks.jsonl")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    collect()
     with pytest.raises(UserError, match="base and A were asked different tasks"):
         read_study(load_params())
 
 
 def test_a_run_without_tasks_has_a_report_without_that_section(plotted):
     summary = plotted(passed={model: [] for model in ("base", "A", "B", "C")})
-    assert "task_verdict" not in summary and "tasks" not in summary["C"]
+    assert "tasks" not in summary["C"]
     assert "Tasks that a program checks" not in Path("plots/report.md").read_text()
     assert 'id="tasks"' not in Path("plots/report.html").read_text()

@@ -220,14 +220,19 @@ def test_a_changed_loss_of_one_conversation_is_named(study: Workspace) -> None:
     table["nll"][0] += 5.0
     schema = pq.read_schema(path)
     pq.write_table(pq.read_table(path).from_pydict(table, schema=schema), path)
+    study.stage("collect", "B")
     committed(study)
     found = faults()
-    assert any(line.startswith("metrics/summary.json: B.test.nll is ") for line in found)
+    assert any(line.startswith("metrics/summary.json: B.loss.overall is ") for line in found)
     assert not any("summary.json: A." in line for line in found)
 
 
 @pytest.mark.parametrize(
-    ("key", "change"), [("vs_base", lambda x: x - 0.001), ("test", lambda x: {"nll": x["nll"] - 0.001})]
+    ("key", "change"),
+    [
+        ("vs_base", lambda _: "better by 0.50 [0.40, 0.60]"),
+        ("loss", lambda losses: losses | {"overall": losses["overall"] - 0.001}),
+    ],
 )
 def test_a_better_number_written_into_the_summary_is_named(study: Workspace, key, change) -> None:
     path = study.root / "metrics/summary.json"

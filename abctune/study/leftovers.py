@@ -1,0 +1,38 @@
+"""Outputs of variants, sources and exports that params.yaml no longer has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from abctune.core.params import BASE, Params
+from abctune.study.places import COLLECTED, DATA, EVAL, TRAIN
+
+MODELS = Path("models")
+NOT_OF_VARIANTS = (BASE, "own", "replicates", "exported")  # other things below models/
+
+
+def leftovers(params: Params) -> list[Path]:
+    """Files and folders below data/, models/ and metrics/ that belong to no variant or source of params.yaml."""
+    variants = set(params.variants)
+    places = {
+        DATA / "raw": set(params.sources),
+        DATA / "mixed": variants,
+        DATA / "formatted": variants,
+        DATA / "split": variants,
+        MODELS: variants | set(NOT_OF_VARIANTS),
+        MODELS / "replicates": variants,
+        MODELS / "exported": variants,
+        TRAIN: variants,
+        EVAL: variants | {BASE},
+        COLLECTED: variants,
+    }
+    return [path for place, known in places.items() for path in strangers(place, known)]
+
+
+def strangers(place: Path, known: set[str]) -> Iterator[Path]:
+    """What lies in a folder and is named like nothing known; .gitignore and temporary files are nobody's."""
+    if place.is_dir():
+        for path in sorted(place.iterdir()):
+            if not path.name.startswith(".") and path.name.split(".")[0] not in known:
+                yield path

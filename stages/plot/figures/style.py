@@ -1,0 +1,120 @@
+"""How all figures look, and how one becomes an SVG file that equal results leave byte for byte as it was.
+
+Colors are Okabe & Ito's (2008), told apart by color-blind readers; styles and direct labels carry the same information
+without color. One color, marker and line style per model in all figures; base is black.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from abctune.core.params import BASE
+
+WIDTH = 4.8  # inches: a phone shows it at four fifths of its size, so the text stays legible
+INK, MUTED, FAINT, BAND = "#1a1a1a", "#6b6b6b", "#dddddd", "#ececec"
+# Okabe-Ito, the darkest first: three variants get the three that read best on white. Yellow is left out.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ((0, ()), (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), (0, (3, 1)))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+FONT = "DejaVu Sans"  # comes with matplotlib, which measures with it
+SIMILAR_FONTS = f"'{FONT}', Verdana, Helvetica, Arial, sans-serif"  # for who looks on a machine without it
+RC = {
+    "svg.hashsalt": "abctune",  # otherwise element ids are random, and the file new every time
+    # Text as text: a fifth of the size of outlines, and a changed number is one changed line in a pull request.
+    "svg.fonttype": "none",
+    "font.family": FONT,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+}
+DRAWN_DIGITS = 3  # decimals of a drawn loss, in nats: a change below that redraws nothing
+TAG = re.compile(r"<[^>]*>")
+LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+
+
+@dataclass(frozen=True)
+class Style:
+    """A model's look in every figure."""
+
+    color: str
+    dash: Any  # as matplotlib takes it
+    marker: str
+
+
+Styles = dict[str, Style]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure as SVG text, and in words for who cannot see it."""
+
+    svg: str
+    title: str
+    alt: str
+
+
+def styles_of(variants: Iterable[str]) -> Styles:
+    """Fixed by the order in params.yaml, so a variant added later changes no other's look."""
+    styles = {BASE: Style("#000000", DASHES[0], "o")}
+    for i, name in enumerate(variants):
+        # Five dashes and six colors: no two of the first 30 variants look alike.
+        styles[name] = Style(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+    return styles
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw with RC inside the block."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure's SVG, coordinates to a hundredth of a point, without date and program."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue().replace(f"'{FONT}'", SIMILAR_FONTS)
+    return TAG.sub(lambda tag: LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", tag[0]), text)
+
+
+def panels(heights: list[float], **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """Panels above one another, `heights` inches each, plus room for titles and labels."""
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.55 * len(heights)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06, hspace=0.04)  # type: ignore[union-attr]
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights, **kwargs)
+    return figure, list(axes[:, 0])
+
+
+def drawn(value: float) -> float:
+    """A loss as drawn: rounded, so that the last digits of an arithmetic do not redraw a figure."""
+    return round(value, DRAWN_DIGITS)
+
+
+def name_rows(axis: Axes, names: list[str], top: float = 0.6) -> None:
+    """One row per name, from the top, without ticks."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -top)
+    axis.tick_params(axis="y", length=0)
