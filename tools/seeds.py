@@ -1,12 +1,14 @@
 """Pool several seeds' runs: `python -m tools.seeds REVISION REVISION REVISION ...`
 
 A revision is an experiment's name, a branch, a tag or a commit; `dvc exp run --queue -S seed=1,2,3` makes some.
-Models are compared within each seed, on that seed's test rows, and the differences are pooled over the seeds.
+Replicates differ in the training seed alone; `seed` decides as well which rows the mixes draw and which are held out. So
+models are compared within each seed, on that seed's test rows, and the differences are pooled over the seeds.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,90 +18,59 @@ from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import BASE, PARAMS_FILE
-from abctune.study import statistics
-from abctune.study.comparison import ALPHA, pairs_of
+from abctune.core.records import GENERAL, LOSS
+from abctune.study.comparison import pairs_of
 from abctune.study.fairness import test_fault_of_rows
 from abctune.study.inputs import OVERALL
 from abctune.study.origins import flat
 from abctune.study.places import EVAL
-from abctune.study.pooling import Pooled, SeedEstimate, estimate, pool
+from abctune.study.pooling import Scores, pool_studies
+from abctune.study.recipes import RecipeComparison, RecipeDifference, TestRows
 from abctune.study.wording import digits_for, interval, number, with_unit
 
-COLUMNS = ["id", "group", "source", "replicate", "nll", "n_supervised"]
+COLUMNS = ["id", "group", "source", "replicate", LOSS.sum, LOSS.weight]
 MIN_SEEDS = 3  # from two, an interval is so wide or so uncertain that it says nothing
 PULL = "`dvc pull` or `dvc exp pull` brings it where a remote has it, else run it again"
 
 
 @dataclass(frozen=True)
 class SeedRun:
+    """One revision's params and every model's conversations, base first."""
+
     revision: str
     params: dict[str, Any]
-    rows: dict[str, pd.DataFrame]  # model -> its conversations, sorted by id; base first
+    rows: dict[str, pd.DataFrame]  # one row per (replicate, conversation), sorted by these
 
     @property
     def seed(self) -> int:
-        return self.params["seed"]
-
-
-@dataclass(frozen=True)
-class PooledDifference:
-    """loss(model) - loss(reference), over the seeds: below 0, `model` is better."""
-
-    model: str
-    reference: str
-    on: str
-    by_seed: dict[int, float]
-    pooled: Pooled
-    p_holm: float
+        """The study's seed, which the runs differ in."""
+        return int(self.params["seed"])
 
     @property
-    def shown(self) -> bool:
-        return self.p_holm < ALPHA and not self.pooled.low <= 0 <= self.pooled.high
+    def test_rows(self) -> pd.DataFrame:
+        """The test rows once."""
+        base = self.rows[BASE]
+        return base[base["replicate"] == 1]
 
     @property
-    def text(self) -> str:
-        where, found, seeds = (
-            "overall" if self.on == OVERALL else f"on {self.on}",
-            self.pooled,
-            len(self.by_seed),
-        )
-        amount = interval(found.value, found.low, found.high)
-        if self.shown:
-            outcome, size = (
-                "better" if found.value < 0 else "worse",
-                sorted((abs(found.low), abs(found.high))),
-            )
-            amount = interval(abs(found.value), *size)
-            verdict = f"{self.model} is {outcome} than {self.reference} {where} by {with_unit(amount)} over {seeds} seeds."
-        else:
-            reason = (
-                "the interval contains 0"
-                if found.low <= 0 <= found.high
-                else f"p = {self.p_holm:.2g} after correction"
-            )
-            verdict = f"{self.model} against {self.reference} {where}: not shown over {seeds} seeds: {reason} ({self.model} − {self.reference} = {with_unit(amount)})."
-        return f"{verdict} {self.seed_effect}".rstrip()
-
-    @property
-    def seed_effect(self) -> str:
-        """What to say where another seed would change the difference by more than the variants differ."""
-        sd, value = self.pooled.seed_sd, abs(self.pooled.value)
-        if sd <= value:
-            return ""
-        digits = digits_for(sd, value, sd)
-        return (
-            f"The seed effect is larger than the difference: between seeds it varies by {number(sd, digits)} nats "
-            f"(standard deviation), the variants differ by {number(value, digits)}. One run cannot tell them apart."
-        )
+    def scores(self) -> Scores:
+        """What the pooling takes."""
+        test = self.test_rows
+        columns = test[LOSS.weight].to_numpy(float), test["group"].to_numpy(str), test["source"].to_numpy(str)
+        sums = {
+            name: rows[LOSS.sum].to_numpy(float).reshape(-1, len(test)) for name, rows in self.rows.items()
+        }
+        return Scores(TestRows(*columns), sums)
 
 
 @exits_with_one_line
 def main(
     revisions: Annotated[list[str], typer.Argument(help="experiments, branches, tags or commits")],
 ) -> None:
+    """Pool runs that differ in the seed alone, and print what they show together."""
     runs = [read_run(revision) for revision in dict.fromkeys(revisions)]
     require_one_study(runs)
-    print(render(runs, pooled_differences(runs)))
+    print(render(runs, pooled(runs)))
 
 
 def read_run(revision: str) -> SeedRun:
@@ -118,12 +89,16 @@ def read_run(revision: str) -> SeedRun:
         raise UserError(f"no revision {revision!r} here ({str(error).splitlines()[0]}); {names}") from None
     rows = {name: read_conversations(files, revision, name) for name in (BASE, *params["variants"])}
     for name, own in rows.items():
-        if fault := test_fault_of_rows(rows[BASE], own):
-            raise UserError(f"unfair comparison in {revision}: {BASE} and {name} {fault}")
+        for replicate, of_replicate in own.groupby("replicate"):
+            if fault := test_fault_of_rows(rows[BASE], of_replicate):
+                raise UserError(
+                    f"unfair comparison in {revision}: {BASE} and replicate {replicate} of {name} {fault}"
+                )
     return SeedRun(revision, params, rows)
 
 
 def read_conversations(files: Any, revision: str, model: str) -> pd.DataFrame:
+    """One model's rows, sorted by replicate and id."""
     path = (EVAL / model / "conversations.parquet").as_posix()
     try:
         content = files.read_bytes(path)
@@ -132,8 +107,12 @@ def read_conversations(files: Any, revision: str, model: str) -> pd.DataFrame:
         cause = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise UserError(f"{revision}: {path} is not in the cache{cause}; {PULL}") from None
     try:
-        rows = pd.read_parquet(io.BytesIO(content), columns=COLUMNS)
-        return rows[rows["replicate"] == 1].sort_values("id", ignore_index=True)
+        rows = pd.read_parquet(io.BytesIO(content))
+        if "replicate" not in rows:  # scored by a version that trained each variant once
+            rows["replicate"] = 1
+        return rows[COLUMNS].sort_values(["replicate", "id"], ignore_index=True)
+    except KeyError as error:
+        raise UserError(f"{revision}: {path} lacks columns ({error}); run that revision again") from None
     except (ValueError, OSError) as error:  # pyarrow's errors are both
         raise UserError(f"{revision}: {path} cannot be read ({str(error).splitlines()[0]}); {PULL}") from None
 
@@ -160,41 +139,66 @@ def require_one_study(runs: list[SeedRun]) -> None:
             )
 
 
-def pooled_differences(runs: list[SeedRun]) -> list[PooledDifference]:
-    """Every pair on every set, with Holm's correction for all of them."""
-    found = []
-    sources = [
-        s for s in runs[0].params["sources"] if all((run.rows[BASE]["source"] == s).any() for run in runs)
-    ]
-    for on in (OVERALL, *sources):
-        for model, reference in pairs_of(list(runs[0].rows)):
-            by_seed = {
-                run.seed: seed_estimate(run, model, reference, sources if on == OVERALL else [on])
-                for run in runs
-            }
-            found.append(
-                (model, reference, on, {s: e.value for s, e in by_seed.items()}, pool(list(by_seed.values())))
-            )
-    adjusted = statistics.holm([pooled.p for *_, pooled in found])
-    return [PooledDifference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]
+def pooled(runs: list[SeedRun]) -> RecipeComparison:
+    """Every pair on every set over the seeds, corrected for all of them."""
+    present = set.intersection(*(set(run.test_rows["source"]) for run in runs))
+    first = runs[0]
+    sources = [source for source in first.params["sources"] if source in present]
+    sets = {OVERALL: sources} | {source: [source] for source in sources}
+    if GENERAL in present:
+        sets[GENERAL] = [GENERAL]
+    return pool_studies(
+        [run.scores for run in runs],
+        pairs_of(list(first.rows)),
+        sets,
+        margin=first.params["evaluation"].get("margin", 0.0),
+        seed=first.seed,
+    )
 
 
-def seed_estimate(run: SeedRun, model: str, reference: str, sources: list[str]) -> SeedEstimate:
-    """The paired difference on this seed's own test rows, resampled nowhere: its linearised parts by group."""
-    strata = []
-    difference = run.rows[model]["nll"].to_numpy(float) - run.rows[reference]["nll"].to_numpy(float)
-    for source in sources:
-        of = (run.rows[BASE]["source"] == source).to_numpy()
-        rows = run.rows[BASE][of]
-        groups = (source + " " + rows["group"]).to_numpy(str)
-        sums = statistics.cluster_sums(groups, rows["n_supervised"].to_numpy(float), difference[of, None])
-        strata.append((sorted(set(groups.tolist())), sums))
-    return estimate(strata)
+def own_sd(d: RecipeDifference) -> float:
+    """Standard deviation between seeds, the part that their rows explain taken off."""
+    return math.sqrt(max(0.0, (d.replicate_sd or 0.0) ** 2 - d.interaction))
 
 
-def render(runs: list[SeedRun], differences: list[PooledDifference]) -> str:
+def sentence(d: RecipeDifference, margin: float) -> str:
+    """What the seeds show together about one difference."""
+    where = {OVERALL: "overall", GENERAL: "on general text"}.get(d.on, f"on {d.on}")
+    names, seeds = f"{d.model} − {d.reference}", f"over {d.k} seeds"
+    if d.low is None or d.high is None:
+        return f"{d.model} against {d.reference} {where}: not shown {seeds}: too few groups for an interval."
+    amount = with_unit(interval(d.value, d.low, d.high))
+    if d.outcome in ("better", "worse"):
+        size = interval(abs(d.value), *sorted((abs(d.low), abs(d.high))))
+        verdict = f"{d.model} is {d.outcome} than {d.reference} {where} by {with_unit(size)} {seeds}."
+    elif d.outcome == "equivalent":
+        verdict = f"{d.model} and {d.reference} are equivalent {where} within ±{margin:g} nats {seeds} ({names} = {amount})."
+    elif d.outcome == "not worse":
+        verdict = f"{d.model} is not worse than {d.reference} {where} by more than {margin:g} nats {seeds} ({names} = {amount})."
+    else:
+        zero = d.low <= 0 <= d.high
+        reason = "the interval contains 0" if zero else f"p = {d.p_holm:.2g} after correction"
+        verdict = (
+            f"{d.model} against {d.reference} {where}: not shown {seeds}: {reason} ({names} = {amount})."
+        )
+    return f"{verdict} {seed_effect(d)}".rstrip()
+
+
+def seed_effect(d: RecipeDifference) -> str:
+    """What to say where another seed would change the difference by more than the variants differ."""
+    sd, value = own_sd(d), abs(d.value)
+    if sd <= value:
+        return ""
+    digits = digits_for(sd, value, sd)
+    return (
+        f"The seed effect is larger than the difference: between seeds it varies by {number(sd, digits)} nats "
+        f"(standard deviation), the variants differ by {number(value, digits)}. One run cannot tell them apart."
+    )
+
+
+def render(runs: list[SeedRun], found: RecipeComparison) -> str:
     """Markdown: what was pooled, the sentences, the numbers behind them."""
-    rows = [set(run.rows[BASE]["id"]) for run in runs]
+    rows = [set(run.test_rows["id"]) for run in runs]
     seeds = [run.seed for run in runs]
     lines = [
         f"# {len(runs)} seeds pooled",
@@ -205,11 +209,11 @@ def render(runs: list[SeedRun], differences: list[PooledDifference]) -> str:
         ),
         "",
         f"{len(set.intersection(*rows)):,} test rows are common to all: the seed draws the rows of each mix, and with them "
-        "the test rows. Models are compared within a seed, on the same rows.",
+        "the test rows. Models are compared within a seed, on the same rows, over their replicates.",
         "",
         "## Verdicts",
         "",
-        *(f"- {d.text}" for d in differences),
+        *(f"- {sentence(d, found.margin)}" for d in found.differences),
         "",
         "## Numbers",
         "",
@@ -219,14 +223,19 @@ def render(runs: list[SeedRun], differences: list[PooledDifference]) -> str:
         f"| pair | on | {' | '.join(f'seed {seed}' for seed in seeds)} | mean [95 %] | p, Holm | between seeds | rows, one seed |",
         f"|---|---|{'---:|' * len(seeds)}---|---:|---:|---:|",
     ]
-    for d in differences:
-        each = " | ".join(number(d.by_seed[seed], 3) for seed in seeds)
-        found = d.pooled
-        lines.append(
-            f"| {d.model} − {d.reference} | {d.on} | {each} | {interval(found.value, found.low, found.high)} "
-            f"| {d.p_holm:.2g} | {number(found.seed_sd, 3)} | {number(found.row_se, 3)} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(table_row(d) for d in found.differences)])
+
+
+def table_row(d: RecipeDifference) -> str:
+    """One line of the table of numbers."""
+    each = " | ".join(number(value, 3) for value in d.by_replicate)
+    if d.low is None or d.high is None or d.se_rows is None:
+        return f"| {d.model} − {d.reference} | {d.on} | {each} | {number(d.value, 3)} | | {number(own_sd(d), 3)} | |"
+    of_rows = math.sqrt(d.se_rows**2 + d.interaction)
+    return (
+        f"| {d.model} − {d.reference} | {d.on} | {each} | {interval(d.value, d.low, d.high)} "
+        f"| {d.p_holm:.2g} | {number(own_sd(d), 3)} | {number(of_rows, 3)} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,89 +1,126 @@
-"""One difference from several seeds: what varies between seeds beside what varies between rows.
+"""Studies that differ in `seed` and in nothing else, pooled: each drew rows of its own, for training and for testing.
 
-Pure functions; docs/statistics.md ("Several seeds") explains the method.
+Within a study its replicates are averaged; between studies the differences are compared as replicates are, with the
+variance between them moderated and the test rows that studies share counted once. docs/statistics.md ("Several
+seeds") explains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
-from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
+from abctune.core.params import BASE
+from abctune.study import statistics
+from abctune.study.recipes import RecipeComparison, TestRows, difference_of, paired, with_verdicts
+from abctune.study.variances import Parts, fit_prior, parts_of
 
 Floats = NDArray[np.float64]
+Strings = NDArray[np.str_]
 
 
 @dataclass(frozen=True)
-class SeedEstimate:
-    """A ratio estimate from one seed, and how much each cluster of its test rows pulls on it."""
+class Scores:
+    """One study's test rows, and every model's sums on them (replicates x rows)."""
+
+    rows: TestRows
+    sums: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class _OneStudy:
+    """A difference on a set in one study."""
 
     value: float
-    pull: dict[str, float]  # the squares add up to the estimate's variance from rows
-
-    @property
-    def se(self) -> float:
-        return float(np.sqrt(sum(pull**2 for pull in self.pull.values())))
-
-
-@dataclass(frozen=True)
-class Pooled:
-    value: float  # mean over seeds, each counting alike
-    low: float
-    high: float
-    p: float  # two-sided, of "the value is 0"
-    seed_sd: float  # between seeds, the part that rows explain taken off
-    row_se: float  # from rows, of one seed's estimate (root mean square)
+    clusters: Strings
+    pulls: Floats  # how much each cluster pulls on the value
+    rows_df: float
+    share: float  # sum of the sources' squared shares of the weight
+    n: int
 
 
-def estimate(strata: Sequence[tuple[Sequence[str], Stratum]]) -> SeedEstimate:
-    """The ratio over all strata and its linearised parts (Cochran 1977, 6.4), by cluster.
+def pool_studies(
+    studies: Sequence[Scores],
+    pairs: Sequence[tuple[str, str]],
+    sets: Mapping[str, Sequence[str]],
+    *,
+    margin: float,
+    seed: int,
+    fixed: Collection[str] = (BASE,),
+    resamples: int = statistics.RESAMPLES,
+) -> RecipeComparison:
+    """Differences of every pair on every set, for other seeds and other rows; `by_replicate` is by study.
 
     Args:
-        strata: per source, the clusters' names and their sums of one quantity.
+        studies: at least two, of the same models.
+        pairs: (model, reference), the differences to test.
+        sets: name -> the sources it is made of.
+        margin: differences below this count as none.
+        seed: the resampling's draws follow from it.
+        fixed: models that were not trained.
+        resamples: of groups, for the rows' share of the interval.
     """
-    tokens = sum(stratum.tokens.sum() for _, stratum in strata)
-    value = float(sum(stratum.sums.sum() for _, stratum in strata) / tokens)
-    pull: dict[str, float] = {}
-    for names, stratum in strata:
-        k = len(stratum.tokens)
-        residual = stratum.sums[:, 0] - stratum.tokens * value
-        parts = np.sqrt(k / max(1, k - 1)) * (residual - residual.mean()) / tokens
-        pull |= zip(names, parts.tolist(), strict=True)
-    return SeedEstimate(value, pull)
+    parts = {}
+    for index, (on, sources) in enumerate(sets.items()):
+        rng = np.random.default_rng([seed, index])
+        for pair in pairs:
+            found = [_one_study(scores, pair, sources, fixed, rng, resamples) for scores in studies]
+            parts[on, *pair] = _pooled(found, trained=sum(name not in fixed for name in pair))
+    prior = fit_prior(list(parts.values()))
+    differences = [
+        difference_of(*pair, on, parts[on, *pair], prior, trained=sum(name not in fixed for name in pair))
+        for on in sets
+        for pair in pairs
+    ]
+    return RecipeComparison([], with_verdicts(differences, margin, lower_is_better=True), margin, prior)
 
 
-def row_covariance(estimates: Sequence[SeedEstimate]) -> Floats:
-    """Covariance between the seeds' estimates that comes from test rows: seeds share some, all or none of them."""
-    clusters = sorted({name for estimate in estimates for name in estimate.pull})
-    pulls = np.array([[estimate.pull.get(name, 0.0) for name in clusters] for estimate in estimates])
-    return pulls @ pulls.T
+def _one_study(
+    scores: Scores,
+    pair: tuple[str, str],
+    sources: Sequence[str],
+    fixed: Collection[str],
+    rng: np.random.Generator,
+    resamples: int,
+) -> _OneStudy:
+    """The difference averaged over the study's replicates, and what each cluster of its rows pulls."""
+    rows = scores.rows
+    difference = paired(*(scores.sums[name] for name in pair), pair, fixed).mean(axis=0)
+    masks = [rows.sources == source for source in sources]
+    strata = [statistics.cluster_sums(rows.groups[m], rows.weights[m], difference[m, None]) for m in masks]
+    # In the order of cluster_sums; a group's name says nothing about its source.
+    clusters = [
+        np.char.add(f"{source} ", np.unique(rows.groups[m].astype(str)))
+        for source, m in zip(sources, masks, strict=True)
+    ]
+    value, pulls = statistics.pulls(strata)
+    weights = np.array([stratum.tokens.sum() for stratum in strata])
+    rows_df = statistics.t_df(statistics.bootstrap(strata, rng, resamples))
+    return _OneStudy(
+        float(value[0]),
+        np.concatenate(clusters),
+        pulls[0],
+        float(rows_df[0]),
+        share=float(((weights / weights.sum()) ** 2).sum()),
+        n=int(sum(m.sum() for m in masks)),
+    )
 
 
-def pool(estimates: Sequence[SeedEstimate], level: float = LEVEL) -> Pooled:
-    """The mean over seeds with an interval for other seeds and other rows alike.
-
-    Random effects: value_s = truth + seed_s + rows_s, where the covariance V of the rows' part is known from the
-    rows. The spread of the values holds seeds and unshared rows; what shared rows add is the mean covariance
-    between seeds, so var(mean) = spread / k + mean of V off its diagonal. It is not taken below what rows alone
-    explain, which a small spread by luck would be (Knapp & Hartung 2003; Röver, Knapp & Friede 2015).
-    """
-    values, v, k = np.array([e.value for e in estimates]), row_covariance(estimates), len(estimates)
-    mean, spread = float(values.mean()), float(values.var(ddof=1))
-    shared = max(0.0, float((v.sum() - np.trace(v)) / (k * (k - 1))))
-    variance = max(spread / k + shared, float(v.sum()) / k**2)
-    # Method of moments (Hedges 1983; DerSimonian & Laird 1986), for rows that seeds may share.
-    between = max(0.0, spread - (float(np.trace(v)) - float(v.sum()) / k) / (k - 1))
-    row_se = float(np.sqrt(np.trace(v) / k))
-    se = float(np.sqrt(variance))
-    if se < NO_SPREAD:
-        return Pooled(mean, mean, mean, float(abs(mean) < NO_SPREAD), 0.0, row_se)
-    # The spread has k - 1 degrees of freedom, the shared rows many. Satterthwaite's formula squares this ratio, and
-    # then held the truth in 91 % of simulated studies of 3 seeds; this held it in 93 % or more.
-    freedom = (k - 1) * variance / (variance - shared) if variance > shared else np.inf
-    half = float(t.ppf((1 + level) / 2, freedom)) * se
-    p = float(2 * t.sf(abs(mean) / se, freedom))
-    return Pooled(mean, mean - half, mean + half, p, float(np.sqrt(between)), row_se)
+def _pooled(found: Sequence[_OneStudy], trained: int) -> Parts:
+    """Studies as replicates: a study pulls on the clusters that it has, so shared rows show as covariance."""
+    clusters = np.unique(np.concatenate([one.clusters for one in found]))
+    pulls = np.zeros((len(found), len(clusters)))
+    for row, one in zip(pulls, found, strict=True):
+        row[np.searchsorted(clusters, one.clusters)] = one.pulls
+    return parts_of(
+        np.array([one.value for one in found]),
+        pulls,
+        unit=trained * float(np.mean([one.share for one in found])),
+        # The smallest: one study's few groups make the whole uncertain.
+        rows_df=float(np.min([one.rows_df for one in found])),
+        n=sum(one.n for one in found),
+        n_groups=len(clusters),
+    )

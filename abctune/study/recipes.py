@@ -33,13 +33,9 @@ from scipy.special import stdtr, stdtrit
 from abctune.core.params import BASE
 from abctune.study import statistics
 from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
-from abctune.study.variances import Prior, moderated, prior_of_variances, satterthwaite
+from abctune.study.variances import Parts, Prior, fit_prior, from_replicates, parts_of, satterthwaite
 
 ALPHA = 1 - LEVEL
-# The prior for the variance between replicates counts as at most this many degrees of freedom. A study has about a
-# dozen such variances, too few to estimate how alike they are: without a limit, 3 replicates whose variances differ by a
-# factor of 10 gave a false verdict in 11 of 100 simulated studies, with it in 4 (benchmarks/calibration.py).
-MAX_PRIOR_DF = 3.0
 MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth naming
 POWER = 0.8
 
@@ -162,23 +158,7 @@ class Plan:
     seconds: float  # beyond what the present study took
 
 
-# --- one difference on one set ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """An estimate and its sources of variance, before the prior."""
-
-    by_replicate: Floats  # (k,)
-    between: (
-        float | None
-    )  # variance between replicates of one replicate's value; None: not random, or one replicate
-    unit: float  # `between` of a typical quantity, in multiples of the prior's variance
-    shared: float  # variance from rows, common to all replicates
-    interaction: float  # variance from rows of one replicate's value, its own
-    rows_df: float  # infinity where the normal distribution holds; NaN: too few groups
-    n: int
-    n_groups: int
+# --- the comparison --------------------------------------------------------------------------------
 
 
 def compare_recipes(
@@ -207,7 +187,7 @@ def compare_recipes(
         resamples: of groups, for the rows' share of the interval.
     """
     quantities: dict[Quantity, Floats] = {(model, None): values for model, values in sums.items()}
-    quantities |= {pair: _paired(sums[pair[0]], sums[pair[1]], pair, fixed) for pair in pairs}
+    quantities |= {pair: paired(sums[pair[0]], sums[pair[1]], pair, fixed) for pair in pairs}
     trained = {
         (model, reference): sum(name is not None and name not in fixed for name in (model, reference))
         for model, reference in quantities
@@ -227,14 +207,14 @@ def compare_recipes(
         ).items()
     }
     prior = fit_prior([found for (_, _, reference), found in parts.items() if reference is not None])
-    values = [_value(model, on, parts[on, model, None], prior) for on in sets for model in sums]
+    values = [value_of(model, on, parts[on, model, None], prior) for on in sets for model in sums]
     differences = [
-        _difference(*pair, on, parts[on, *pair], prior, trained[pair]) for on in sets for pair in pairs
+        difference_of(*pair, on, parts[on, *pair], prior, trained[pair]) for on in sets for pair in pairs
     ]
-    return RecipeComparison(values, _with_verdicts(differences, margin, lower_is_better), margin, prior)
+    return RecipeComparison(values, with_verdicts(differences, margin, lower_is_better), margin, prior)
 
 
-def _paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Collection[str]) -> Floats:
+def paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Collection[str]) -> Floats:
     """Differences replicate by replicate; a fixed model is compared with all replicates of the other."""
     counts = [len(values) for name, values in zip(pair, (model, reference), strict=True) if name not in fixed]
     k = min(counts, default=1)
@@ -263,7 +243,7 @@ def _clustered(rows: TestRows, quantities: Mapping[Quantity, Floats], source: st
 
 def _parts_of_set(
     sources: Sequence[_Clustered], trained: Mapping[Quantity, int], rng: np.random.Generator, resamples: int
-) -> dict[Quantity, _Parts]:
+) -> dict[Quantity, Parts]:
     """Sources of variance of every quantity on the rows of one or more sources."""
     # The bootstrap draws whole groups, of all quantities at once: of each the mean over replicates.
     means = []
@@ -276,67 +256,27 @@ def _parts_of_set(
     share = float(((weights / weights.sum()) ** 2).sum())
     n, n_groups = sum(source.n for source in sources), sum(len(stratum.tokens) for stratum in means)
     return {
-        quantity: _parts(
-            [source.strata[quantity] for source in sources], of_trainings, share, float(df), n, n_groups
+        quantity: parts_of(
+            *statistics.pulls([source.strata[quantity] for source in sources]),
+            unit=of_trainings * share,
+            rows_df=float(df),
+            n=n,
+            n_groups=n_groups,
         )
         for (quantity, of_trainings), df in zip(trained.items(), rows_df, strict=True)
     }
 
 
-def _parts(
-    strata: Sequence[Stratum], trained: int, share: float, rows_df: float, n: int, n_groups: int
-) -> _Parts:
-    """Split the variance of one quantity (sums: clusters x replicates) by what is random.
-
-    A replicate's value is truth + replicate + rows + (replicate x rows). The spread between replicates holds the second and
-    the fourth; the rows' variance of the mean holds the third and the fourth. To count the fourth once, the third is taken
-    from the covariance between replicates, as with two-way clustering (Cameron, Gelbach & Miller 2011).
-    """
-    by_replicate, pulls = statistics.pulls(strata)
-    k = len(by_replicate)
-    covariance = pulls @ pulls.T
-    if k == 1:
-        return _Parts(by_replicate, None, 0.0, float(covariance[0, 0]), 0.0, rows_df, n, n_groups)
-    shared = float((covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
-    interaction = max(0.0, float(np.trace(covariance) / k) - shared)
-    between = float(by_replicate.var(ddof=1))
-    return _Parts(by_replicate, between, trained * share, max(0.0, shared), interaction, rows_df, n, n_groups)
-
-
-# --- the variance between replicates ---------------------------------------------------------------
-
-
-def fit_prior(parts: Sequence[_Parts]) -> Prior:
-    """The prior that the study's own variances between replicates suggest, limited to MAX_PRIOR_DF."""
-    known = [one for one in parts if one.between is not None and one.between > NO_SPREAD**2]
-    if len(known) < 2:
-        return Prior(0.0, 0.0)
-    variances = np.array([one.between / one.unit for one in known])
-    df = np.array([len(one.by_replicate) - 1 for one in known], float)
-    prior = prior_of_variances(variances, df)
-    return replace(prior, df=min(prior.df, MAX_PRIOR_DF))
-
-
 # --- interval and test -----------------------------------------------------------------------------
 
 
-def _from_replicates(parts: _Parts, prior: Prior) -> tuple[float, float | None]:
-    """Variance of the mean from which trainings were run, and its degrees of freedom; None where nothing is random."""
-    k = len(parts.by_replicate)
-    if parts.between is None:
-        return 0.0, None
-    between, df = moderated(parts.between, k - 1, prior, parts.unit)
-    # What rows alone explain is a floor: by luck, few replicates may agree better than their rows allow.
-    return max(between, parts.interaction) / k, df
-
-
-def _estimate(parts: _Parts, prior: Prior) -> dict[str, float | None]:
+def estimate_of(parts: Parts, prior: Prior) -> dict[str, float | None]:
     """The fields that values and differences share; None for what too few groups leave unknown."""
     value = float(parts.by_replicate.mean())
     if np.isnan(parts.rows_df):
         names = ("low", "high", "se", "se_rows", "se_replicates", "df")
         return {"value": value, **dict.fromkeys(names)}
-    training, training_df = _from_replicates(parts, prior)
+    training, training_df = from_replicates(parts, prior)
     shared = parts.shared
     df = (
         parts.rows_df
@@ -356,16 +296,20 @@ def _estimate(parts: _Parts, prior: Prior) -> dict[str, float | None]:
     }
 
 
-def _value(model: str, on: str, parts: _Parts, prior: Prior) -> RecipeValue:
-    return RecipeValue(model, on, **_estimate(parts, prior), by_replicate=tuple(parts.by_replicate.tolist()))
+def value_of(model: str, on: str, parts: Parts, prior: Prior) -> RecipeValue:
+    """A model's value and its interval."""
+    return RecipeValue(
+        model, on, **estimate_of(parts, prior), by_replicate=tuple(parts.by_replicate.tolist())
+    )
 
 
-def _difference(
-    model: str, reference: str, on: str, parts: _Parts, prior: Prior, trained: int
+def difference_of(
+    model: str, reference: str, on: str, parts: Parts, prior: Prior, trained: int
 ) -> RecipeDifference:
-    found = _estimate(parts, prior)
+    """A pair's difference, its interval and test, without a verdict; `trained` of the two were trained here."""
+    found = estimate_of(parts, prior)
     k = len(parts.by_replicate)
-    _, replicates_df = _from_replicates(parts, prior)
+    _, replicates_df = from_replicates(parts, prior)
     return RecipeDifference(
         model,
         reference,
@@ -393,7 +337,7 @@ def _two_sided(value: float, se: float | None, df: float | None) -> float | None
 # --- verdicts --------------------------------------------------------------------------------------
 
 
-def _with_verdicts(
+def with_verdicts(
     differences: Sequence[RecipeDifference], margin: float, lower_is_better: bool
 ) -> list[RecipeDifference]:
     """Correct for all differences and conclude. Two families: "different", and "within the margin"."""
@@ -406,7 +350,7 @@ def _with_verdicts(
     result = list(differences)
     for i, p, (not_worse, not_better) in zip(tested, p_holm, margins.tolist(), strict=True):
         judged = replace(result[i], p_holm=p, p_not_worse=not_worse, p_not_better=not_better)
-        result[i] = replace(judged, outcome=_outcome(judged, sign))
+        result[i] = replace(judged, outcome=outcome_of(judged, sign))
     return result
 
 
@@ -439,7 +383,8 @@ def holm_of_margins(p: Floats) -> Floats:
     return adjusted
 
 
-def _outcome(d: RecipeDifference, sign: int) -> Outcome:
+def outcome_of(d: RecipeDifference, sign: int) -> Outcome:
+    """The strongest statement that holds after correction."""
     if d.p_holm < ALPHA and not d.low <= 0 <= d.high:
         return "better" if sign * d.value < 0 else "worse"
     if d.is_within_margin:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from abctune.core.errors import UserError
-from abctune.study.pooling import SeedEstimate, estimate, pool
-from abctune.study.statistics import Stratum
+from abctune.study.pooling import Scores, pool_studies
+from abctune.study.recipes import RecipeDifference, TestRows
 from tests.plot.fake_run import effect, write_run
-from tools.seeds import main, pooled_differences, read_run, render, require_one_study
+from tools.seeds import main, own_sd, pooled, read_run, render, require_one_study
 
 
 def sh(root: Path, *command: str) -> str:
@@ -97,40 +97,60 @@ def test_an_unknown_revision_is_one_line(study, monkeypatch):
         read_run("nope")
 
 
-def simulated(rng: np.random.Generator, k: int, shared: bool, seed_sd: float) -> list[SeedEstimate]:
+def simulated(rng: np.random.Generator, k: int, shared: bool, seed_sd: float) -> RecipeDifference:
     """k seeds on 60 rows each, the same or all different; the truth is 0."""
     pool_of_rows = rng.normal(size=60 if shared else 60 * k)
-    found = []
+    studies = []
     for seed in range(k):
         rows = np.arange(60) + (0 if shared else 60 * seed)
         values = seed_sd * rng.normal() + pool_of_rows[rows] + 0.5 * rng.normal(size=60)
-        found.append(estimate([([str(row) for row in rows], Stratum(np.ones(60), values[:, None]))]))
-    return found
+        test = TestRows(np.ones(60), rows, np.repeat("chat", 60))
+        studies.append(Scores(test, {"base": np.zeros((1, 60)), "B": values[None]}))
+    found = pool_studies(
+        studies, [("B", "base")], {"chat": ["chat"]}, margin=0.02, seed=int(rng.integers(1000)), resamples=199
+    )
+    return found.differences[0]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("seed_sd", [0.15, 0.5])
 def test_the_pooled_interval_holds_the_truth_whether_or_not_seeds_share_rows(shared, seed_sd):
     rng = np.random.default_rng(0)
-    found = [pool(simulated(rng, 5, shared, seed_sd)) for _ in range(1000)]
+    found = [simulated(rng, 5, shared, seed_sd) for _ in range(1000)]
     # Rows that differ between seeds are counted as a floor too: the interval may be too wide there, not too narrow.
-    assert 0.93 <= np.mean([pooled.low <= 0 <= pooled.high for pooled in found]) <= 0.99
-    assert np.mean([pooled.seed_sd**2 for pooled in found]) == pytest.approx(seed_sd**2, rel=0.15)
+    assert 0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99
+    assert np.mean([own_sd(one) ** 2 for one in found]) == pytest.approx(seed_sd**2, rel=0.15)
 
 
 def test_without_a_seed_effect_none_is_found(study):
     rng = np.random.default_rng(0)
-    found = [pool(simulated(rng, 5, True, 0.0)) for _ in range(500)]
-    assert (
-        np.mean([pooled.seed_sd**2 for pooled in found]) < 0.005
-    )  # a spread of 0.5² / 60 is the rows' noise
-    assert np.mean([pooled.row_se for pooled in found]) == pytest.approx(np.sqrt(1.25 / 60), rel=0.05)
+    found = [simulated(rng, 5, True, 0.0) for _ in range(500)]
+    # A spread of 0.5² / 60 is the rows' noise.
+    assert np.mean([own_sd(one) ** 2 for one in found]) < 0.005
+    one_seed = [np.sqrt(one.se_rows**2 + one.interaction) for one in found]
+    assert np.mean(one_seed) == pytest.approx(np.sqrt(1.25 / 60), rel=0.05)
+
+
+def test_a_studys_replicates_are_averaged_before_seeds_are_pooled():
+    rng = np.random.default_rng(1)
+    rows = TestRows(np.ones(60), np.arange(60), np.repeat("chat", 60))
+    noise = rng.normal(size=(2, 60))
+    plain = [Scores(rows, {"base": np.zeros((1, 60)), "B": rng.normal(size=(1, 60))}) for _ in range(3)]
+    doubled = [
+        Scores(rows, one.sums | {"B": np.concatenate([one.sums["B"] + noise[:1], one.sums["B"] - noise[:1]])})
+        for one in plain
+    ]
+    results = [
+        pool_studies(scores, [("B", "base")], {"chat": ["chat"]}, margin=0.02, seed=1, resamples=199)
+        for scores in (plain, doubled)
+    ]
+    assert results[0].differences[0].by_replicate == pytest.approx(results[1].differences[0].by_replicate)
 
 
 def test_the_numbers_stand_beside_the_words(study, monkeypatch):
     monkeypatch.chdir(study)
     runs = [read_run(revision) for revision in REVISIONS]
-    page = render(runs, pooled_differences(runs))
+    page = render(runs, pooled(runs))
     header = next(line for line in page.splitlines() if line.startswith("| pair"))
     rows = [line for line in page.splitlines() if " − " in line and line.startswith("|")]
     assert len(rows) == 18  # 6 pairs on 3 sets
