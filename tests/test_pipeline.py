@@ -77,6 +77,14 @@ def test_a_changed_report_never_retrains(finished):
     assert would_run(finished) == {"plot"}
 
 
+def test_bytecode_beside_the_code_makes_nothing_out_of_date(finished):
+    for folder in ("stages/train", "abctune/core"):
+        cache = finished.root / folder / "__pycache__"
+        cache.mkdir()
+        (cache / "x.cpython-311.pyc").write_bytes(b"x")
+    assert would_run(finished) == set()
+
+
 def test_exports_are_off_until_a_format_is_named(finished):
     finished.set(export__formats=["q8_0", "f16"])
     assert would_run(finished) == {"export@B-q8_0", "export@B-f16", "plot"}

@@ -1,0 +1,32 @@
+"""`dvc exp show` without the columns that nobody compares: `python -m tools.show`, or `make show`.
+
+DVC shows every metric, every key of params.yaml and the hash of every dependency. This asks it for the changed ones
+among what is left after `DROPPED`; any further option goes to `dvc exp show` as it is, `--csv` for example.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# Column names, as regular expressions. With `--csv` and `--md` DVC writes some in full, hence the optional file names.
+DROPPED = (
+    "Created",
+    "State",
+    "Executor",
+    r".*/.*",  # hashes of dependencies
+    r"(.*:)?profiles\..*",
+    r"(.*:)?\w*verdicts?\..*",
+    r"(.*:)?\w+\.(train|tasks|vs_base)\..*",
+    r"(.*:)?\w+\.\w+\.(low|high|n|rows|tokens|perplexity)",
+)
+
+
+def main() -> int:
+    """Run `dvc exp show`; return its exit status."""
+    options = ["--only-changed", "--drop", "|".join(DROPPED), *sys.argv[1:]]
+    return subprocess.run([sys.executable, "-m", "dvc", "exp", "show", *options]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
