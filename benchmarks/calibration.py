@@ -4,12 +4,18 @@ FOLDER is like metrics/eval: `<model>/conversations.parquet` with a column `repl
 committed one (benchmarks/data/twelve_trainings, see its README) has 6 trainings of each of two recipes. Two things are
 counted, into benchmarks/results/calibration.json:
 
-- same recipe: the replicates of each recipe are divided into two halves of k in every distinct way. The halves are
-  trainings of one recipe, so every "better" or "worse" between them is false: at most 5 % may be.
+- same recipe: k replicates of a recipe are compared with k others of it, in every distinct way. All are trainings of
+  one recipe, so every "better" or "worse" between them is false: at most 5 % may be.
 - simulation: studies with known truth. How often the 95 % interval holds it, how many studies have a false verdict
   (at most 5 %), how often a planted difference is found, and the same for verdicts from one training each.
 
-`--simulations 0` leaves out the second. On one core the first takes half a minute, the second about 8.
+`--simulations 0` leaves out the second. On one core the first takes half a minute, the second about 10.
+
+Fresh trainings of one recipe on other rows, counted the same way (about 10 minutes on 2 cores):
+
+    dvc exp run --temp -n fresh -S seed=11 -S variants.B.replicates=12 -S variants.B.train.max_steps=20
+    dvc exp apply fresh
+    python -m benchmarks.calibration metrics/eval --simulations 0 --results benchmarks/results/calibration_fresh.json
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,13 +35,16 @@ from numpy.typing import NDArray
 from abctune.core.files import write_json
 from abctune.core.params import BASE
 from abctune.core.provenance import versions
+from abctune.core.records import GENERAL
 from abctune.study.comparison import pairs_of
+from abctune.study.inputs import OVERALL
 from abctune.study.recipes import RecipeComparison, TestRows, compare_recipes
 from abctune.study.statistics import holm
 
 RESULTS = Path(__file__).parent / "results/calibration.json"
 TWELVE_TRAININGS = Path(__file__).parent / "data/twelve_trainings"
 MARGIN = 0.02
+MOST_WAYS = 500  # of dividing one recipe's replicates; where there are more, so many are drawn
 DIFFERENT = ("better", "worse")
 
 Floats = NDArray[np.float64]
@@ -51,6 +60,7 @@ def main(
     scored = read_scored(folder)
     result: dict[str, Any] = {
         "same_recipe": same_recipe(scored),
+        "same_recipes_in_one_study": same_recipes_in_one_study(scored),
         "two_recipes": two_recipes(scored),
         "simulation": [cell.measured(simulations) for cell in cells()] if simulations else [],
         "versions": versions(),
@@ -72,9 +82,9 @@ class Scored:
 
     @property
     def sets(self) -> dict[str, tuple[str, ...]]:
-        """All sources together, then each."""
-        sources = tuple(dict.fromkeys(self.rows.sources.tolist()))
-        return {"overall": sources, **{source: (source,) for source in sources}}
+        """All sources but general text together, then each."""
+        every = tuple(dict.fromkeys(self.rows.sources.tolist()))
+        return {OVERALL: tuple(s for s in every if s != GENERAL), **{source: (source,) for source in every}}
 
     def compare(self, sums: Mapping[str, Floats], **options: Any) -> RecipeComparison:
         """Compare models on these rows: every variant with base, every variant with the earlier ones."""
@@ -100,36 +110,82 @@ def read_scored(folder: Path) -> Scored:
 
 
 def same_recipe(scored: Scored) -> list[dict[str, Any]]:
-    """Trainings of one recipe compared with other trainings of the same: every difference that is found is false."""
+    """Trainings of one recipe compared with other trainings of the same: every difference that is found is false.
+
+    `any` counts studies (base and the two halves) in which that happens on some set.
+    """
     found = []
     for k in (1, 2, 3, 4, 5, 6):
-        counts: dict[str, dict[str, int]] = {}
-        for sums in halves(scored, k):
-            comparison = scored.compare(sums)
-            for on in scored.sets:
-                difference = comparison.difference("second", "first", on)
-                count = counts.setdefault(
-                    on, {"comparisons": 0, "interval_without_0": 0, "called_different": 0}
-                )
-                count["comparisons"] += 1
-                count["interval_without_0"] += not difference.low <= 0 <= difference.high
-                count["called_different"] += difference.outcome in DIFFERENT
-        found += [{"k": k, "set": on, **count} for on, count in counts.items()]
+        comparisons = [scored.compare(sums) for sums in halves(scored, k)]
+        for on in scored.sets if comparisons else ():
+            differences = [comparison.difference("second", "first", on) for comparison in comparisons]
+            found.append(
+                {
+                    "k": k,
+                    "set": on,
+                    "comparisons": len(differences),
+                    "interval_without_0": sum(not d.low <= 0 <= d.high for d in differences),
+                    "called_different": sum(d.outcome in DIFFERENT for d in differences),
+                }
+            )
+        if comparisons:
+            studies = [[c.difference("second", "first", on) for on in scored.sets] for c in comparisons]
+            found.append(
+                {
+                    "k": k,
+                    "set": "any",
+                    "comparisons": len(studies),
+                    "interval_without_0": sum(any(not d.low <= 0 <= d.high for d in one) for one in studies),
+                    "called_different": sum(any(d.outcome in DIFFERENT for d in one) for one in studies),
+                }
+            )
     return found
+
+
+def same_recipes_in_one_study(scored: Scored, k: int = 3) -> dict[str, int]:
+    """Studies of base and two halves of each of two recipes: in how many a half is called different from its other."""
+    ways = [
+        [(model, first, second) for first, second in distinct_halves(len(values), k)]
+        for model, values in scored.sums.items()
+        if model != BASE
+    ]
+    studies = false = 0
+    for one, other in product(*ways) if len(ways) == 2 else ():
+        sums = {BASE: scored.sums[BASE]}
+        for model, first, second in (one, other):
+            sums |= {
+                f"{model}1": scored.sums[model][list(first)],
+                f"{model}2": scored.sums[model][list(second)],
+            }
+        comparison = scored.compare(sums)
+        studies += 1
+        false += any(
+            comparison.difference(f"{model}2", f"{model}1", on).outcome in DIFFERENT
+            for model, *_ in (one, other)
+            for on in scored.sets
+        )
+    return {"k": k, "studies": studies, "with_a_false_verdict": false}
 
 
 def halves(scored: Scored, k: int) -> Iterator[dict[str, Floats]]:
     """Every distinct way to compare k replicates of a recipe with k others of it; base is in each study too."""
     for model, values in scored.sums.items():
-        numbers = range(len(values))
-        for first in combinations(numbers, k) if model != BASE else ():
-            for second in combinations(sorted(set(numbers) - set(first)), k):
-                if first < second:
-                    yield {
-                        BASE: scored.sums[BASE],
-                        "first": values[list(first)],
-                        "second": values[list(second)],
-                    }
+        ways = distinct_halves(len(values), k) if model != BASE else []
+        if len(ways) > MOST_WAYS:
+            chosen = np.random.default_rng(0).choice(len(ways), MOST_WAYS, replace=False)
+            ways = [ways[i] for i in sorted(chosen)]
+        for first, second in ways:
+            yield {BASE: scored.sums[BASE], "first": values[list(first)], "second": values[list(second)]}
+
+
+def distinct_halves(n: int, k: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The ways to choose two groups of k out of n, whichever comes first."""
+    return [
+        (first, second)
+        for first in combinations(range(n), k)
+        for second in combinations(sorted(set(range(n)) - set(first)), k)
+        if first < second
+    ]
 
 
 def two_recipes(scored: Scored) -> list[dict[str, Any]]:
@@ -302,6 +358,11 @@ def render(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['k']} | {row['set']} | {row['interval_without_0']} of {n} | {row['called_different']} of {n} |"
         )
+    both = result["same_recipes_in_one_study"]
+    lines += [
+        "",
+        f"{both['with_a_false_verdict']} of {both['studies']} studies of all, k = {both['k']}: a false verdict.",
+    ]
     lines += ["", "| pair | k | set | verdicts | different among 24 |", "|---|---:|---|---|---:|"]
     for row in result["two_recipes"]:
         verdicts = ", ".join(f"{outcome} {n}" for outcome, n in row["outcomes"].items())
