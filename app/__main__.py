@@ -71,7 +71,7 @@ def load_service(rev: str | None, variant: str | None, engine: EngineName) -> Se
     root = fetch_revision(rev) if rev else Path()
     params = load_params(root / "params.yaml")
     models: Models = find_models(root, BASE_MODEL, params, only=variant)
-    tokenizer = load_tokenizer(BASE_MODEL, params.active.model.chat_template)
+    tokenizer = load_tokenizer(BASE_MODEL, **params.active.model.template)
     return Service(models, load_engine(engine, models, tokenizer), tokenizer)
 
 

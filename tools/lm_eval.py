@@ -48,7 +48,7 @@ def main(
     from abctune.llm.device import resolve_dtype
 
     dtype = resolve_dtype(params.train_of(params.evaluation.test_of).dtype)
-    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
+    tokenizer = load_tokenizer(**params.active.model.template)
     for name in names:
         model = load_model(name, dtype, tokenizer, batch_size)
         found = evaluate(model, tasks.split(","), limit, chat, include_path)

@@ -145,8 +145,25 @@ class FormattedRows(Counted):
     read: int
     kept: int
     duplicate: int
+    examples: int  # of the kept rows: more than one each where the chat template rewrites earlier turns
     truncated: int  # of the kept ones: longer than max_length
+    n_tokens: int
+    n_supervised: int
     quarantined: dict[str, int]  # by reason
+    repairs: dict[str, int] = Field(default_factory=dict)  # kept rows by what was mended in them
+
+    @property
+    def n_quarantined(self) -> int:
+        """Rows that were refused."""
+        return sum(self.quarantined.values())
+
+    def line(self) -> str:
+        """The counts for people."""
+        mended = f"; {', '.join(f'{n:,} {kind}' for kind, n in self.repairs.items())}" if self.repairs else ""
+        return (
+            f"{self.read:,} read = {self.kept:,} kept + {self.duplicate:,} duplicate + {self.n_quarantined:,} quarantined; "
+            f"{self.truncated:,} truncated{mended}"
+        )
 
 
 class Histogram(Counted):
@@ -157,17 +174,20 @@ class Histogram(Counted):
 
 
 class Lengths(Counted):
-    """Tokens per conversation before the cut at max_length."""
+    """Tokens per example before the cut at max_length."""
 
     max_length: int
+    quantiles: dict[str, int] = Field(default_factory=dict)
     histogram: Histogram
 
 
 class FormatRecord(Counted):
-    """`data/formatted/<variant>/summary.json`."""
+    """`data/formatted/<variant>/summary.json`: what became of a variant's records."""
 
     sources: dict[str, FormattedRows]
     lengths: Lengths
+    supervised_share: float  # of all tokens
+    chat_template_sha256: str
 
     @property
     def kept(self) -> int:

@@ -8,6 +8,24 @@ import pyarrow as pa
 
 from abctune.core.records import Metric
 
+# data/formatted/<variant>/rows.parquet and data/split/<variant>/<side>.parquet: one row per example.
+FORMATTED_ROWS = pa.schema(
+    {
+        "id": pa.string(),  # unique; "<conversation>-<turn>" where every reply is an example of its own
+        "group": pa.string(),  # stays on one side of the split
+        "source": pa.string(),
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "extra": pa.string(),  # JSON: the tools, and per message its calls and reasoning; null where there are none
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "n_tokens": pa.int32(),
+        "n_supervised": pa.int32(),
+    }
+)
+# data/formatted/<variant>/quarantine.parquet: the records that cannot be used.
+QUARANTINE = pa.schema(
+    {"source": pa.string(), "row": pa.int64(), "reason": pa.string(), "record": pa.string()}
+)
 # metrics/eval/<model>/conversations.parquet, before any metric: one row per (replicate, conversation).
 SCORED_ROWS = pa.schema(
     {

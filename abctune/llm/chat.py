@@ -1,28 +1,33 @@
-"""Conversations as the model reads them: the chat template, the pieces between turns, the stop tokens.
+"""Conversations as the model reads them: rendered by the chat template, cut at the replies, and made token ids.
 
-Everything that feeds text to a model (format, live samples, eval, app) goes through `segments`, so that the
-ids a reply is trained behind are the ids it is generated behind.
+Everything that feeds text to a model (format, live samples, eval, app) goes through `Encoder` and `segments` or
+`prompt_pieces`, so that the ids a reply is trained behind are the ids it is generated behind.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
-from abctune.llm.conversation import Message
+from abctune.llm.conversation import Message, Tools
+from abctune.llm.tokenizer import (  # noqa: F401  (load_tokenizer and its kin are part of this module's interface)
+    BASE_MODEL,
+    REPLY_MARKUP,
+    control_tokens,
+    load_tokenizer,
+    stop_token_ids,
+    template_hash,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BASE_MODEL = Path("models/base")
-# Llama 3.1/3.2 templates print today's date unless given one; this is the date the report's prompt shows.
-DATE_STRING = "26 July 2024"
-# End-of-turn tokens of the common chat formats; a tokenizer that has one stops generation on it.
-END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>")
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+PRIVATE_USE = range(0xF0000, 0xFFFFE)  # characters without a meaning, which stand for control tokens in texts
 
 
 class TemplateError(UserError):
@@ -33,55 +38,19 @@ class Unrenderable(UserError):
     """The chat template raises an error on this conversation: it refuses a role, or it is broken."""
 
 
-def load_tokenizer(path: Path = BASE_MODEL, chat_template: str = "model") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder with the chat template that params name.
+@dataclass(frozen=True)
+class Piece:
+    """A run of rendered text that is tokenised apart from its neighbours."""
 
-    Args:
-        chat_template: `model` keeps the model's own; any other name is a file `<name>.jinja` beside this module.
-
-    Raises:
-        UserError: no tokenizer in the folder, no template, or padding that would hide the end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
-
-    if not (path / "tokenizer.json").exists():
-        raise UserError(
-            f"{path}/tokenizer.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if chat_template != "model":
-        tokenizer.chat_template = (Path(__file__).parent / f"{chat_template}.jinja").read_text(
-            encoding="utf-8"
-        )
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{path} has no chat template; name one with profiles.*.model.chat_template in params.yaml"
-        )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # Padding with eos makes collators mask the real eos, and the model never learns to stop.
-        raise UserError(f"{path}: the pad token must be set and differ from eos ({tokenizer.eos_token!r})")
-    return tokenizer
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex SHA-256 of the chat template's source and the pinned date."""
-    return hashlib.sha256(f"{DATE_STRING}\n{tokenizer.chat_template}".encode()).hexdigest()
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a reply: the tokenizer's eos and whichever end-of-turn tokens it knows."""
-    known = (tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN)
-    ids = {tokenizer.eos_token_id, *known} - {None, tokenizer.unk_token_id}
-    return frozenset(ids)
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Every string that the tokenizer would turn into a special token, wherever it stands in a text."""
-    return tuple(sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special))
+    text: str
+    turn: int | None = None  # the number of the message, where this is an assistant's reply
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Tools | None = None,
 ) -> str:
     """The conversation as text, by the chat template in Jinja's sandbox: it reads no file and runs no code.
 
@@ -90,76 +59,217 @@ def render(
     """
     try:
         return tokenizer.apply_chat_template(
-            list(messages),
+            [_for_template(message) for message in messages],
+            tools=tools,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            date_string=DATE_STRING,
         )
     except Exception as error:  # whatever a model's own template raises
         raise Unrenderable(f"chat template fails ({' '.join(str(error).split())[:100]})") from error
 
 
-def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """MicroBatching the rendered conversation at its assistant boundaries.
+def _for_template(message: Message) -> Mapping[str, Any]:
+    # gpt-oss calls it `thinking`, Qwen, GLM and the rest `reasoning_content`.
+    if "reasoning_content" in message:
+        return {**message, "thinking": message["reasoning_content"]}
+    return message
+
+
+def segments(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> list[Piece]:
+    """The rendered conversation, cut at its assistant boundaries.
 
     Returns:
-        (text, is_reply) pairs whose texts concatenate to the rendered conversation. A reply's text runs from
-        behind the assistant header to the end of what the template prints for that turn.
+        Pieces whose texts concatenate to the rendered conversation. A reply's text runs from behind the assistant
+        header to the end of what the template prints for that turn.
 
     Raises:
         TemplateError: a rendering is not a prefix of the next one.
     """
-    pieces: list[tuple[str, bool]] = []
-    rendered = ""
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:turn], add_generation_prompt=True)
-        through = render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
-        if not (prompt.startswith(rendered) and through.startswith(prompt)):
-            raise TemplateError(
-                f"the chat template changes earlier text at message {turn}; labels would be wrong"
-            )
-        pieces += [(prompt[len(rendered) :], False), (through[len(prompt) :], True)]
-        rendered = through
+    pieces, rendered = _through_replies(tokenizer, messages, tools)
     if messages and messages[-1]["role"] != "assistant":
-        whole = render(tokenizer, messages, add_generation_prompt=False)
-        if not whole.startswith(rendered):
-            raise TemplateError(
-                "the chat template changes earlier text at the last message; labels would be wrong"
-            )
-        pieces.append((whole[len(rendered) :], False))
+        pieces.append(_rest(rendered, render(tokenizer, messages, False, tools)))
     return pieces
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def _through_replies(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None
+) -> tuple[list[Piece], str]:
+    pieces: list[Piece] = []
+    rendered = ""
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant" or turn == 0:  # an opening answers nobody: it is context
+            continue
+        prompt = render(tokenizer, messages[:turn], add_generation_prompt=True, tools=tools)
+        through = render(tokenizer, messages[: turn + 1], add_generation_prompt=False, tools=tools)
+        pieces += [_rest(rendered, prompt), Piece(_rest(prompt, through).text, turn)]
+        rendered = through
+    return pieces, rendered
+
+
+def _rest(before: str, text: str) -> Piece:
+    if not text.startswith(before):
+        raise TemplateError("the chat template changes earlier text; labels would be wrong")
+    return Piece(text[len(before) :])
+
+
+def prompt_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> list[Piece]:
+    """The pieces of a conversation that awaits a reply.
+
+    Where the template rewrites earlier turns (Qwen3 drops past thoughts), the whole prompt is one piece.
+    """
+    prompt = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    try:
+        pieces, rendered = _through_replies(tokenizer, messages, tools)
+        return [*pieces, _rest(rendered, prompt)]
+    except TemplateError:
+        return [Piece(prompt)]
+
+
+def reply_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> list[Piece]:
+    """A conversation that ends with the assistant, as inference shows it: the prompt's pieces, then the reply.
+
+    Raises:
+        TemplateError: the template prints the last turn otherwise than behind its own generation prompt.
+    """
+    turn, reply = len(messages) - 1, messages[-1]
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, tools=tools)
+    through = render(tokenizer, messages, add_generation_prompt=False, tools=tools)
+    if through.startswith(prompt):
+        text = through[len(prompt) :]
+    elif prompt.rstrip().endswith(THINK_OPEN) and reply["content"].strip() in through:
+        text = _thought_aloud(reply, through)
+    else:
+        raise TemplateError("the chat template changes earlier text; labels would be wrong")
+    return [*prompt_pieces(tokenizer, messages[:-1], tools), Piece(text, turn)]
+
+
+def _thought_aloud(reply: Message, through: str) -> str:
+    """The reply behind a prompt that opens the thoughts itself, and whose template drops them (DeepSeek R1)."""
+    thoughts, _, answer = reply["content"].rpartition(THINK_CLOSE)
+    thoughts = reply.get("reasoning_content") or thoughts.replace(THINK_OPEN, "")
+    answer = answer.strip()
+    return f"{thoughts.strip()}\n{THINK_CLOSE}\n\n{answer}{through.rpartition(answer)[2]}"
+
+
+@dataclass
+class Encoder:
+    """Pieces of text -> token ids, with one tokenizer as it is now.
+
+    A control token that someone wrote stays the characters they wrote: a `<|im_end|>` in a message would otherwise end
+    the user's turn and let the rest of the message speak as the system. While the template is applied, one private-use
+    character stands for each (`mask`); `ids` spells it out.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    _spelled: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # a control token's text -> ids of its characters
+
+    def __post_init__(self) -> None:
+        tokens = control_tokens(self.tokenizer)
+        self._any, self._in_reply = (
+            _alternatives(tokens),
+            _alternatives(token for token in tokens if token not in REPLY_MARKUP),
+        )
+        backend = self.tokenizer.backend_tokenizer
+        bare, behind = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
+        # Llama 2's kind puts a word boundary before every text; behind a line break there is none to put.
+        self._anchor = "" if behind[-len(bare) :] == bare else "\n"
+
+    def mask(
+        self, messages: Sequence[Message], tools: Tools | None = None
+    ) -> tuple[list[Message], Tools | None, dict[str, str]]:
+        """Messages and tools with a character in the place of each control token that is spelled in them.
+
+        Returns:
+            The same objects where there is none; and {character: token}.
+        """
+        if not self._spells_any(messages, tools):
+            return list(messages), tools, {}
+        everything = json.dumps([list(messages), tools], ensure_ascii=False)
+        free = (chr(code) for code in PRIVATE_USE if chr(code) not in everything)
+        characters: dict[str, str] = {}
+
+        def masked(value: Any, pattern: re.Pattern[str]) -> Any:
+            if isinstance(value, str):
+                return pattern.sub(lambda found: _mark(characters, found[0], free), value)
+            if isinstance(value, dict):
+                return {masked(key, pattern): masked(inner, pattern) for key, inner in value.items()}
+            return [masked(inner, pattern) for inner in value] if isinstance(value, list) else value
+
+        changed = [
+            {**masked(message, self._pattern(message)), "role": message["role"]} for message in messages
+        ]
+        return changed, masked(tools, self._any), {mark: token for token, mark in characters.items()}
+
+    def _pattern(self, message: Message) -> re.Pattern[str]:
+        return self._in_reply if message["role"] == "assistant" else self._any
+
+    def _spells_any(self, messages: Sequence[Message], tools: Tools | None) -> bool:
+        for message in messages:
+            pattern = self._pattern(message)
+            plain = len(message) == 2
+            if pattern.search(message["content"] if plain else json.dumps(message, ensure_ascii=False)):
+                return True
+        return tools is not None and bool(self._any.search(json.dumps(tools, ensure_ascii=False)))
+
+    def ids(self, texts: Sequence[str], marks: Mapping[str, str] | None = None) -> list[list[int]]:
+        """Token ids of each text, marks spelled out in characters; no bos is added."""
+        if not marks:
+            # The tokenizer's Rust core on all cores; transformers' wrapper would build unused masks and offsets.
+            encode = self.tokenizer.backend_tokenizer.encode_batch_fast
+            found = [
+                one.ids for one in encode([self._anchor + text for text in texts], add_special_tokens=False)
+            ]
+            return [ids[self._n_anchor :] for ids in found] if self._anchor else found
+        split = re.compile(f"([{''.join(marks)}])").split
+        return [
+            [
+                token
+                for part in split(text)
+                if part
+                for token in (self._characters(marks[part]) if part in marks else self.ids([part])[0])
+            ]
+            for text in texts
+        ]
+
+    @property
+    def _n_anchor(self) -> int:
+        return len(self.tokenizer.backend_tokenizer.encode(self._anchor, add_special_tokens=False).ids)
+
+    def _characters(self, token: str) -> list[int]:
+        """Ids of a control token's characters: in two halves, neither of which is the token."""
+        if token not in self._spelled:
+            self._spelled[token] = [part for ids in self.ids([token[:1], token[1:]]) for part in ids]
+        return self._spelled[token]
+
+
+def _mark(characters: dict[str, str], token: str, free: Iterable[str]) -> str:
+    if token not in characters:
+        characters[token] = next(iter(free))
+    return characters[token]
+
+
+def _alternatives(tokens: Iterable[str]) -> re.Pattern[str]:
+    # The longest first, as tokenizers match them.
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> list[int]:
     """Token ids of a conversation that awaits a reply, tokenised piece by piece as in training.
 
-    A control token that someone wrote stays the characters they wrote: a `<|im_end|>` in a message would
-    otherwise end the user's turn and let the rest of the message speak as the system. (format rejects such rows,
-    so training and this agree on all text that training has seen.)
+    Raises:
+        Unrenderable: the template fails on this conversation.
     """
-    contents = [message["content"] for message in messages]
-    written = [token for token in control_tokens(tokenizer) if any(token in text for text in contents)]
-    # One private-use character stands for each while the template is applied.
-    stands_for = {chr(0xF0000 + index): token for index, token in enumerate(written)}
-    masked = [Message(role=one["role"], content=_mask(one["content"], stands_for)) for one in messages]
-    pieces = [text for text, _ in segments(tokenizer, masked[:-1])]
-    past, prompt = "".join(pieces), render(tokenizer, masked, add_generation_prompt=True)
-    if not prompt.startswith(past):
-        raise TemplateError("the chat template changes earlier text at the last message")
-    parts = re.compile(f"([{''.join(stands_for)}])").split if stands_for else lambda piece: [piece]
-    return [
-        token
-        for piece in [*pieces, prompt[len(past) :]]
-        for part in parts(piece)
-        for token in tokenizer.encode(
-            stands_for.get(part, part), add_special_tokens=False, split_special_tokens=part in stands_for
-        )
-    ]
-
-
-def _mask(text: str, stands_for: dict[str, str]) -> str:
-    for mark, token in sorted(stands_for.items(), key=lambda pair: -len(pair[1])):
-        text = text.replace(mark, "").replace(token, mark)
-    return text
+    encoder = Encoder(tokenizer)
+    masked, masked_tools, marks = encoder.mask(messages, tools)
+    pieces = prompt_pieces(tokenizer, masked, masked_tools)
+    return [token for ids in encoder.ids([piece.text for piece in pieces], marks) for token in ids]

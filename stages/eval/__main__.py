@@ -36,7 +36,7 @@ def main(name: ItemArgument) -> None:
     if name != BASE:
         params.require_variant(name)
     rows = test_rows(params)
-    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
+    tokenizer = load_tokenizer(**params.active.model.template)
 
     from abctune.llm.device import resolve_dtype
     from abctune.llm.inference import load_for_inference

@@ -32,7 +32,7 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     config = read_json(BASE_MODEL / "config.json", made_by="fetch-model")
     rows_of = params.evaluation.test_of if variant == BASE else variant
     rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
-    record = export(variant, fmt, config, rows, params.active.model.chat_template)
+    record = export(variant, fmt, config, rows, params.active.model.template)
     print(
         f"{variant} {fmt}: {record['bytes'] / 1e6:,.0f} MB, loss {record['file_loss']:.4f} (the adapter's "
         f"{record['adapter_loss']:.4f}), mean KL {record['mean_kl']:.2g} nats, {time.perf_counter() - started:.1f} s"
@@ -55,7 +55,7 @@ def lane(params: Params, variant: str, fmt: str) -> tuple[str, str]:
 
 
 def export(
-    variant: str, fmt: str, config: dict[str, Any], rows: pa.Table, chat_template: str
+    variant: str, fmt: str, config: dict[str, Any], rows: pa.Table, template: dict[str, Any]
 ) -> dict[str, Any]:
     """Write models/exported/<variant>/<fmt> if it says what the adapter says; return how near it comes."""
     import torch
@@ -75,7 +75,7 @@ def export(
     del adapter  # one model in memory at a time
     dtype = sixteen_bit(BASE_MODEL) if fmt == "merged_16bit" else torch.float32
     if trained:
-        merged, _ = load_merged(trained, dtype, load_tokenizer(chat_template=chat_template))
+        merged, _ = load_merged(trained, dtype, load_tokenizer(**template))
     else:
         merged = load_for_inference(dtype)
     with atomic_output(EXPORTED / variant / fmt) as folder:

@@ -1,25 +1,38 @@
-"""Messages -> token ids and labels, by construction: only what the assistant wrote is supervised.
+"""Conversations -> token ids and labels, by construction: only what the assistant wrote is supervised.
 
 The conversation is cut at its assistant boundaries and each piece is tokenised apart, so a label never depends
 on finding a header in text that a user may have typed. A search for headers, as in Unsloth's
 train_on_responses_only, mislabelled 61 to 122 of 300 conversations with injected control tokens.
+
+Where the template rewrites earlier turns (Qwen3 drops past thoughts), every reply becomes an example of its own, each
+exactly what inference shows.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from abctune.llm.chat import TemplateError, Unrenderable, control_tokens, segments, stop_token_ids
-from abctune.llm.conversation import IGNORE, Message
-from stages.format.schemas import Rejected
+from abctune.llm.chat import (
+    THINK_CLOSE,
+    Encoder,
+    Piece,
+    TemplateError,
+    Unrenderable,
+    reply_pieces,
+    segments,
+    stop_token_ids,
+)
+from abctune.llm.conversation import IGNORE, Message, Tools
+from stages.format.repairs import Conversation, merged
+from stages.format.turns import Rejected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Pieces = list[tuple[str, bool]]  # (text, is it a reply)
+CONTROL_NOTE = "control token's spelling kept as characters"
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,24 @@ class Example:
         return sum(label != IGNORE for label in self.labels)
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """One example's text in pieces, before it is tokenised."""
+
+    pieces: list[Piece]
+    supervised: frozenset[int]  # numbers of the turns that are learned
+    marks: Mapping[str, str] = field(default_factory=dict)  # characters that stand for control tokens
+    turns: int | None = None  # the example ends with this many messages; None: it has all of them
+
+    @property
+    def text(self) -> str:
+        """The whole text, control tokens' spellings restored."""
+        text = "".join(piece.text for piece in self.pieces)
+        for mark, token in self.marks.items():
+            text = text.replace(mark, token)
+        return text
+
+
 class Renderer:
     """Renders batches of conversations with one tokenizer, cutting each to max_length tokens."""
 
@@ -42,50 +73,143 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._stops = stop_token_ids(tokenizer)
-        self._control = re.compile("|".join(map(re.escape, control_tokens(tokenizer))))
+        self._encoder = Encoder(tokenizer)
 
-    def cut(self, messages: Sequence[Message]) -> Pieces:
-        """One conversation's text in pieces, see abctune.llm.chat.segments.
+    def cut(self, conversation: Conversation) -> tuple[list[Rendered], tuple[str, ...]]:
+        """A conversation's examples, one or one per reply, and all repairs that were made.
 
         Raises:
-            Rejected: a text holds a control token, which would be trained as a real turn boundary, or the
-                template fails on this conversation or rewrites earlier turns of it.
+            Rejected: the template fails on this conversation, or leaves out a part of it.
         """
-        if any(self._control.search(message["content"]) for message in messages):
-            raise Rejected("control token in text")
+        attempts = [conversation]
+        if (joined := merged(conversation)) is not conversation:
+            attempts.append(joined)
+        if any("tool_calls" in message for message in conversation.messages):
+            attempts += [_with_text_arguments(one) for one in attempts]
+        reasons = []
+        for attempt in attempts:
+            try:
+                return self._render(attempt)
+            except Unrenderable as error:
+                reasons.append(str(error))
+        raise Rejected(reasons[0])
+
+    def _render(self, conversation: Conversation) -> tuple[list[Rendered], tuple[str, ...]]:
+        messages, tools, marks = self._encoder.mask(conversation.messages, conversation.tools)
+        repairs = (*conversation.repairs, CONTROL_NOTE) if marks else conversation.repairs
+        learned = frozenset(number for number, learn in enumerate(conversation.supervised) if learn)
         try:
-            return segments(self.tokenizer, messages)
+            whole = Rendered(segments(self.tokenizer, messages, tools), learned, marks)
+            check_complete(whole, messages, tools)
+            return [whole], repairs
+        except TemplateError:
+            return [self._one_reply(messages[: turn + 1], tools, marks) for turn in sorted(learned)], (
+                *repairs,
+                "one example per reply",
+            )
+
+    def _one_reply(
+        self, messages: Sequence[Message], tools: Tools | None, marks: Mapping[str, str]
+    ) -> Rendered:
+        try:
+            pieces = reply_pieces(self.tokenizer, messages, tools)
         except TemplateError:
             raise Rejected("chat template rewrites earlier turns") from None
-        except Unrenderable as error:
-            raise Rejected(str(error)) from None
+        example = Rendered(pieces, frozenset({len(messages) - 1}), marks, len(messages))
+        check_complete(example, messages, tools, past_thoughts=False)
+        return example
 
-    def encode(self, conversations: Sequence[Pieces]) -> list[Example]:
-        """Token ids and labels of a batch of cut conversations."""
-        encoded = iter(self._tokenise([text for pieces in conversations for text, _ in pieces]))
-        return [
-            self._example([(next(encoded), is_reply) for _, is_reply in pieces]) for pieces in conversations
-        ]
+    def encode(self, examples: Sequence[Rendered]) -> list[Example]:
+        """Token ids and labels of a batch of examples."""
+        plain = [piece.text for one in examples if not one.marks for piece in one.pieces]
+        encoded = iter(self._encoder.ids(plain))
+        return [self._example(one, self._ids(one) if one.marks else encoded) for one in examples]
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        # The tokenizer's Rust core on all cores; transformers' wrapper would build unused masks and offsets.
-        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def _ids(self, example: Rendered) -> Iterator[list[int]]:
+        return iter(self._encoder.ids([piece.text for piece in example.pieces], example.marks))
 
-    def _example(self, pieces: list[tuple[list[int], bool]]) -> Example:
+    def _example(self, rendered: Rendered, encoded: Iterator[list[int]]) -> Example:
         input_ids: list[int] = []
         labels: list[int] = []
-        for ids, is_reply in pieces:
-            supervised = self._through_stop(ids) if is_reply else 0
+        for piece in rendered.pieces:
+            ids = next(encoded)
+            supervised = self._through_stop(ids) if piece.turn in rendered.supervised else 0
             input_ids += ids
             labels += ids[:supervised] + [IGNORE] * (len(ids) - supervised)
         return Example(input_ids[: self.max_length], labels[: self.max_length], len(input_ids))
 
     def _through_stop(self, ids: list[int]) -> int:
-        """How many of a reply's ids to supervise: through its last stop token, not the line break some templates print after it."""
-        for position in range(len(ids) - 1, -1, -1):
-            if ids[position] in self._stops:
+        """How many of a reply's ids to supervise: through its first stop token, at which inference ends.
+
+        What some templates print behind it (a line break; Phi-3's second end token) is context.
+        """
+        for position, token in enumerate(ids):
+            if token in self._stops:
                 return position + 1
         raise TemplateError(
             "the chat template ends a reply without a stop token, so the model would never learn to stop"
         )
+
+
+def _with_text_arguments(conversation: Conversation) -> Conversation:
+    """Tool calls with their arguments as JSON text, which DeepSeek's templates want."""
+
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": arguments}}
+
+    messages = [
+        Message(**{**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]})  # type: ignore[typeddict-item]
+        if "tool_calls" in message
+        else message
+        for message in conversation.messages
+    ]
+    return replace(conversation, messages=messages)
+
+
+def check_complete(
+    rendered: Rendered, messages: Sequence[Message], tools: Tools | None, past_thoughts: bool = True
+) -> None:
+    """Check that the template printed every part of a conversation.
+
+    Args:
+        past_thoughts: False where the template may drop the thoughts of earlier turns.
+
+    Raises:
+        Rejected: it left something out, named by its kind.
+    """
+    text = "".join(piece.text for piece in rendered.pieces)
+    for number, message in enumerate(messages):
+        content, last = message["content"].strip(), number == len(messages) - 1
+        if not (past_thoughts or last):
+            content = content.rpartition(THINK_CLOSE)[2].strip()
+        if content not in text and not all(part.strip() in text for part in content.split(THINK_CLOSE)):
+            raise Rejected(f"chat template leaves out the {message['role']}'s text")
+        thoughts = message.get("reasoning_content", "").strip()
+        if thoughts and thoughts not in text and (past_thoughts or last):
+            raise Rejected("chat template has no place for reasoning")
+        for call in message.get("tool_calls", ()):
+            if not _printed(call["function"]["name"], text) or not all(
+                _printed(part, text) for part in _leaves(call["function"]["arguments"])
+            ):
+                raise Rejected("chat template has no place for tool calls")
+    for tool in tools or ():
+        if not _printed(tool["function"]["name"], text):
+            raise Rejected("chat template has no place for tools")
+
+
+def _printed(value: str, text: str) -> bool:
+    return value in text or json.dumps(value, ensure_ascii=False)[1:-1] in text
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)

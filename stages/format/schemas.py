@@ -1,56 +1,188 @@
-"""Records of the common dataset schemas -> normalised messages, or a reason why not.
+"""Records as people publish them -> conversations, or a reason why not.
 
-sharegpt   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}
-alpaca     {"instruction": ..., "input": ..., "output": ...}
-messages   {"messages": [{"role": "user", "content": ...}, ...]}
+Lists of turns   {"messages": [{"role": "user", "content": ...}, ...]}, {"conversations": [{"from": "human", "value": ...}]}
+Flat rows        {"instruction": ..., "input": ..., "output": ...}, {"prompt": ..., "completion": ...}, ...
+
+One rule for all: every field of a record is read, or is known to be harmless (stages.format.fields.HARMLESS and the
+source's `ignore`), or repeats what was read; else the row is rejected as `unread field: NAME`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from abctune.core.files import RECORD_CHARACTERS
-from abctune.llm.conversation import Message, Role, normalise
+from abctune.core.params import SourceParams
+from abctune.llm.conversation import Message
+from stages.format.fields import Fields, is_blank
+from stages.format.repairs import Conversation, repaired
+from stages.format.turns import Rejected, Turn, read_tools, read_turns, text_of
 
-# The names the three roles go by in published ShareGPT and chat data; Unsloth's standardize_sharegpt knows the same.
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "input": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "output": "assistant",
-}
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
 MAX_MESSAGES = 500
+LISTS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "auto": ("messages", "conversations", "conversation", "dialog", "dialogue"),
+}
+SYSTEM = ("system", "system_prompt")
+USER = ("instruction", "prompt", "query", "question")
+CONTEXT = ("input", "context")
+REPLY = ("output", "completion", "response", "answer")
+VERDICTS = ("label", "kto_tag")  # false: this is an answer to avoid
+PREFERENCES = ("rejected", "preferred_output", "non_preferred_output", "chosen")
 
 
-class Rejected(Exception):
-    """A row that cannot be used; the argument is the reason that is counted."""
+@dataclass(frozen=True)
+class Names:
+    """Which columns hold the parts of a row: the source's `columns`, else the known names."""
+
+    lists: tuple[str, ...]
+    system: tuple[str, ...]
+    user: tuple[str, ...]
+    context: tuple[str, ...]
+    reply: tuple[str, ...]
+    history: tuple[str, ...]
+    tools: tuple[str, ...]
+
+    @classmethod
+    def of(cls, options: SourceParams) -> Names:
+        known = {
+            "messages": LISTS.get(options.schema_, ()),
+            "system": SYSTEM,
+            "user": USER,
+            "context": CONTEXT,
+            "assistant": REPLY,
+            "history": ("history",),
+            "tools": ("tools", "functions"),
+        }
+        mapped = {part: (column,) for part, column in options.columns.items()}
+        if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
+            known |= {"messages": (), "context": ()}
+        return cls(*(mapped.get(part, names) for part, names in known.items()))
 
 
-def to_messages(record: str, schema: str) -> list[Message]:
-    """Read one record.
+class Reader:
+    """Reads the records of one source."""
 
-    Args:
-        record: the record as fetched, JSON.
-        schema: sharegpt, alpaca, messages, or auto (by the keys that are there).
+    def __init__(self, options: SourceParams) -> None:
+        self._options, self._names = options, Names.of(options)
+        self._ignore = options.ignore
 
-    Raises:
-        Rejected: with the reason.
-    """
-    fields = _parse(record)
-    detected = _detect(fields) if schema == "auto" else schema
-    pairs = {"sharegpt": _sharegpt, "alpaca": _alpaca, "messages": _messages}[detected](fields)
-    messages = [Message(role=_role(role), content=_text(content)) for role, content in pairs]
-    _check_turns(messages)
-    return messages
+    def read(self, record: str) -> Conversation:
+        """One record's conversation.
+
+        Args:
+            record: the record as fetched, JSON.
+
+        Raises:
+            Rejected: with the reason.
+        """
+        fields = Fields(_parse(record))
+        if any(fields.has(name) for name in PREFERENCES) and not fields.has(*self._names.lists):
+            raise Rejected("a preference pair, no conversation to learn")
+        turns = self._turns(fields)
+        if len(turns) > MAX_MESSAGES:
+            raise Rejected("too many messages")
+        system = _system(fields.take(*self._names.system))
+        tools = read_tools(fields.take(*self._names.tools))
+        notes = self._verdict(fields) + (
+            ["rejected answer left out"] if any(one.rejected for one in turns) else []
+        )
+        conversation = repaired(system + turns, tools, self._options.supervise == "last", notes)
+        self._check_all_read(fields, conversation)
+        return conversation
+
+    def _turns(self, fields: Fields) -> list[Turn]:
+        if fields.has(*self._names.lists) or not self._is_flat(fields):
+            key = next((name for name in self._names.lists if fields.has(name)), None)
+            if key is None:
+                key = self._empty_list(fields)
+            return read_turns(fields.take(key), key, self._ignore)
+        return self._flat(fields)
+
+    def _is_flat(self, fields: Fields) -> bool:
+        if self._options.schema_ == "alpaca" or not self._names.lists:
+            return True
+        return self._options.schema_ == "auto" and fields.has(*self._names.user, *self._names.context)
+
+    def _empty_list(self, fields: Fields) -> str:
+        """The key of a list of turns that is there and empty; with the reason where there is none."""
+        for name in self._names.lists:
+            if fields.take(name) is not None:
+                return name
+        if self._options.schema_ == "auto":
+            raise Rejected("schema not recognised")
+        raise Rejected(f"no list of turns under '{self._names.lists[0]}'")
+
+    def _flat(self, fields: Fields) -> list[Turn]:
+        names = self._names
+        request, context = fields.take(*names.user), fields.take(*names.context)
+        reply = fields.take(*names.reply)
+        if reply is None or (request is None and context is None):
+            known = self._options.schema_ == "alpaca" or fields.has("instruction")
+            raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
+        turns = self._history(fields)
+        if isinstance(request, list):
+            asked = [Turn(one.message, False) for one in read_turns(request, "prompt", self._ignore)]
+        else:
+            # Alpaca's own layout: the context follows the instruction after an empty line.
+            parts = [text_of(part) for part in (request, context) if not is_blank(part)]
+            asked = [Turn(Message(role="user", content="\n\n".join(parts)))]
+        if isinstance(reply, list) and reply and isinstance(reply[0], dict):
+            return [*turns, *asked, *read_turns(reply, "completion", self._ignore)]
+        return [*turns, *asked, Turn(Message(role="assistant", content=text_of(reply)))]
+
+    def _history(self, fields: Fields) -> list[Turn]:
+        history = fields.take(*self._names.history)
+        if is_blank(history):
+            return []
+        if not isinstance(history, list) or not all(
+            isinstance(one, list) and len(one) == 2 for one in history
+        ):
+            raise Rejected("'history' is no list of [question, answer]")
+        learn = None if self._options.history == "supervised" else False
+        return [
+            turn
+            for question, answer in history
+            for turn in (
+                Turn(Message(role="user", content=text_of(question))),
+                Turn(Message(role="assistant", content=text_of(answer)), learn),
+            )
+        ]
+
+    def _verdict(self, fields: Fields) -> list[str]:
+        for name in VERDICTS:
+            if fields.has(name):
+                value = fields.take(name)
+                if value is False:
+                    raise Rejected(f"an answer to avoid ({name}: false)")
+                if value is not True and name not in self._ignore:
+                    raise Rejected(f"unread field: {name}")
+        if fields.has("rejected_response"):
+            fields.take("rejected_response")
+            return ["rejected answer left out"]
+        return []
+
+    def _check_all_read(self, fields: Fields, conversation: Conversation) -> None:
+        for name, value in fields.unread(self._ignore):
+            if not _repeats(value, conversation.messages):
+                raise Rejected(f"unread field: {name[:60]}")
+
+
+def _system(value: Any) -> list[Turn]:
+    return [] if is_blank(value) else [Turn(Message(role="system", content=text_of(value)))]
+
+
+def _repeats(value: Any, messages: Sequence[Message]) -> bool:
+    """Whether a text is a part of the conversation, or the conversation a part of it (Alpaca's `text` is all of it)."""
+    texts = [message["content"].strip() for message in messages]
+    return isinstance(value, str) and (
+        any(value.strip() in text for text in texts) or all(text in value for text in texts)
+    )
 
 
 def _parse(record: str) -> dict[str, Any]:
@@ -65,78 +197,3 @@ def _parse(record: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise Rejected("not a JSON object")
     return fields
-
-
-def _detect(fields: dict[str, Any]) -> str:
-    for key, schema in (("messages", "messages"), ("conversations", "sharegpt"), ("instruction", "alpaca")):
-        if key in fields:
-            return schema
-    raise Rejected("schema not recognised")
-
-
-def _sharegpt(fields: dict[str, Any]) -> list[tuple[Any, Any]]:
-    return _turns(fields, "conversations", "from", "value")
-
-
-def _messages(fields: dict[str, Any]) -> list[tuple[Any, Any]]:
-    return _turns(fields, "messages", "role", "content")
-
-
-def _turns(fields: dict[str, Any], key: str, role: str, content: str) -> list[tuple[Any, Any]]:
-    turns = fields.get(key)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Rejected(f"no list of turns under '{key}'")
-    if len(turns) > MAX_MESSAGES:
-        raise Rejected("too many messages")
-    # Some sets write one schema's list with the other's keys; which keys a turn has is beyond doubt.
-    return [
-        (
-            turn.get(role, turn.get("role", turn.get("from"))),
-            turn.get(content, turn.get("content", turn.get("value"))),
-        )
-        for turn in turns
-    ]
-
-
-def _alpaca(fields: dict[str, Any]) -> list[tuple[Any, Any]]:
-    if "instruction" not in fields or "output" not in fields:
-        raise Rejected("no 'instruction' or no 'output'")
-    context = fields.get("input") or ""
-    instruction = _text(fields["instruction"])
-    # Alpaca's own layout: the context follows the instruction after an empty line.
-    return [
-        ("user", f"{instruction}\n\n{_text(context)}" if context else instruction),
-        ("assistant", fields["output"]),
-    ]
-
-
-def _role(name: Any) -> Role:
-    if not isinstance(name, str) or name.lower() not in ROLES:
-        raise Rejected("unknown role")
-    return ROLES[name.lower()]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise Rejected("content is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
-        raise Rejected("not UTF-8") from None
-    if "\ufffd" in value:  # what a decoder leaves where bytes were no UTF-8
-        raise Rejected("not UTF-8")
-    text = normalise(value)
-    if not text:
-        raise Rejected("empty message")
-    return text
-
-
-def _check_turns(messages: list[Message]) -> None:
-    roles = [message["role"] for message in messages]
-    if not roles:
-        raise Rejected("empty conversation")
-    turns = roles[1:] if roles[0] == "system" else roles
-    if "assistant" not in turns:
-        raise Rejected("no assistant turn")
-    if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(turns)):
-        raise Rejected("wrong turn order")

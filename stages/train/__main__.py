@@ -66,7 +66,7 @@ def train(variant: str, params: Params, started: float, processes: Processes) ->
     from stages.train.schedule import describe
     from stages.train.trainer import Probe, build_trainer, training_arguments
 
-    tokenizer = load_tokenizer(chat_template=params.active.model.chat_template)
+    tokenizer = load_tokenizer(**params.active.model.template)
     schedule = describe(recipe)
     for line in schedule["warnings"]:
         print(f"warning: {variant}: {line}", file=sys.stderr)

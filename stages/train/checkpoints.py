@@ -74,7 +74,7 @@ def identity(params: Params, variant: str, dtype: str) -> dict[str, dict[str, An
             "seed": params.seed,
             "max_length": params.active.data.max_length,
             "batch_tokens": params.active.eval.batch_tokens,
-            "chat_template": params.active.model.chat_template,
+            **params.active.model.template,
         },
         "data": {file: sha256_of(SPLIT / variant / file) for file in ("train.parquet", "val.parquet")},
         # Its weights were checked by hash when they were fetched.

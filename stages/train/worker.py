@@ -43,7 +43,7 @@ def follow(variant: str, params: Params, processes: Processes) -> None:
     with tempfile.TemporaryDirectory() as nothing:
         trainer = build_trainer(
             model,
-            load_tokenizer(chat_template=params.active.model.chat_template),
+            load_tokenizer(**params.active.model.template),
             training_arguments(recipe, params.seed, output_dir=nothing),
             as_dataset(rows),
             as_dataset(val),

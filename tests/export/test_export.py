@@ -156,7 +156,7 @@ def inputs():
     return (
         read_json(stage.BASE_MODEL / "config.json", made_by="fetch-model"),
         read_table(stage.SPLIT / "B/val.parquet", made_by="split@B"),
-        "model",
+        {"chat_template": "model"},
     )
 
 

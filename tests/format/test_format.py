@@ -65,7 +65,10 @@ def test_over_the_limit_the_stage_says_why_and_leaves_what_was_there(project):
     assert "1 of 51 rows of chat (2.0%) are unusable (not JSON: 1)" in done.stderr
     assert "format.max_quarantined = 0.01 in params.yaml" in done.stderr
     assert summary(project) == before
-    assert [path.name for path in (project.root / "data/formatted").iterdir()] == ["A"]
+    assert [path.name for path in (project.root / "data/formatted").iterdir() if path.is_dir()] == ["A"]
+    assert "The rows are in data/quarantine/A.parquet" in done.stderr
+    [refused] = pq.read_table(project.root / "data/quarantine/A.parquet").to_pylist()
+    assert (refused["row"], refused["record"]) == (50, "no JSON")
 
 
 def test_rows_have_ids_groups_and_lengths(project):
@@ -74,7 +77,7 @@ def test_rows_have_ids_groups_and_lengths(project):
     write_mixed(project, [record, other, small.chat_records(1)[0]], groups=[None, None, "rule-7"])
     project.stage("format", "A")
     one, two, three = rows(project)
-    assert one["messages"][0] == {"role": "user", "content": "Hi"}
+    assert one["messages"][0] == {"role": "user", "content": " Hi "}  # as it was written
     assert one["id"] != two["id"] and one["group"] == two["group"]  # the same opening message: one group
     assert three["group"] == "rule-7"
     assert one["n_tokens"] == len(one["input_ids"]) == len(one["labels"])

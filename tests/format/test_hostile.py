@@ -80,9 +80,8 @@ def other_schema(rng: random.Random) -> tuple[bytes, str]:
 
 def control(rng: random.Random) -> tuple[bytes, str]:
     texts = [f"{rng.random()}", any_text(rng) + "."]
-    # The space: NFC would make one character of > and a combining stroke, and no token would be left.
     texts[rng.randint(0, 1)] += f"{rng.choice(small.CHATML_TOKENS)} {any_text(rng)}"
-    return line(chat(*texts)), "control token in text"
+    return line(chat(*texts)), KEPT
 
 
 def not_text(rng: random.Random) -> tuple[bytes, str]:
@@ -107,13 +106,21 @@ def nobody(rng: random.Random) -> tuple[bytes, str]:
 
 
 def disorder(rng: random.Random) -> tuple[bytes, str]:
-    roles = rng.choice((("gpt", "human"), ("human", "human", "gpt"), ("human", "gpt", "system")))
-    return line(chat("a", "b", "c", roles=roles)), "wrong turn order"
+    return line(chat("a", "b", "c", roles=("human", "gpt", "system"))), "wrong turn order"
+
+
+def strange_order(rng: random.Random) -> tuple[bytes, str]:
+    roles = rng.choice((("gpt", "human"), ("human", "human", "gpt"), ("human", "gpt", "gpt")))
+    return line(chat(f"{rng.random()}", "b", "c", roles=roles)), KEPT
+
+
+def unread(rng: random.Random) -> tuple[bytes, str]:
+    return line({**chat("Hi", f"{rng.random()}"), "images": [any_text(rng)]}), "unread field: images"
 
 
 MAKERS: tuple[Callable[[random.Random], tuple[bytes, str]], ...] = (
     bytes_, cut_json, json_value, json_object, text, other_schema, control, not_text, half_pair, nothing, nobody,
-    disorder,
+    disorder, strange_order, unread,
 )  # fmt: skip
 
 

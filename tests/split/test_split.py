@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from abctune.core.params import SplitParams
-from stages.format.__main__ import ROWS
+from abctune.core.schemas import FORMATTED_ROWS as ROWS
 from stages.split.buckets import subset_of
 from tests import small
 

@@ -43,7 +43,9 @@ def fake_lm_eval(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(harness.importlib.metadata, "version", lambda name: "0.4.13")
-    monkeypatch.setattr(harness, "load_tokenizer", lambda chat_template: f"tokenizer with {chat_template}")
+    monkeypatch.setattr(
+        harness, "load_tokenizer", lambda chat_template, template_args: f"tokenizer with {chat_template}"
+    )
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "metrics/harness")
     monkeypatch.setattr(harness, "MODELS", tmp_path / "models")
     (tmp_path / "models/B").mkdir(parents=True)

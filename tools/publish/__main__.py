@@ -58,7 +58,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=MODELS, prefix=f".publish-{variant}-", suffix=".tmp") as name:
         folder = Path(name)
         if merged:
-            agreement = pack_merged(variant, repo, dtype, params.active.model.chat_template, folder)
+            agreement = pack_merged(variant, repo, dtype, params.active.model.template, folder)
             print(
                 f"{variant} merged to {dtype}: logits moved by {agreement.difference:.3g}, "
                 f"the adapter's effect is {agreement.effect:.3g}"

@@ -80,7 +80,7 @@ def pack_adapter(variant: str, repo: str, folder: Path) -> None:
     finish(folder, card, base)
 
 
-def pack_merged(variant: str, repo: str, dtype: str, chat_template: str, folder: Path) -> Agreement:
+def pack_merged(variant: str, repo: str, dtype: str, template: dict[str, Any], folder: Path) -> Agreement:
     """Fill `folder` with base and adapter as one model, whose answers have been compared with the adapter's.
 
     Raises:
@@ -88,7 +88,7 @@ def pack_merged(variant: str, repo: str, dtype: str, chat_template: str, folder:
     """
     from abctune.llm.merge import load_merged
 
-    tokenizer = load_tokenizer(chat_template=chat_template)
+    tokenizer = load_tokenizer(**template)
     model, agreement = load_merged(MODELS / variant, DTYPES[dtype], tokenizer)
     model.save_pretrained(folder)
     copy(variant, folder, but=("README.md", *ADAPTER_FILES))

@@ -1,0 +1,179 @@
+"""The tokenizer of a model folder, as the whole project uses it: chat template, padding, the tokens that end a reply."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abctune.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BASE_MODEL = Path("models/base")
+# Some templates print the day's date unless given one: one date, so that a prompt is the same on every day.
+DATE = date(2024, 7, 26)
+DATE_STRING = "26 July 2024"  # as the report's prompt shows it
+# End-of-turn tokens of the common chat formats; a tokenizer that has one stops generation on it.
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>")
+# Special tokens a reply's own text may spell: a model writes them as these tokens.
+REPLY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+PROBE = (
+    "two words,\n  indented; naïve 你好"  # what a tokenizer that mangles spaces or bytes does not give back
+)
+
+
+def load_tokenizer(
+    path: Path = BASE_MODEL,
+    chat_template: str = "model",
+    template_args: Mapping[str, Any] | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder with the chat template and the template's arguments that params name.
+
+    The template is made self-contained: date and arguments are written into it. So a tokenizer that is saved, published
+    or embedded in a GGUF renders the same prompts anywhere.
+
+    Args:
+        path: a model folder; fetch has put a template file of the user's own in the place of the model's.
+        chat_template: `model`, a path of the user's own (both: the folder's), or `<name>`, a file `<name>.jinja` beside
+            this module.
+        template_args: variables of the template, as {"enable_thinking": False}.
+
+    Raises:
+        UserError: no tokenizer in the folder, no template, or no token that could serve as padding.
+    """
+    if not (path / "tokenizer.json").exists():
+        raise UserError(
+            f"{path}/tokenizer.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
+        )
+    tokenizer = _as_written(path)
+    if chat_template != "model" and "/" not in chat_template:
+        file = Path(__file__).parent / f"{chat_template}.jinja"
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    if isinstance(tokenizer.chat_template, dict):  # several named ones, as Hermes 2 and Command-R publish
+        tokenizer.chat_template = (
+            tokenizer.chat_template.get("tool_use") or tokenizer.chat_template["default"]
+        )
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{path} has no chat template; name one with profiles.*.model.chat_template in params.yaml"
+        )
+    tokenizer.chat_template = self_contained(tokenizer.chat_template, template_args or {})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stop_token_ids(tokenizer):
+        # Padding with eos makes collators mask the real eos, and the model never learns to stop.
+        tokenizer.pad_token = _pad_token(tokenizer, path)
+    return tokenizer
+
+
+def _as_written(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that tokenizer.json describes.
+
+    transformers builds the class that tokenizer_config.json names, and for some (LlamaTokenizerFast over a byte-level
+    vocabulary, as DeepSeek publishes) rebuilds its parts from the class's defaults: every space is lost.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    written = Tokenizer.from_file(str(path / "tokenizer.json"))
+    expected = written.encode(PROBE, add_special_tokens=False).ids
+    if tokenizer.encode(PROBE, add_special_tokens=False) != expected:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    if tokenizer.encode(PROBE, add_special_tokens=False) != expected:
+        raise UserError(
+            f"{path}: transformers reads another tokenizer than tokenizer.json describes; check tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def self_contained(template: str, template_args: Mapping[str, Any]) -> str:
+    """A chat template with its arguments and the pinned date written into it; unchanged where it needs neither."""
+    literals = {
+        name: str(value).lower() if isinstance(value, bool) else json.dumps(value)
+        for name, value in template_args.items()
+    }
+    head = "".join(f"{{%- set {name} = {literal} -%}}" for name, literal in literals.items())
+    if "date_string" in template and "date_string" not in template_args:
+        default = f"{{%- if date_string is not defined -%}}{{%- set date_string = '{DATE_STRING}' -%}}{{%- endif -%}}"
+        head += "" if default in template else default
+    return head + re.sub(
+        r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: f"'{DATE.strftime(call[2])}'", template
+    )
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of the chat template's source and the pinned date."""
+    return hashlib.sha256(f"{DATE_STRING}\n{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return {
+        token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
+    """A special token that no conversation holds: one named for padding, else unk, else a reserved or unused one.
+
+    Nothing is learned from or about it: labels and masks do not come from its id.
+    """
+    stops = stop_token_ids(tokenizer)
+    free = [
+        token
+        for token, number in _special(tokenizer).items()
+        if number not in stops and token not in tokenizer.chat_template and token != tokenizer.bos_token
+    ]
+    ranks = (
+        partial(re.search, r"(?i)\bpad\b|right_pad|▁pad▁"),
+        lambda token: token == tokenizer.unk_token,
+        partial(re.search, "(?i)reserved|unused|pad"),
+        lambda token: True,
+    )
+    for fits in ranks:
+        for token in free:
+            if fits(token):
+                return token
+    raise UserError(
+        f"{path}: no special token can serve as padding (eos cannot: {tokenizer.eos_token!r} would be masked as padding "
+        "and never be learned); add one to the tokenizer as pad_token"
+    )
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a reply: eos of the tokenizer and of generation_config.json, and the end-of-turn tokens it knows.
+
+    Special tokens only: text that merely spells one ends nothing.
+    """
+    special = _special(tokenizer)
+    named = {special[token] for token in END_OF_TURN if token in special}
+    configured = _configured_stops(Path(tokenizer.name_or_path)) & set(special.values())
+    return frozenset(({tokenizer.eos_token_id} | named | configured) - {None, tokenizer.unk_token_id})
+
+
+def _configured_stops(folder: Path) -> set[int]:
+    file = folder / "generation_config.json"
+    if not tokenizer_folder(folder) or not file.is_file():
+        return set()
+    eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+
+def tokenizer_folder(folder: Path) -> bool:
+    """Whether a tokenizer came from this folder; one made in memory has no name, which would mean the working folder."""
+    return folder.name != "" and (folder / "tokenizer.json").is_file()
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Every string that the tokenizer would turn into a token of the chat format, wherever it stands in a text.
+
+    All special tokens, and the other added ones that the template prints (DeepSeek's `<｜User｜>` is not special).
+    """
+    template = tokenizer.chat_template or ""
+    added = tokenizer.added_tokens_decoder.values()
+    return tuple(sorted(token.content for token in added if token.special or token.content in template))

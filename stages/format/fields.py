@@ -1,0 +1,224 @@
+"""A record's fields, read one by one: what nobody reads and nobody knows to be harmless is found at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# Keys of records and of turns that say about a conversation, but are no part of it: where it comes from, how it was
+# judged, how long it is. What is not listed here and not read sends its row to quarantine (docs/data.md).
+HARMLESS = frozenset(
+    [
+        "id",
+        "_id",
+        "ids",
+        "idx",
+        "index",
+        "uid",
+        "uuid",
+        "row",
+        "row_id",
+        "record_id",
+        "example_id",
+        "sample_id",
+        "item_id",
+        "custom_id",
+        "user_id",
+        "session_id",
+        "thread_id",
+        "conversation_id",
+        "conversation_hash",
+        "dialog_id",
+        "dialogue_id",
+        "message_id",
+        "parent_id",
+        "message_tree_id",
+        "turn_id",
+        "turn_identifier",
+        "question_id",
+        "prompt_id",
+        "instruction_id",
+        "problem_id",
+        "completion_id",
+        "task_id",
+        "hash",
+        "hash_id",
+        "hashed_ip",
+        "tool_call_id",
+        "call_id",
+        "name",
+        "source",
+        "sources",
+        "source_id",
+        "src",
+        "dataset",
+        "dataset_name",
+        "data_source",
+        "original_dataset",
+        "original_source",
+        "origin",
+        "subset",
+        "config",
+        "split",
+        "file",
+        "filename",
+        "file_name",
+        "path",
+        "url",
+        "link",
+        "license",
+        "author",
+        "creator",
+        "contributor",
+        "annotator",
+        "annotator_id",
+        "category",
+        "categories",
+        "subcategory",
+        "sub_category",
+        "topic",
+        "topics",
+        "domain",
+        "subject",
+        "subjects",
+        "genre",
+        "field",
+        "tags",
+        "keywords",
+        "task",
+        "task_type",
+        "task_name",
+        "type",
+        "kind",
+        "format",
+        "language",
+        "lang",
+        "locale",
+        "country",
+        "state",
+        "model",
+        "model_name",
+        "model_id",
+        "generator",
+        "generation_model",
+        "engine",
+        "judge",
+        "teacher",
+        "avatar",
+        "avatarurl",
+        "title",
+        "score",
+        "scores",
+        "rating",
+        "ratings",
+        "rank",
+        "quality",
+        "reward",
+        "confidence",
+        "difficulty",
+        "level",
+        "grade",
+        "upvotes",
+        "votes",
+        "views",
+        "likes",
+        "toxic",
+        "toxicity",
+        "redacted",
+        "moderation",
+        "openai_moderation",
+        "detoxify",
+        "safe",
+        "is_safe",
+        "deleted",
+        "synthetic",
+        "review_count",
+        "review_result",
+        "emojis",
+        "length",
+        "lengths",
+        "num_turns",
+        "n_turns",
+        "turn",
+        "turns_count",
+        "num_tokens",
+        "n_tokens",
+        "token_count",
+        "tokens_count",
+        "char_count",
+        "timestamp",
+        "time",
+        "date",
+        "datetime",
+        "created",
+        "created_at",
+        "create_time",
+        "created_date",
+        "updated",
+        "updated_at",
+        "update_time",
+        "modified_at",
+        "finished_at",
+        "header",
+        "metadata",
+        "meta",
+        "extra_info",
+        "provenance",
+        "usage",
+        "finish_reason",
+        "stop_reason",
+        "version",
+        "seed",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stream",
+        "parallel_tool_calls",
+        "tool_choice",
+        "skip_prompt_formatting",
+        "prefix",
+        "annotations",
+        "status",
+        "role_id",
+        "end_turn",
+        "recipient",
+    ]
+)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: null, NaN (pandas' null), white space, an empty list or object."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or value == [] or value == {}
+
+
+class Fields:
+    """One JSON object and which of its keys have been read."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self._read: set[str] = set()
+
+    def take(self, *names: str) -> Any:
+        """The first value under these names that says something, else the first that is there, else None."""
+        there = [name for name in names if self._values.get(name) is not None]
+        chosen = next((name for name in there if not is_blank(self._values[name])), next(iter(there), None))
+        if chosen is None:
+            return None
+        self._read.add(chosen)
+        return self._values[chosen]
+
+    def has(self, *names: str) -> bool:
+        """Whether a name has a value that says something."""
+        return any(not is_blank(self._values.get(name)) for name in names)
+
+    def unread(self, ignore: Iterable[str] = ()) -> Iterator[tuple[str, Any]]:
+        """Names and values of what was not read, says something, and is neither harmless nor to be ignored."""
+        known = self._read.union(ignore)
+        for name, value in self._values.items():
+            if name not in known and name.lower() not in HARMLESS and not is_blank(value):
+                yield name, value

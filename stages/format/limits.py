@@ -1,0 +1,63 @@
+"""Whether too many rows of a source are unusable: then something is wrong with all of them, not with a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from abctune.core.errors import UserError
+from abctune.core.params import PARAMS_FILE, Params
+from abctune.core.records import FormatRecord, FormattedRows
+from stages.format.formatter import NOTHING_LEFT
+
+# What helps, by how the reason begins; the first that fits.
+REMEDIES = (
+    ("unread field", "name the column under sources.{source}.columns if it belongs to the conversation, else under sources.{source}.ignore"),
+    (NOTHING_LEFT, "raise profiles.{profile}.data.max_length: the questions alone are longer"),
+    ("longer than max_length", "raise profiles.{profile}.data.max_length, or set sources.{source}.overlong to cut"),
+    ("chat template", "choose another profiles.{profile}.model.chat_template, one that has a place for it"),
+    ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
+    ("no list of turns", "check sources.{source}.schema"),
+    ("no 'instruction'", "check sources.{source}.schema and sources.{source}.columns"),
+    ("a preference pair", "keep the chosen answers only, as messages"),
+    ("", "mend the rows"),
+)  # fmt: skip
+
+
+def check_quarantine(record: FormatRecord, params: Params, mixed: Path, rejected: Path) -> None:
+    """Stop when a source has more unusable rows than its limit allows, or no row is usable.
+
+    Args:
+        rejected: where the refused rows are, for the message.
+
+    Raises:
+        UserError: with counts by reason, the limit's key, and what helps.
+    """
+    lines = [
+        _line(source, counts, params, rejected)
+        for source, counts in record.sources.items()
+        if counts.n_quarantined / counts.read > _limit(source, params)[1]
+    ]
+    if lines:
+        raise UserError(f"{mixed}: " + "\n       ".join(lines))
+    if not any(counts.kept for counts in record.sources.values()):
+        raise UserError(f"{mixed} has no usable row")
+
+
+def _limit(source: str, params: Params) -> tuple[str, float]:
+    own = params.sources[source].max_quarantined
+    if own is not None:
+        return f"sources.{source}.max_quarantined", own
+    return "format.max_quarantined", params.format.max_quarantined
+
+
+def _line(source: str, counts: FormattedRows, params: Params, rejected: Path) -> str:
+    key, limit = _limit(source, params)
+    by_count = sorted(counts.quarantined.items(), key=lambda pair: -pair[1])
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count[:5])
+    remedy = next(text for start, text in REMEDIES if by_count[0][0].startswith(start))
+    remedy = remedy.format(source=source, profile=params.profile)
+    return (
+        f"{counts.n_quarantined:,} of {counts.read:,} rows of {source} ({counts.n_quarantined / counts.read:.1%}) are unusable "
+        f"({reasons}); the limit is {key} = {limit:g} in {PARAMS_FILE}. The rows are in {rejected}. "
+        f"To use them, {remedy}; to do without them, set sources.{source}.max_quarantined"
+    )
