@@ -15,12 +15,13 @@ from tests.plot.fake_run import source_of, write_run
 from tests.workspace import Workspace, new_project
 
 VARIANTS = "ABC"
+REPLICATES = 3
 
 
 def make_finished(folder: Path, model: Path) -> Workspace:
     """Write, plot and commit a study of A, B and C in an empty folder."""
     project = new_project(folder, model)
-    write_run(folder, {}, general=40)
+    write_run(folder, {}, general=40, replicates=REPLICATES)
     source = {"origin": "local", "path": "models/own/small", "license": "Apache-2.0"}
     project.set(profiles__tiny__model=source)
     shutil.copytree(model, folder / "models/base")
@@ -79,3 +80,8 @@ def write_adapter(root: Path, variant: str, seed: int) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     shutil.copy(root / "metrics/train" / variant / "training.json", folder)
     (folder / "README.md").write_text("the short card that train writes\n")
+    for replicate in range(1, REPLICATES + 1):
+        own = root / "models/replicates" / variant / str(replicate)
+        own.mkdir(parents=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            shutil.copy(folder / name, own)
