@@ -337,6 +337,7 @@ def write_data(
         source: {
             "read": count,
             "kept": count - 5,
+            "examples": count - 5,
             "duplicate": 3,
             "quarantined": {"unknown role": 2},
             "truncated": count // 20,
@@ -356,6 +357,7 @@ def write_data(
                 "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
             },
             "supervised_share": 0.44,
+            "chat_template_sha256": "ef" * 32,
         },
     )
     sides = {
