@@ -69,7 +69,9 @@ def pool_studies(
         for pair in pairs:
             found = [_one_study(scores, pair, sources, fixed, rng, resamples) for scores in studies]
             parts[on, *pair] = _pooled(found, trained=sum(name not in fixed for name in pair))
-    prior = fit_prior(list(parts.values()))
+    trained = [model for model in studies[0].sums if model not in fixed]
+    n_sources = len({source for sources in sets.values() for source in sources})
+    prior = fit_prior(list(parts.values()), [len(studies)] * len(trained), n_sources)
     differences = [
         difference_of(*pair, on, parts[on, *pair], prior, trained=sum(name not in fixed for name in pair))
         for on in sets

@@ -206,7 +206,11 @@ def compare_recipes(
             resamples,
         ).items()
     }
-    prior = fit_prior([found for (_, _, reference), found in parts.items() if reference is not None])
+    prior = fit_prior(
+        [found for (_, _, reference), found in parts.items() if reference is not None],
+        [len(values) for model, values in sums.items() if model not in fixed],
+        len(clustered),
+    )
     values = [value_of(model, on, parts[on, model, None], prior) for on in sets for model in sums]
     differences = [
         difference_of(*pair, on, parts[on, *pair], prior, trained[pair]) for on in sets for pair in pairs

@@ -15,10 +15,12 @@ from scipy.special import digamma, polygamma
 
 from abctune.study.statistics import NO_SPREAD
 
-# The prior for the variance between replicates counts as at most this many degrees of freedom. A study has about a
-# dozen such variances, too few to estimate how alike they are: without a limit, 3 replicates whose variances differ by a
-# factor of 10 gave a false verdict in 11 of 100 simulated studies, with it in 4 (benchmarks/calibration.py).
+# How far the prior is trusted: for at most 3 degrees of freedom, and a third of those of the variances it comes from. A study
+# has about a dozen such variances, too few to estimate how alike they are. Without a limit, 3 replicates whose standard
+# deviations differ by a factor of 2 gave a false verdict in 11 of 100 simulated studies of 3 variants, with it in 2 to 4;
+# with the first limit alone, studies of one variant had 9, with both 4 (docs/statistics.md).
 MAX_PRIOR_DF = 3.0
+PRIOR_DF_SHARE = 1 / 3
 
 Floats = NDArray[np.float64]
 
@@ -87,18 +89,23 @@ class Prior:
     df: float
 
 
-def fit_prior(parts: Sequence[Parts]) -> Prior:
-    """The prior that the study's own variances between replicates suggest, limited to MAX_PRIOR_DF.
+def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int) -> Prior:
+    """The prior that the study's own variances between replicates suggest, trusted within limits.
 
-    From one or two variances there is none to be had, as in limma.
+    Args:
+        parts: of all differences. They overlap (A - base, B - base, B - A), so they hold less than they are many.
+        trainings: the replicates of every model that was trained.
+        n_sources: disjoint sets of rows: with the trainings, how many variances are independent.
     """
     known = [one for one in parts if one.between is not None and one.between > NO_SPREAD**2]
-    if len(known) < 3:
+    if len(known) < 2:
         return Prior(0.0, 0.0)
     variances = np.array([one.between / one.unit for one in known])
     df = np.array([len(one.by_replicate) - 1 for one in known], float)
     prior = prior_of_variances(variances, df)
-    return replace(prior, df=min(prior.df, MAX_PRIOR_DF))
+    own = [k - 1 for k in trainings]
+    others = max(0, n_sources * sum(own) - max(own))
+    return replace(prior, df=min(prior.df, MAX_PRIOR_DF, PRIOR_DF_SHARE * others))
 
 
 def prior_of_variances(variances: Floats, df: Floats) -> Prior:

@@ -131,9 +131,28 @@ def test_rows_are_not_counted_twice():
 
 
 def test_no_more_false_precision_than_three_degrees_of_freedom_from_the_prior():
-    found = compared(*study(effect=0.05))
+    found = compared(*study(effect=0.05, k=6))
     assert found.prior.df <= 3
-    assert found.difference("C", "B", "chat").replicates_df <= 2 + 3
+    assert found.difference("C", "B", "chat").replicates_df <= 5 + 3
+
+
+def test_the_prior_counts_for_a_third_of_the_variances_it_comes_from():
+    """Two variants on two sources: 4 independent variances of 2 degrees of freedom, so 6 others, so 2 at most."""
+    assert compared(*study()).prior.df <= 2
+
+
+def test_a_lone_variant_on_one_source_has_no_prior():
+    rows, sums = study()
+    found = compare_recipes(
+        rows,
+        {"base": sums["base"], "B": sums["B"]},
+        [("B", "base")],
+        {"chat": ("chat",)},
+        margin=0.02,
+        seed=1,
+    )
+    assert found.prior.df == 0
+    assert found.differences[0].replicates_df == 2
 
 
 def test_the_moderated_variance_by_hand():
@@ -156,6 +175,16 @@ def test_the_prior_is_recovered_from_many_variances(df, variance):
     found = prior_of_variances(sample, np.full(len(sample), 4.0))
     assert found.df == pytest.approx(df, rel=0.05)
     assert found.variance == pytest.approx(variance, rel=0.03)
+
+
+def test_the_prior_by_hand():
+    """Smyth's equations where they have a closed solution: 2 degrees of freedom, trigamma(1) = π² / 6 from the data.
+
+    log(variance) has variance π² / 3, of which π² / 6 is chance, so the prior's df is 2; digamma(1) cancels, so its variance is 1.
+    """
+    spread = np.pi / np.sqrt(3)
+    found = prior_of_variances(np.exp([-spread, 0, spread]), np.full(3, 2.0))
+    assert (found.variance, found.df) == (pytest.approx(1), pytest.approx(2))
 
 
 def test_variances_no_more_different_than_chance_are_one_variance():
