@@ -111,13 +111,24 @@ class HubModel(_Model):
 
 
 class HubSource(_Section):
-    """Data files of a dataset repository on a Hugging Face hub, at one commit."""
+    """Data of a dataset repository on a Hugging Face hub, at one commit: by files, or by config and split."""
 
     origin: Literal["hub"]
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    files: tuple[str, ...] = ()  # names or globs, as data/train-*.parquet
+    config: str | None = None  # as the repository's README names it; needs `split`
+    split: str | None = None  # as `datasets` would load it: train, test, ...
     license: str
+    group_by: str | None = None  # a column whose equal values must stay in one subset of the split
+
+    @model_validator(mode="after")
+    def _files_or_split(self) -> HubSource:
+        if bool(self.files) == bool(self.split) or (self.config and not self.split):
+            raise ValueError(
+                "name either `files`, or `split` (with `config` where the repository has several)"
+            )
+        return self
 
 
 class WheelModel(_Model):
@@ -153,21 +164,43 @@ class LocalModel(_Model):
         return _below(path, ("models", "own"))
 
 
+DATA_SUFFIXES = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+)  # the first four also with .gz or .zst
+
+
 class LocalSource(_Section):
-    """A .jsonl, .json or .parquet file of the user's own, under data/own/ so that DVC sees it change."""
+    """Data files of the user's own, under data/own/ so that DVC sees them change."""
 
     origin: Literal["local"]
-    path: str
+    path: (
+        str | Annotated[tuple[str, ...], Field(min_length=1)]
+    )  # a file, a folder, a glob, or several of them
+    split: str | None = None  # of a folder that `datasets` saved, if it has several
     license: str = "own data"
-    group_by: str | None = None  # a column whose equal values must stay on one side of the split
+    group_by: str | None = None  # a column whose equal values must stay in one subset of the split
 
     @field_validator("path")
     @classmethod
-    def _inside_own(cls, path: str) -> str:
-        _below(path, ("data", "own"))
-        if Path(path).suffix not in (".jsonl", ".json", ".parquet"):
-            raise ValueError(f"{path!r} must end in .jsonl, .json or .parquet")
+    def _inside_own(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for one in (path,) if isinstance(path, str) else path:
+            _below(one, ("data", "own"))
+            suffixes = [suffix for suffix in Path(one).suffixes if suffix not in (".gz", ".zst")]
+            if suffixes and suffixes[-1] not in DATA_SUFFIXES and "*" not in suffixes[-1]:
+                raise ValueError(
+                    f"{one!r} must end in {', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}, or be a folder"
+                )
         return path
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`path` as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 ModelOrigin = Annotated[HubModel | WheelModel | LocalModel, Field(discriminator="origin")]

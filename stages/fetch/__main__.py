@@ -22,7 +22,9 @@ from stages.fetch.records import count_rows
 
 RAW = Path("data/raw")
 BASE_MODEL = Path("models/base")
-SCHEMA = pa.schema([("row", pa.int64()), ("record", pa.string()), ("group", pa.string())])
+SCHEMA = pa.schema(
+    [("row", pa.int64()), ("record", pa.string()), ("group", pa.string()), ("problem", pa.string())]
+)
 
 
 @exits_with_one_line

@@ -33,7 +33,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
 from stages.fetch.model_files import needed_files
-from stages.fetch.records import Record, check_suffix, read_records
+from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record]
         )
     targets = {name: scratch / str(number) for number, name in enumerate(origin.files)}
     files = repository.fetch({target: listed[name] for name, target in targets.items()})
-    records = (record for name, target in targets.items() for record in read_records(target, name))
+    records = read_files([DataFile(target, name) for name, target in targets.items()], origin.group_by)
     return records, {"repo": origin.repo, "revision": origin.revision, "files": files}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,66 @@ from abctune.core.errors import UserError
 from abctune.core.params import LocalModel, LocalSource
 from abctune.core.provenance import sha256_of
 from stages.fetch.model_files import needed_files
-from stages.fetch.records import Record, read_records
+from stages.fetch.records import SUFFIXES, DataFile, Record, check_suffix, read_files, suffix_of
+from stages.fetch.tables import is_saved_dataset
 
 
 def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, Any]]:
-    """The file's records, and what `source.json` says about them.
+    """The records of the user's files, and what `source.json` says about them.
 
     Raises:
-        UserError: the file is missing, empty, unreadable, or without the column that `group_by` names.
+        UserError: a file is missing, empty, unreadable, or no row has the column that `group_by` names.
     """
-    path = Path(origin.path)
-    if not path.is_file():
-        raise UserError(
-            f"params.yaml: {key}.path: {origin.path} not found; put the file there, or correct the path"
-        )
-    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}}
-    return read_records(path, origin.path, origin.group_by), {"path": origin.path, "files": files}
+    found = data_files(origin.paths, f"{key}.path")
+    records = read_files(found, origin.group_by, origin.split, key)
+    shown = ", ".join(origin.paths)
+    return records, {"path": shown, "files": hashes(found)}
+
+
+def data_files(paths: Iterable[str], key: str) -> list[DataFile]:
+    """The files that paths, globs and folders name, sorted within each; a folder of `datasets` counts as one.
+
+    Raises:
+        UserError: one of them names nothing that can be read.
+    """
+    found: dict[Path, DataFile] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir() and not is_saved_dataset(path):
+            matches = sorted(
+                file for file in path.rglob("*") if suffix_of(file.name) and not _is_hidden(file)
+            )
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path().glob(given))
+        if not matches:
+            kinds = f"; a folder's files end in {', '.join(SUFFIXES)}" if path.is_dir() else ""
+            raise UserError(
+                f"params.yaml: {key}: {given} not found; put the file there, or correct the path{kinds}"
+            )
+        for match in matches:
+            if match.is_file():
+                check_suffix(match.as_posix(), key)
+            found[match] = DataFile(match, match.as_posix())
+    return list(found.values())
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
+def hashes(files: Iterable[DataFile]) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size in bytes of each file, those inside a folder included; by name below data/own/."""
+    inside = (
+        file
+        for path, _ in files
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    )
+    return {
+        "/".join(file.parts[2:]): {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in inside
+    }
 
 
 def model(origin: LocalModel, key: str, folder: Path) -> dict[str, Any]:

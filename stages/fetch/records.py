@@ -1,24 +1,28 @@
-"""Records out of .jsonl, .json and .parquet files, one at a time: for the origins hub and local."""
+"""Records out of data files, one at a time: for the origins hub and local."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from abctune.core.errors import UserError
-from abctune.core.files import BATCH_ROWS, RECORD_CHARACTERS
+from abctune.core.files import RECORD_CHARACTERS
+from stages.fetch.json_files import BROKEN, Row, read_json, refuse_other_objects
+from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
+from stages.fetch.text_files import has_other_bytes, refuse_other_files
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# A character has at most 4 bytes, so what is left of a line that is cut here is still too long.
-LINE_BYTES = 4 * (RECORD_CHARACTERS + 1)
-BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
+READERS = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+PACKED = (".gz", ".zst")  # behind the suffix of a text file
+SUFFIXES = tuple(READERS)
 
 
 class Record(NamedTuple):
@@ -29,6 +33,20 @@ class Record(NamedTuple):
 
     text: str
     group: str | None
+    problem: str | None = None  # "not UTF-8": the text has U+FFFD where the file has other bytes
+
+
+class DataFile(NamedTuple):
+    """A file (or a folder of `datasets`) and what messages call it; the name's suffix says how to read it."""
+
+    path: Path
+    name: str
+
+
+def suffix_of(name: str) -> str | None:
+    """The suffix by which a file is read, without that of its compression; None if it is none of SUFFIXES."""
+    suffixes = [suffix for suffix in PurePosixPath(name).suffixes if suffix not in PACKED]
+    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
 
 
 def check_suffix(name: str, key: str) -> None:
@@ -37,102 +55,102 @@ def check_suffix(name: str, key: str) -> None:
     Raises:
         UserError: its name ends otherwise than a readable file's.
     """
-    if not name.endswith(SUFFIXES):
+    if suffix_of(name) is None:
         raise UserError(
             f"params.yaml: {key}: {name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            " (text files also with .gz or .zst)"
         )
 
 
-def read_records(path: Path, name: str, group_by: str | None = None) -> Iterator[Record]:
+def read_files(
+    files: Iterable[DataFile], group_by: str | None = None, split: str | None = None, key: str = ""
+) -> Iterator[Record]:
+    """Stream the records of several files, one after the other; see `read_records`.
+
+    Raises:
+        UserError: as for `read_records`; no file has a value in `group_by`.
+    """
+    names, rows, grouped = [], 0, 0
+    for path, name in files:
+        names.append(name)
+        for record in read_records(path, name, group_by, split, key):
+            rows += 1
+            grouped += record.group is not None
+            yield record
+    if rows and group_by and not grouped:
+        raise UserError(
+            f"{', '.join(names)}: no row has a value in {group_by!r}, which group_by in params.yaml names"
+        )
+
+
+def read_records(
+    path: Path, name: str, group_by: str | None = None, split: str | None = None, key: str = ""
+) -> Iterator[Record]:
     """Stream a file's records.
 
     Args:
-        path: where the file is.
+        path: where the file is, or a folder that `datasets` saved.
         name: what messages call it; its suffix says how to read it.
-        group_by: the column whose value becomes the group.
+        group_by: the column whose value becomes the group; columns inside columns as `meta.user`.
+        split: of a folder that `datasets` saved.
+        key: where params.yaml describes the source, for messages about `split`.
 
     Raises:
-        UserError: the file cannot be read as what its suffix says, or has no column `group_by`.
+        UserError: the file cannot be read as what its suffix says, or none of its rows is an object.
     """
-    values = read_parquet(path, name) if name.endswith(".parquet") else read_json(path, name)
-    grouped = 0
-    objects = 0
-    rows = 0
-    for value, line in values:
+    rows = objects = not_utf8 = 0
+    for value, line in open_rows(path, name, split, key):
+        if not rows:
+            refuse_other_objects(value, name)
         rows += 1
-        text, group = line, None
-        if value is not BROKEN:
-            with suppress(RecursionError):  # what could be read may still be nested too deep to be written
-                text, group = serialise(value), group_of(value, group_by)
+        record = record_of(value, line, group_by)
         objects += isinstance(value, dict)
-        grouped += group is not None
-        yield Record(text[: RECORD_CHARACTERS + 1], group)
+        not_utf8 += record.problem is not None
+        yield record
+    if rows and not_utf8 == rows:
+        raise UserError(
+            f"{name} is not UTF-8 text (Windows-1252 or Latin-1?); save it as UTF-8:"
+            " `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
+        )
     if rows and not objects:
         raise UserError(
             f'{name}: none of its {rows:,} rows is a JSON object; each row must be one, as {{"messages": [...]}}'
         )
-    if rows and group_by and not grouped:
-        raise UserError(f"{name}: no row has a value in {group_by!r}, which group_by in params.yaml names")
 
 
-def read_json(path: Path, name: str) -> Iterator[tuple[Any, str]]:
-    """The values of a JSON list, or of JSON lines: some hubs' .json files are the latter."""
-    with path.open("rb") as file:
-        start = file.read(4096)
-    if start.startswith(UTF16_MARKS):
-        raise UserError(f"{name} is UTF-16 text; save it as UTF-8")
-    is_list = start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    return read_json_list(path, name) if name.endswith(".json") and is_list else read_json_lines(path)
+def open_rows(path: Path, name: str, split: str | None, key: str) -> Iterator[Row]:
+    """The rows of a file or of a saved dataset's folder, whatever its format."""
+    if path.is_dir() and is_saved_dataset(path):
+        return read_saved_dataset(path, name, split, key)
+    refuse_other_files(path, name)
+    return READERS[suffix_of(name) or ".jsonl"](path, name)
 
 
-def read_json_list(path: Path, name: str) -> Iterator[tuple[Any, str]]:
-    try:
-        for value in json.loads(path.read_text(encoding="utf-8-sig", errors="replace")):
-            yield value, ""
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} cannot be read as a JSON list: {error}") from None
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
-    """Each line's value (BROKEN if it is not JSON) and its text."""
-    with path.open("rb") as file:
-        for number, line in enumerate(lines(file)):
-            # A byte that is not UTF-8 becomes U+FFFD, by which `format` knows the row.
-            text = line.decode("utf-8-sig" if number == 0 else "utf-8", errors="replace").strip()
-            if not text:
-                continue
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
-                value = BROKEN
-            yield value, text
-
-
-def lines(file: BinaryIO) -> Iterator[bytes]:
-    """The file's lines, each cut at LINE_BYTES: one endless line must not fill the memory."""
-    while line := file.readline(LINE_BYTES):
-        yield line
-        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(LINE_BYTES)
-
-
-def read_parquet(path: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                for value in batch.to_pylist():
-                    yield value, ""
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's trouble, not the file's
-        raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+def record_of(value: Any, line: str, group_by: str | None) -> Record:
+    """One row as a record: its JSON, or its line where it is none."""
+    text, group = line, None
+    if value is not BROKEN:
+        try:
+            text, group = dumped(value), group_of(value, group_by)
+        except RecursionError:  # what could be read may still be nested too deep to be written
+            text = line
+    problem = "not UTF-8" if has_other_bytes(line or text) else None
+    return Record(well_formed(text)[: RECORD_CHARACTERS + 1], group, problem)
 
 
 def group_of(value: Any, group_by: str | None) -> str | None:
-    if group_by is None or not isinstance(value, dict) or value.get(group_by) is None:
+    """A row's value in the column `group_by` as text; None where it has none."""
+    if group_by is None or not isinstance(value, dict):
         return None
-    group = value[group_by]
-    return well_formed(group) if isinstance(group, str) else serialise(group)
+    found: Any = value
+    if group_by in value:
+        found = value[group_by]
+    else:  # `meta.user`: the column `user` of the column `meta`
+        for step in group_by.split("."):
+            found = found.get(step) if isinstance(found, dict) else None
+    if found is None:
+        return None
+    return well_formed(found) if isinstance(found, str) else serialise(found)
 
 
 def serialise(value: Any) -> str:
@@ -140,14 +158,19 @@ def serialise(value: Any) -> str:
 
     Infinities and NaN become null, dates their ISO form, and half a surrogate pair (which has no UTF-8) U+FFFD.
     """
+    return well_formed(dumped(value))
+
+
+def dumped(value: Any) -> str:
+    """`serialise` but for halves of surrogate pairs, which stay."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
     except ValueError:
-        text = json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, default=_as_json)
-    return well_formed(text)
+        return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, default=_as_json)
 
 
 def well_formed(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -174,5 +197,5 @@ def _as_json(value: Any) -> Any:
 
 def count_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """Records as rows of rows.parquet, numbered from 0."""
-    for number, (text, group) in enumerate(records):
-        yield {"row": number, "record": text, "group": group}
+    for number, (text, group, problem) in enumerate(records):
+        yield {"row": number, "record": text, "group": group, "problem": problem}

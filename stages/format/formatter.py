@@ -47,6 +47,8 @@ class Formatter:
         for record in records:
             try:
                 conversation = self._readers[record["source"]].read(record["record"])
+                if record.get("problem"):  # what fetch found wrong with the row's bytes
+                    raise Rejected(record["problem"])
                 parsed.append((record, conversation, *self._renderer.cut(conversation)))
             except Rejected as reason:
                 rejected.append(self._reject(record, str(reason)))

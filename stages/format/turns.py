@@ -158,8 +158,6 @@ def text_of(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise Rejected("not UTF-8") from None
-    if "\ufffd" in value:  # what fetch leaves where bytes were no UTF-8
-        raise Rejected("not UTF-8")
     return value
 
 

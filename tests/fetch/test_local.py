@@ -96,9 +96,9 @@ def test_an_empty_file_is_an_error(here: ProjectHere, name: str, content: bytes)
         ("a.parquet", parquet(ROWS)[:-40], "cannot be read as Parquet"),
         ("a.parquet", b"", "cannot be read as Parquet"),
         ("a.json", b'[{"a": 1},', "cannot be read as a JSON list"),
-        ("a.json", b'{\n"data":\n[1]\n}', "none of its 4 rows is a JSON object"),
+        ("a.json", b'{\n"data":\n[1]\n}', "none of its 1 rows is a JSON object"),
         ("a.jsonl", b"just some\nprose", "none of its 2 rows is a JSON object"),
-        ("a.jsonl", "{}\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("a.jsonl", "{}\n".encode("utf-16-le"), "is UTF-16 text without a byte order mark; save it as UTF-8"),
     ],
 )
 def test_an_unreadable_file_is_one_line_that_names_it(

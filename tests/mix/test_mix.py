@@ -73,3 +73,19 @@ def test_an_empty_source_is_an_error(workspace):
     write_raw(workspace, "chat", 0)
     done = workspace.stage("mix", "A", check=False)
     assert done.returncode == 1 and "data/raw/chat/rows.parquet has no rows" in done.stderr
+
+
+def test_what_fetch_found_wrong_with_a_row_stays_with_it(raw):
+    path = raw.root / "data/raw/chat/rows.parquet"
+    rows = pq.read_table(path).append_column("problem", pa.array(["not UTF-8", *[None] * 99], pa.string()))
+    pq.write_table(rows, path)
+    raw.set(variants__A__mix={"chat": 500})
+    raw.stage("mix", "A")
+    assert {row["row"]: row["problem"] for row in mixed(raw, "A")} == {0: "not UTF-8"} | dict.fromkeys(
+        range(1, 100)
+    )
+
+
+def test_how_many_rows_are_taken_is_said(raw):
+    raw.set(profiles__tiny__data__rows_scale=0.5)
+    assert "A: 60 of 100 rows of chat (120 x rows_scale 0.5)" in raw.stage("mix", "A").stdout

@@ -1,0 +1,274 @@
+"""Rows out of JSON: one object a line, a list, pretty-printed or concatenated objects, rows under a key; streamed.
+
+Not by a library: pyarrow's JSON reader wants one object a line and one type a column, and pandas and `json.load` hold the
+whole file in memory. What is added to Python's own parser is a window that moves over the file.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+from abctune.core.errors import UserError
+from abctune.core.files import RECORD_CHARACTERS
+from stages.fetch.text_files import open_text, refuse_tables
+
+BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
+LINE = RECORD_CHARACTERS + 1  # characters; one endless line must not fill the memory
+LINES_SEEN = 50  # by which the layout is known
+CHUNK = 1 << 18  # characters read at a time
+VALUE = 16 * RECORD_CHARACTERS  # a row that is longer is a missing quote or bracket
+# Keys below which published files keep their rows: those whose list is always of rows, and those that may hold turns.
+ROW_KEYS, MAYBE_ROW_KEYS = ("data", "rows"), ("conversations", "examples", "train")
+TURN_KEYS = {"role", "from", "content", "value"}
+WHITE = re.compile(r"[ \t\r\n]*")
+Row = tuple[Any, str]  # a value, and the line it stood in where it is BROKEN
+
+
+def read_json(path: Path, name: str) -> Iterator[Row]:
+    """Stream the rows of a .json or .jsonl file; which form it has is found by its first lines, not by its name.
+
+    Raises:
+        UserError: it is no JSON, or ends early.
+    """
+    refuse_tables(path, name)
+    start = list(itertools.islice(nonblank_lines(path, name), LINES_SEEN))
+    if is_one_object_a_line(start):
+        yield from read_lines(path, name)
+    elif looks_like_csv(start):
+        raise UserError(
+            f"{name} is a table (CSV), not JSON; name it {'.tsv' if chr(9) in start[0] else '.csv'}"
+        )
+    else:
+        with open_text(path, name) as text:
+            yield from ((value, "") for value in JsonStream(text, name).rows())
+
+
+def is_one_object_a_line(start: list[str]) -> bool:
+    """Whether a file that begins with these lines is JSON lines, of which some may be broken, the first included."""
+    if not start:
+        return True
+    first = parsed(start[0])
+    if len(start) == 1:
+        if isinstance(first, dict):  # or rows under a key, all on one line
+            return not any(isinstance(first.get(key), list) for key in (*ROW_KEYS, *MAYBE_ROW_KEYS))
+        return not start[0].startswith(("{", "["))
+    objects = sum(isinstance(parsed(line), dict) for line in start if line.startswith("{"))
+    if first is BROKEN and start[0] != "[" and objects >= min(3, len(start) / 2):
+        return True
+    if start[0].startswith("[") or first is BROKEN:
+        whole_list = isinstance(first, list) and (objects or isinstance(parsed(start[1]), list))
+        return bool(whole_list) or not (start[0].startswith(("{", "[")) or looks_like_csv(start))
+    return True
+
+
+def parsed(line: str) -> Any:
+    """A line's value; BROKEN if it is no JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
+        return BROKEN
+
+
+def read_lines(path: Path, name: str) -> Iterator[Row]:
+    """Each line's value (BROKEN if it is not JSON) and its text."""
+    for line in map(str.strip, nonblank_lines(path, name)):
+        yield parsed(line), line
+
+
+def nonblank_lines(path: Path, name: str) -> Iterator[str]:
+    """The file's lines without those that hold white space alone and the space at their ends, cut at LINE characters."""
+    with open_text(path, name) as text:
+        while line := text.readline(LINE):
+            whole = line
+            while len(line) == LINE and not line.endswith("\n"):
+                line = text.readline(LINE)
+            if whole := whole.rstrip():
+                yield whole
+
+
+def looks_like_csv(start: list[str]) -> bool:
+    """Whether lines could be a CSV file's: as many separators in each, and nothing that only JSON has."""
+    first, *others = start[:2]
+    if not others or any(mark in line for line in start for mark in "{}[]"):
+        return False
+    return any(first.count(mark) == others[0].count(mark) > 0 for mark in ",;\t")
+
+
+class JsonStream:
+    """Rows of a JSON list, of objects one after another, or of a list under a key, with one row in memory at a time."""
+
+    def __init__(self, text: io.TextIOBase, name: str) -> None:
+        self._text, self._name, self._what = text, name, "JSON"
+        self._buffer, self._at, self._line, self._column = "", 0, 1, 1
+        self._decode = json.JSONDecoder().raw_decode
+
+    def rows(self) -> Iterator[Any]:
+        """The rows.
+
+        Raises:
+            UserError: what follows is no JSON; the message has the line.
+        """
+        if self._take("["):
+            self._what = "a JSON list"
+            yield from self._items()
+        else:
+            while self._peek() == "{":
+                yield from self._object()
+        if self._peek() == ",":
+            raise UserError(
+                f"{self._name}: line {self._place()[0]} has a comma between two rows; write one JSON object a line without"
+                " commas between them, or all of them in one list, [ ... ]"
+            )
+        if self._peek():
+            raise self._error("more text after the end", self._at)
+
+    def _items(self) -> Iterator[Any]:
+        """The rest of a list whose opening bracket has been read."""
+        if self._take("]"):
+            return
+        while True:
+            yield self._value()
+            if self._take("]"):
+                return
+            if not self._take(","):
+                raise self._error("Expecting ',' delimiter", self._at)
+            if self._peek() == "]":
+                raise self._error("Expecting value, found a comma before the closing bracket", self._at)
+
+    def _object(self) -> Iterator[Any]:
+        """An object: its rows if it keeps some under a key, else itself."""
+        fields: dict[str, Any] = {}
+        holds_rows = False
+        self._take("{")
+        while not self._take("}"):
+            key = self._value()
+            if not isinstance(key, str) or not self._take(":"):
+                raise self._error("Expecting property name enclosed in double quotes", self._at)
+            if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not holds_rows and self._take("["):
+                items = self._items()
+                first = next(items, None)
+                if holds_rows := is_row(first, key):
+                    yield unwrapped(first)
+                    yield from map(unwrapped, items)
+                else:
+                    fields[key] = [] if first is None else [first, *items]
+            else:
+                fields[key] = self._value()
+            if not self._take(",") and self._peek() != "}":
+                raise self._error("Expecting ',' delimiter", self._at)
+        if not holds_rows:
+            yield fields
+
+    def _peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            self._at = WHITE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._refill():
+                return ""
+
+    def _take(self, mark: str) -> bool:
+        if self._peek() != mark:
+            return False
+        self._at += 1
+        return True
+
+    def _value(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._at)
+            except JSONDecodeError as error:
+                if not self._may_go_on(error) or not self._refill():
+                    raise self._error(error.msg, error.pos) from None
+            except (ValueError, RecursionError) as error:
+                raise self._error(str(error), self._at) from None
+            else:
+                if end < len(self._buffer) or not self._refill():  # a number may go on behind the window
+                    self._at = end
+                    return value
+
+    def _may_go_on(self, error: JSONDecodeError) -> bool:
+        """Whether a value may be whole with more text: the parser stopped at the window's end, or inside a string."""
+        if len(self._buffer) - self._at > VALUE:
+            return False
+        return error.pos + 8 >= len(self._buffer) or error.msg.startswith("Unterminated string")
+
+    def _refill(self) -> bool:
+        """Drop what has been read and add as much as is left, so that a long value is not parsed again and again."""
+        more = self._text.read(max(CHUNK, len(self._buffer) - self._at))
+        if not more:
+            return False
+        self._line, self._column = self._place()
+        self._buffer, self._at = self._buffer[self._at :] + more, 0
+        return True
+
+    def _place(self, position: int | None = None) -> tuple[int, int]:
+        """Line and column, from 1, of a position in the window."""
+        before = self._buffer[: self._at if position is None else position]
+        newlines = before.count("\n")
+        column = len(before) - before.rfind("\n") if newlines else self._column + len(before)
+        return self._line + newlines, column
+
+    def _error(self, reason: str, position: int) -> UserError:
+        line, column = self._place(position)
+        hint = ""
+        if self._buffer[position - 1 : position + 1] in ("{'", "['") or self._buffer[position:][:1] == "'":
+            hint = "; single quotes are Python's notation: write the rows with json.dumps"
+        if position >= len(self._buffer.rstrip()) or reason.startswith("Unterminated"):
+            hint = "; the file ends early: is it whole?"
+        return UserError(
+            f"{self._name} cannot be read as {self._what}: {reason}: line {line} column {column}{hint}"
+        )
+
+
+def is_row(item: Any, key: str) -> bool:
+    """Whether a list's first item shows that the list under `key` is of rows, not of one conversation's turns."""
+    if key in ROW_KEYS:
+        return item is not None
+    return isinstance(item, dict) and not TURN_KEYS & item.keys()
+
+
+def unwrapped(item: Any) -> Any:
+    """A row without what the dataset viewer's API puts around it (`row_idx`, `row`)."""
+    return item["row"] if isinstance(item, dict) and {"row_idx", "row"} <= item.keys() else item
+
+
+def refuse_other_objects(value: Any, name: str) -> None:
+    """Tell a file of JSON that holds no rows by its first object.
+
+    Raises:
+        UserError: it is a ChatGPT or LM Studio export, or a table keyed by row number.
+    """
+    if not isinstance(value, dict):
+        return
+    if "mapping" in value and ("title" in value or "current_node" in value):
+        raise UserError(
+            f"{name} is a ChatGPT export, which keeps each conversation as a tree of versions; convert it to one"
+            ' {"messages": [...]} a line, choosing a branch'
+        )
+    messages = value.get("messages")
+    if (
+        isinstance(messages, list)
+        and messages
+        and isinstance(messages[0], dict)
+        and "versions" in messages[0]
+    ):
+        raise UserError(
+            f"{name} is an LM Studio conversation, which keeps several versions of each turn; convert it to one"
+            ' {"messages": [...]} a line'
+        )
+    inner = [item for item in value.values() if isinstance(item, dict)]
+    if len(inner) == len(value) and value and ("0" in value or all("0" in item for item in inner)):
+        raise UserError(
+            f"{name} is a table keyed by row number, as pandas writes it; write it with"
+            ' to_json(orient="records", lines=True) and name it .jsonl'
+        )

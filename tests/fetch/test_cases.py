@@ -1,0 +1,115 @@
+"""Files as people have them (tests/fetch/cases): the rows that fetch reads, or the words it refuses them with."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from abctune.core.errors import UserError
+from stages.fetch import json_files
+from stages.fetch.json_files import JsonStream
+from stages.fetch.records import read_records
+from tests.fetch.conftest import ProjectHere, jsonl
+
+FOLDER = Path(__file__).parent / "cases"
+CASES: dict[str, dict[str, Any]] = YAML(typ="safe").load((FOLDER / "cases.yaml").read_text())
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+ROWS = st.lists(st.dictionaries(st.sampled_from(["messages", "n", "x"]), VALUES, max_size=3), max_size=5)
+
+
+def test_every_file_is_in_the_table() -> None:
+    assert {path.name for path in FOLDER.iterdir()} - {"cases.yaml"} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_gives_its_rows_or_is_told_by_what_it_is(name: str) -> None:
+    case, path = CASES[name], FOLDER / name
+    if "refused" in case:
+        with pytest.raises(UserError) as refusal:
+            list(read_records(path, name, key="KEY"))
+        assert case["refused"] in str(refusal.value) and name in str(refusal.value)
+        return
+    records = list(read_records(path, name))
+    assert len(records) == case["rows"]
+    assert [record.text for record in records[:1]] == ([case["first"]] if case["rows"] else [])
+    assert sum(record.problem == "not UTF-8" for record in records) == case.get("problems", 0)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+@given(ROWS, st.sampled_from(["list", "pretty list", "pretty", "joined", "under a key"]), st.integers(1, 40))
+def test_json_of_any_layout_is_read_as_the_json_module_reads_it(
+    rows: list[dict[str, Any]], layout: str, chunk: int
+) -> None:
+    text = {
+        "list": lambda: json.dumps(rows),
+        "pretty list": lambda: json.dumps(rows, indent=2, ensure_ascii=False),
+        "pretty": lambda: "\n".join(json.dumps(row, indent=1) for row in rows),
+        "joined": lambda: "".join(map(json.dumps, rows)),
+        "under a key": lambda: json.dumps({"v": [1], "rows": rows, "end": {}}),
+    }[layout]()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_files, "CHUNK", chunk)  # so that every value crosses the window's border
+        read = list(JsonStream(io.StringIO(text), "x.json").rows())
+    assert read == (rows if rows or layout != "under a key" else [{"v": [1], "rows": [], "end": {}}])
+
+
+def test_an_error_names_the_line_far_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_files, "CHUNK", 10)
+    text = "[\n" + '{"a": 1},\n' * 100 + "{bad}\n]"
+    with pytest.raises(UserError, match="line 102 column 2"):
+        list(JsonStream(io.StringIO(text), "x.json").rows())
+
+
+def test_files_folders_and_globs_become_one_source_in_order(here: ProjectHere) -> None:
+    for name, content in (
+        ("b/2.csv", b"n\n3\n"),
+        ("b/1.jsonl", jsonl({"n": 1}, {"n": 2})),
+        ("b/notes.txt", b"no data"),
+        ("c-1.json", b'[{"n": 4}]'),
+        ("c-2.json", b'[{"n": 5}]'),
+    ):
+        here.own(name, content)
+    here.source(origin="local", path=["data/own/b", "data/own/c-*.json"])
+    here.fetched("chat")
+    assert here.records() == [{"n": 1}, {"n": 2}, {"n": "3"}, {"n": 4}, {"n": 5}]
+    about = here.about(here.raw / "chat")
+    assert list(about["files"]) == ["b/1.jsonl", "b/2.csv", "c-1.json", "c-2.json"]
+    assert about["path"] == "data/own/b, data/own/c-*.json"
+
+
+def test_a_split_of_a_saved_dataset_is_read(here: ProjectHere) -> None:
+    for file in (FOLDER / "h31_save_to_disk_splits").rglob("*"):
+        if file.is_file():
+            here.own(f"saved/{file.relative_to(FOLDER / 'h31_save_to_disk_splits')}", file.read_bytes())
+    here.source(origin="local", path="data/own/saved", split="test")
+    here.fetched("chat")
+    assert here.records() == [{"instruction": "Name a colour", "input": "", "output": "Blue"}]
+    here.source(origin="local", path="data/own/saved", split="val")
+    assert "profiles.tiny.sources.chat.split: data/own/saved has the splits train, test" in here.refused(
+        "chat"
+    )
+
+
+def test_a_folder_or_glob_without_data_is_an_error(here: ProjectHere) -> None:
+    here.own("b/notes.txt", b"no data")
+    for path in ("data/own/b", "data/own/c-*.jsonl"):
+        here.source(origin="local", path=path)
+        assert f"profiles.tiny.sources.chat.path: {path} not found" in here.refused("chat")
+
+
+def test_rows_may_be_grouped_by_a_nested_column(here: ProjectHere) -> None:
+    here.own("a.jsonl", jsonl({"meta": {"user": "u1"}}, {"meta": None}, {"meta": {"user": 2}}))
+    here.params["profiles"]["tiny"]["sources"]["chat"]["group_by"] = "meta.user"
+    here.fetched("chat")
+    assert [row["group"] for row in here.rows()] == ["u1", None, "2"]
