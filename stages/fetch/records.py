@@ -11,7 +11,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import RECORD_CHARACTERS
 from stages.fetch.json_files import BROKEN, Row, read_json, refuse_other_objects
 from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
-from stages.fetch.text_files import has_other_bytes, refuse_other_files
+from stages.fetch.text_files import has_other_bytes, is_unicode, refuse_other_files
 
 READERS = {
     ".jsonl": read_json,
@@ -105,7 +105,7 @@ def read_records(
         rows += 1
         record = record_of(value, line, group_by)
         objects += isinstance(value, dict)
-        not_utf8 += record.problem is not None
+        not_utf8 += has_other_bytes(line)
         yield record
     if rows and not_utf8 == rows:
         raise UserError(
@@ -134,7 +134,7 @@ def record_of(value: Any, line: str, group_by: str | None) -> Record:
             text, group = dumped(value), group_of(value, group_by)
         except RecursionError:  # what could be read may still be nested too deep to be written
             text = line
-    problem = "not UTF-8" if has_other_bytes(line or text) else None
+    problem = None if is_unicode(line) and is_unicode(text) else "not UTF-8"
     return Record(well_formed(text)[: RECORD_CHARACTERS + 1], group, problem)
 
 
@@ -171,11 +171,7 @@ def dumped(value: Any) -> str:
 
 def well_formed(text: str) -> str:
     """A text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _without_nan(value: Any) -> Any:

@@ -104,8 +104,13 @@ def _encoding(start: bytes, name: str) -> tuple[str, str]:
 
 def has_other_bytes(text: str) -> bool:
     """Whether a text that `open_text` read holds bytes that are not UTF-8."""
+    return not is_unicode(text) and OTHER_BYTE.search(text) is not None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has a UTF-8 form: halves of surrogate pairs, which JSON can spell, have none."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return OTHER_BYTE.search(text) is not None
-    return False
+        return False
+    return True
