@@ -207,3 +207,10 @@ def own_model(here: ProjectHere, files: dict[str, bytes]) -> Path:
 def records(folder: Path, content: bytes, **options: Any) -> list[Any]:
     (folder / "a.jsonl").write_bytes(content)
     return list(read_records(folder / "a.jsonl", "a.jsonl", **options))
+
+
+def test_a_row_whose_bytes_are_no_text_is_marked_and_one_that_has_the_replacement_character_is_not(
+    tmp_path: Path,
+) -> None:
+    lines = b'{"a": "\xff"}\n{"a": "\xef\xbf\xbd"}\n{"a": "\\ud83d"}\n{"a": "\\ud83d\\ude00"}'
+    assert [record.problem for record in records(tmp_path, lines)] == ["not UTF-8", None, "not UTF-8", None]
