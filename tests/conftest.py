@@ -66,6 +66,7 @@ def split_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> P
     def make(folder: Path) -> None:
         project = make_workspace(folder, small_model)
         project.stage("fetch", "--model")
+        project.stage("fetch", "--general")
         for source in ("chat", "instruct"):
             project.stage("fetch", source)
         for stage in ("mix", "format", "split"):

@@ -164,6 +164,12 @@ def instruct_records(count: int, seed: int = 1) -> list[dict]:
     return [{"instruction": sentence(rng), "input": "", "output": sentence(rng, 8)} for _ in range(count)]
 
 
+def general_records(count: int, seed: int = 2) -> list[dict]:
+    """Documents of running text."""
+    rng = random.Random(seed)
+    return [{"text": ". ".join(sentence(rng, 9) for _ in range(4))} for _ in range(count)]
+
+
 def write_jsonl(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

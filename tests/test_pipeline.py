@@ -17,6 +17,7 @@ FOREACH_STAGES = ("mix", "format", "split", "train", "eval", "collect")
 
 OUTPUTS = (
     "models/base",
+    "data/general",
     *(f"data/raw/{source}" for source in ("chat", "instruct")),
     *(f"data/mixed/{variant}.{kind}" for variant in "ABC" for kind in ("parquet", "json")),
     *(
@@ -126,7 +127,9 @@ def imported_from(folder: Path) -> set[Path]:
     return used
 
 
-@pytest.mark.parametrize("name", ["fetch-model", "fetch", *FOREACH_STAGES, "eval-base", "export", "plot"])
+@pytest.mark.parametrize(
+    "name", ["fetch-model", "fetch-general", "fetch", *FOREACH_STAGES, "eval-base", "export", "plot"]
+)
 def test_a_stage_depends_on_the_code_it_imports(name):
     stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]
     body = stage.get("do", stage)

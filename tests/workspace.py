@@ -40,6 +40,7 @@ SMALL = {
         "chat": {"origin": "local", "path": "data/own/chat.jsonl"},
         "instruct": {"origin": "local", "path": "data/own/instruct.jsonl"},
     },
+    "general": {"origin": "local", "path": "data/own/general.jsonl"},
     "data": {"max_length": 96, "rows_scale": 1.0},
     "split": {"val": 0.1, "test": 0.2},
     "replicates": 1,
@@ -104,6 +105,7 @@ def make_workspace(folder: Path, small_model: Path) -> Workspace:
     project = new_project(folder, small_model)
     small.write_jsonl(folder / "data/own/chat.jsonl", small.chat_records(120))
     small.write_jsonl(folder / "data/own/instruct.jsonl", small.instruct_records(120))
+    small.write_jsonl(folder / "data/own/general.jsonl", small.general_records(12))
     project.set(**{f"profiles__tiny__{key}": value for key, value in SMALL.items()})
     for variant, mix in {"A": {"chat": 120}, "B": {"chat": 60}, "C": {"chat": 60, "instruct": 60}}.items():
         project.set(**{f"variants__{variant}__mix": mix, f"variants__{variant}__train__max_steps": 4})

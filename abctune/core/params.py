@@ -148,7 +148,7 @@ class WheelSource(_Section):
     package: Package
     version: Version
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
-    recipe: Literal["chitchat", "ruff_rules"]
+    recipe: Literal["chitchat", "ruff_rules", "docstrings"]
     license: str
 
 
@@ -254,6 +254,8 @@ class EvalParams(_Section):
     max_new_tokens: Count  # of each answer
     task_prompts: Whole  # how many of the project's own tasks are asked; 0: none
     code_rows: Whole  # how many held-out "improve this Python code" rows are asked, where there are any
+    general_windows: Whole  # how many pieces of general text are scored; 0: none
+    general_tokens: Annotated[int, Field(ge=16, strict=True)]  # tokens of such a piece
 
 
 class TrainParams(_Section):
@@ -338,6 +340,7 @@ class Profile(_Section):
 
     model: ModelOrigin
     sources: Annotated[dict[str, SourceOrigin], Field(min_length=1)]
+    general: SourceOrigin  # text that no variant trains on, by which forgetting is measured
     data: DataParams
     split: SplitParams
     replicates: Count  # trainings of each variant that differ in the training seed alone

@@ -84,8 +84,37 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
         ) from None
 
 
+def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
+    """Put another adapter's weights in the place of the loaded one's: as good as a fresh load, without the base's.
+
+    Args:
+        model: what `load_for_inference` made with an adapter of the same settings.
+
+    Raises:
+        UserError: the adapter is missing, damaged, or has other weights than the loaded one.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = adapter / "adapter_model.safetensors"
+    remedy = f"`dvc repro train@{adapter.parent.name}` makes it, or `dvc pull` brings it"
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; {remedy}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
+    shapes = {name: weight.shape for name, weight in get_peft_model_state_dict(model).items()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        raise UserError(f"{path} has other weights than the variant's published adapter; {remedy}")
+    set_peft_model_state_dict(model, weights)
+
+
 @dataclass(frozen=True)
 class Answer:
+    """A reply to one prompt."""
+
     text: str
     token_ids: list[int]  # without the stop token
     stopped: bool  # ended with a stop token, not at the limit
@@ -126,11 +155,12 @@ def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset
 @contextmanager
 def cached(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode with the key-value cache on, and back to what was before, whatever happens."""
-    training, use_cache = model.training, model.config.use_cache
+    config = model.config.get_text_config()  # of a vision wrapper, which has none itself
+    training, use_cache = model.training, config.use_cache
     model.eval()
-    model.config.use_cache = True
+    config.use_cache = True
     try:
         yield
     finally:
-        model.config.use_cache = use_cache
+        config.use_cache = use_cache
         model.train(training)

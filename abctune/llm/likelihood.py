@@ -1,4 +1,4 @@
-"""How likely a model finds each conversation's supervised tokens: the sum of -log p, in nats.
+"""What a model makes of each conversation's supervised tokens: the sum of -log p in nats, and other sums like it.
 
 A sum per conversation and nothing averaged, so neither the batch size nor the order can change a loss:
 loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch means, which both can.
@@ -6,18 +6,27 @@ loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from abctune.llm.conversation import IGNORE
+from abctune.llm.heads import causal_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD_ROWS = 1024  # hidden states per language-model-head call: 1024 x 128,256 logits are 0.5 GB in float32
+
+# float32 logits (n, vocabulary) and the tokens that came (n,) -> a number for each token (n,).
+TokenMeasure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p of each token, in nats."""
+    return cross_entropy(logits, targets, reduction="none")
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -32,7 +41,6 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-@torch.inference_mode()
 def conversation_nll(
     model: PreTrainedModel,
     input_ids: Sequence[Sequence[int]],
@@ -46,19 +54,45 @@ def conversation_nll(
         batch_tokens: tokens per forward pass, padding included. Bounds memory; does not change the result
             beyond floating-point rounding.
     """
-    backbone, head = _backbone_and_head(model)
-    nll = torch.zeros(len(input_ids), dtype=torch.float64, device=model.device)  # read once, at the end
+    return conversation_sums(model, input_ids, labels, batch_tokens, {"nll": token_nll})["nll"]
+
+
+@torch.inference_mode()
+def conversation_sums(
+    model: PreTrainedModel,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    batch_tokens: int,
+    measures: Mapping[str, TokenMeasure],
+) -> dict[str, list[float]]:
+    """Each measure's sum over each conversation's supervised tokens, all from one forward pass.
+
+    Args:
+        input_ids, labels, batch_tokens: as for `conversation_nll`.
+        measures: what to sum, by name.
+
+    Returns:
+        One float per conversation for each name.
+    """
+    shape = len(measures), len(input_ids)
+    sums = torch.zeros(shape, dtype=torch.float64, device=model.device)  # read once, at the end
+    head = head_of(model)
+    if head is None:  # all logits of a batch are in memory at once
+        batch_tokens = min(batch_tokens, HEAD_ROWS)
     for batch in batches([len(ids) for ids in input_ids], batch_tokens):
         ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
-        hidden = backbone(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-        _add_nll(nll, torch.tensor(batch), hidden, head, targets=wanted[:, 1:])
-    return nll.tolist()
+        ids = ids.to(model.device)
+        if head is None:
+            states, project = causal_of(model)(input_ids=ids, use_cache=False).logits, _as_they_are
+        else:
+            states, project = head.hidden(ids), head.logits
+        owners, parts = torch.tensor(batch), wanted[:, 1:]
+        _add_sums(sums, owners, states, project, targets=parts, measures=tuple(measures.values()))
+    return dict(zip(measures, sums.tolist(), strict=True))
 
 
-def _backbone_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
-    # PEFT puts the LoRA layers into the base model's own modules, so its backbone is the adapted one.
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.get_decoder(), causal.get_output_embeddings()
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
 
 
 def right_padded(
@@ -78,21 +112,23 @@ def right_padded(
     return ids, wanted
 
 
-def _add_nll(
-    nll: torch.Tensor,
+def _add_sums(
+    sums: torch.Tensor,
     owners: torch.Tensor,
-    hidden: torch.Tensor,
-    head: torch.nn.Module,
+    states: torch.Tensor,
+    project: Callable[[torch.Tensor], torch.Tensor],
     targets: torch.Tensor,
+    measures: Sequence[TokenMeasure],
 ) -> None:
-    """Add each row's supervised tokens to nll[owners[row]], a bounded number of logits in memory at a time.
+    """Add each row's supervised tokens to sums[:, owners[row]], a bounded number of logits in memory at a time.
 
-    Column t of `hidden` predicts column t of `targets`, the token after it. `owners` and `targets` are on the CPU,
-    where finding the supervised ones does not wait for the GPU.
+    Column t of `states` predicts column t of `targets`, the token after it; `project` makes logits of states.
+    `owners` and `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
     """
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
     found = owners[rows], rows, columns, targets[rows, columns]
-    parts = zip(*(places.to(hidden.device).split(HEAD_ROWS) for places in found), strict=True)
+    parts = zip(*(places.to(states.device).split(HEAD_ROWS) for places in found), strict=True)
     for owner, row, column, target in parts:
-        losses = cross_entropy(head(hidden[row, column]).float(), target, reduction="none")
-        nll.index_add_(0, owner, losses.double())
+        logits = project(states[row, column]).float()
+        for total, measure in zip(sums, measures, strict=True):
+            total.index_add_(0, owner, measure(logits, target).double())

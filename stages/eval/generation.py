@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from abctune.core.records import Generation
 from abctune.llm.conversation import Message
 from abctune.llm.inference import Answer, generate
 from abctune.llm.prompts import PROMPTS
@@ -53,12 +54,12 @@ def _row(prompt: str, answer: Answer) -> dict[str, Any]:
     }
 
 
-def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(samples: Sequence[dict[str, Any]]) -> Generation:
     """Means over the prompts; stop_rate is the share of answers that ended by themselves."""
     count = len(samples)
-    return {
-        "n_prompts": count,
-        "stop_rate": round(sum(sample["stopped"] for sample in samples) / count, 4),
-        "mean_new_tokens": round(sum(sample["n_tokens"] for sample in samples) / count, 2),
-        "repetition": round(sum(sample["repetition"] for sample in samples) / count, 4),
-    }
+    return Generation(
+        n_prompts=count,
+        stop_rate=round(sum(sample["stopped"] for sample in samples) / count, 4),
+        mean_new_tokens=round(sum(sample["n_tokens"] for sample in samples) / count, 2),
+        repetition=round(sum(sample["repetition"] for sample in samples) / count, 4),
+    )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
+from abctune.core.records import CheckCount, PassRateRecord
 from abctune.llm.conversation import text_hash
 from abctune.llm.inference import Answer
 from stages.eval.checks import CHECKS, word_list
@@ -69,7 +70,7 @@ def _row(task: Task, answer: Answer) -> dict[str, Any]:
     }
 
 
-def pass_rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def pass_rates(rows: Sequence[dict[str, Any]]) -> dict[str, PassRateRecord]:
     """Per kind: how many were asked, how many passed, the share, and how often each check held.
 
     A kind with no task is left out.
@@ -82,10 +83,10 @@ def pass_rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for row in of:
             for name, held in row["checks"].items():
                 checks.setdefault(name, []).append(held)
-        rates[kind] = {
-            "n": len(of),
-            "passed": passed,
-            "pass": round(passed / len(of), 4),
-            "checks": {name: {"n": len(held), "passed": sum(held)} for name, held in checks.items()},
-        }
+        rates[kind] = PassRateRecord(
+            n=len(of),
+            passed=passed,
+            share=round(passed / len(of), 4),
+            checks={name: CheckCount(n=len(held), passed=sum(held)) for name, held in checks.items()},
+        )
     return rates

@@ -1,6 +1,6 @@
-"""Fetch a source or the base model: `python -m stages.fetch <source>`, `python -m stages.fetch --model`.
+"""Fetch a source, the general text or the base model: `python -m stages.fetch <source>`, `... --general`, `... --model`.
 
-Writes data/raw/<source>/ (rows.parquet, source.json) or models/base/, whole or not at all.
+Writes data/raw/<source>/ or data/general/ (rows.parquet, source.json) or models/base/, whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output, write_json, write_rows
-from abctune.core.params import Params, key_from_dvc, load_params
+from abctune.core.params import Params, SourceOrigin, key_from_dvc, load_params
 from stages.fetch.model_files import count_parameters
 from stages.fetch.origins import open_model, open_source
 from stages.fetch.records import count_rows
 
-RAW = Path("data/raw")
+RAW, GENERAL_TEXT = Path("data/raw"), Path("data/general")
 BASE_MODEL = Path("models/base")
 SCHEMA = pa.schema(
     [("row", pa.int64()), ("record", pa.string()), ("group", pa.string()), ("problem", pa.string())]
@@ -31,15 +31,19 @@ SCHEMA = pa.schema(
 def main(
     source: Annotated[str | None, typer.Argument(help="a name under `sources` in params.yaml")] = None,
     model: Annotated[bool, typer.Option("--model", help="fetch the base model instead")] = False,
+    general: Annotated[bool, typer.Option("--general", help="fetch the general text instead")] = False,
 ) -> None:
     """Fetch what the active profile of params.yaml names."""
-    if source is None and not model:
+    if source is None and not (model or general):
         source = key_from_dvc()
-    if model == (source is not None):
-        raise UserError("name one source, or --model: `python -m stages.fetch chat`")
+    if model + general + (source is not None) != 1:
+        raise UserError("name one source, or --model, or --general: `python -m stages.fetch chat`")
     started = time.monotonic()
     params = load_params()
-    done = fetch_model(params) if model else fetch_source(params, source)
+    if source is None:
+        done = fetch_model(params) if model else fetch_general(params)
+    else:
+        done = fetch_source(params, source)
     print(f"fetched {done} in {time.monotonic() - started:.1f} s")
 
 
@@ -47,8 +51,23 @@ def fetch_source(params: Params, name: str) -> str:
     """Write data/raw/<name>/; return what was fetched, for people."""
     if name not in params.active.sources:
         raise UserError(f"params.yaml: no source {name!r}; sources has {', '.join(params.active.sources)}")
-    origin, key = params.active.sources[name], f"profiles.{params.profile}.sources.{name}"
-    with atomic_output(RAW / name) as folder:
+    key = f"profiles.{params.profile}.sources.{name}"
+    return f"{name}: {fetch_rows(params.active.sources[name], key, RAW / name):,} rows"
+
+
+def fetch_general(params: Params) -> str:
+    """Write data/general/; return what was fetched, for people."""
+    rows = fetch_rows(params.active.general, f"profiles.{params.profile}.general", GENERAL_TEXT)
+    return f"the general text: {rows:,} rows"
+
+
+def fetch_rows(origin: SourceOrigin, key: str, target: Path) -> int:
+    """Write the folder of a source; return the number of its rows.
+
+    Args:
+        key: where params.yaml describes the source, for messages.
+    """
+    with atomic_output(target) as folder:
         folder.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             records, provenance = open_source(origin, key, Path(scratch))
@@ -58,7 +77,7 @@ def fetch_source(params: Params, name: str) -> str:
                 f"params.yaml: {key}: {', '.join(provenance['files'])} holds no rows; name a file that does"
             )
         write_json(folder / "source.json", described(origin, provenance) | {"rows": rows})
-    return f"{name}: {rows:,} rows"
+    return rows
 
 
 def fetch_model(params: Params) -> str:

@@ -15,6 +15,7 @@ from statistics import mean
 from typing import Any
 
 from abctune.core.errors import UserError
+from stages.fetch.docstrings import docstrings
 from stages.fetch.records import Record, serialise
 
 MESSAGES = (
@@ -174,4 +175,8 @@ def bad_and_good(example: str) -> tuple[str, str] | None:
     return (bad[-1].strip(), good[0].strip()) if marker and bad and good else None
 
 
-RECIPES: dict[str, Callable[[Path], Iterator[Record]]] = {"chitchat": chitchat, "ruff_rules": ruff_rules}
+RECIPES: dict[str, Callable[[Path], Iterator[Record]]] = {
+    "chitchat": chitchat,
+    "ruff_rules": ruff_rules,
+    "docstrings": docstrings,
+}

@@ -94,13 +94,13 @@ def test_a_task_is_passed_only_when_all_its_checks_hold():
         {"kind": "code", "checks": {"parses": True}, "passed": True},
     ]
     rates = pass_rates(rows)
-    assert rates["instructions"] == {
+    assert rates["instructions"].model_dump() == {
         "n": 2,
         "passed": 1,
-        "pass": 0.5,
+        "share": 0.5,
         "checks": {"words": {"n": 2, "passed": 2}, "ends": {"n": 1, "passed": 0}},
     }
-    assert rates["code"]["pass"] == 1
+    assert rates["code"].share == 1
     assert pass_rates([]) == {}
 
 

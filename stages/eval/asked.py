@@ -1,0 +1,33 @@
+"""What the published adapter of a model is asked: the fixed prompts, and the tasks that the profile wants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from abctune.core.params import EvalParams
+from abctune.llm.prompts import PROMPTS
+from stages.eval.generation import answer_all, samples_of
+from stages.eval.lint import code_tasks
+from stages.eval.tasks import results, written_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Lines = list[dict[str, Any]]  # of samples.jsonl or tasks.jsonl
+
+
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: pa.Table, settings: EvalParams
+) -> tuple[Lines, Lines]:
+    """The answers to the fixed prompts, and the checked answers to the tasks.
+
+    Args:
+        rows: the common test rows, some of which become tasks.
+    """
+    tasks = written_tasks(settings.task_prompts)
+    tasks += code_tasks(rows.select(["id", "group", "messages"]).to_pylist(), settings.code_rows)
+    prompts = [*PROMPTS, *(task.prompt for task in tasks)]
+    answers = answer_all(model, tokenizer, prompts, settings.max_new_tokens)
+    return samples_of(answers[: len(PROMPTS)]), results(tasks, answers[len(PROMPTS) :])
