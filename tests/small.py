@@ -69,6 +69,19 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# A ChatML template with places for tools, tool calls, tool results and reasoning, as Hermes and Qwen have them.
+TOOLS_CHATML = (
+    "{% if tools %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The same, but past thoughts are dropped, as Qwen3's template does.
+FORGETFUL_CHATML = TOOLS_CHATML.replace(
+    "{% if message.reasoning_content %}", "{% if message.reasoning_content and loop.last %}"
+)
 CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
 LLAMA_TOKENS = (
     "<|begin_of_text|>",

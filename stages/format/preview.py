@@ -22,23 +22,24 @@ class Preview:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int = PREVIEW_ROWS) -> None:
         self._tokenizer, self._rows = tokenizer, rows
-        self._shown: Counter[tuple[str, str]] = Counter()
-        self._blocks: list[str] = []
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self.shown: list[tuple[str, str]] = []  # a heading, and the example's text
 
     def add(self, source: str, identity: str, example: Example, repairs: Sequence[str] = ()) -> None:
         """Show an example, if enough of its like have not been shown yet."""
         kinds = [(source, kind) for kind in ("", *repairs)]
-        if all(self._shown[kind] >= self._rows for kind in kinds):
+        if all(self._counts[kind] >= self._rows for kind in kinds):
             return
-        self._shown.update(kinds)
+        self._counts.update(kinds)
         mended = f" ({'; '.join(repairs)})" if repairs else ""
-        self._blocks.append(f"=== {source} {identity}{mended}\n{mark_supervised(self._tokenizer, example)}\n")
+        self.shown.append((f"{source} {identity}{mended}", mark_supervised(self._tokenizer, example)))
 
     def text(self, record: FormatRecord) -> str:
         """All of it, below what was counted."""
         head = "What the model is trained on. «Supervised tokens» stand between guillemets; all else is context.\n"
+        blocks = [f"=== {heading}\n{text}\n" for heading, text in self.shown]
         counts = [line for source, found in record.sources.items() for line in lines(source, found)]
-        return "\n".join([head, *counts, *([""] if counts else []), *self._blocks])
+        return "\n".join([head, *counts, *([""] if counts else []), *blocks])
 
 
 def lines(source: str, counts: FormattedRows) -> list[str]:

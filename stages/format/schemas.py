@@ -180,8 +180,9 @@ def _system(value: Any) -> list[Turn]:
 def _repeats(value: Any, messages: Sequence[Message]) -> bool:
     """Whether a text is a part of the conversation, or the conversation a part of it (Alpaca's `text` is all of it)."""
     texts = [message["content"].strip() for message in messages]
+    paragraphs = [part for text in texts for part in text.split("\n\n")]
     return isinstance(value, str) and (
-        any(value.strip() in text for text in texts) or all(text in value for text in texts)
+        any(value.strip() in text for text in texts) or all(part in value for part in paragraphs)
     )
 
 

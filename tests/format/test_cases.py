@@ -1,0 +1,112 @@
+"""Records as people have them, each with what is trained on or why it is not; and that no text is lost in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from abctune.core.params import SourceParams
+from stages.format.fields import HARMLESS
+from stages.format.formatter import Formatter
+from tests import small
+from tests.format.make_cases import GIVEN, outcome, read_cases
+
+CASES = read_cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+def test_a_record_becomes_what_it_means_or_says_why_not(case):
+    assert outcome(case) == {key: value for key, value in case.items() if key not in GIVEN}
+
+
+# --- the property: a piece of a record's text is in what is rendered, or the reason or a repair names its loss ---
+
+WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=6, max_size=12)
+ROLE = st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "Developer", "observation"])
+TURN = st.fixed_dictionaries(
+    {"role": ROLE, "content": st.one_of(WORD, WORD.map(lambda word: [{"type": "text", "text": word}]))},
+    optional={
+        "weight": st.sampled_from([0, 1]),
+        "reasoning_content": WORD,
+        "note": WORD,
+        "images": st.lists(WORD, max_size=1),
+        "tool_calls": WORD.map(lambda word: [{"function": {"name": word, "arguments": {"key": word[::-1]}}}]),
+    },
+)
+LISTED = st.fixed_dictionaries(
+    {"messages": st.lists(TURN, min_size=1, max_size=5)},
+    optional={"system": WORD, "rationale": WORD, "tools": WORD.map(lambda word: [{"name": word}])},
+)
+FLAT = st.fixed_dictionaries(
+    {"instruction": WORD, "output": WORD},
+    optional={
+        "input": WORD,
+        "context": WORD,
+        "system": WORD,
+        "system_prompt": WORD,
+        "question": WORD,
+        "answer": WORD,
+        "rejected_response": WORD,
+        "history": st.lists(st.tuples(WORD, WORD).map(list), max_size=2),
+        "thoughts": st.dictionaries(WORD, WORD, min_size=1, max_size=2),
+    },
+)
+
+
+def texts_of(value: Any) -> list[str]:
+    """Every text in a record that is content, not a role's name."""
+    if isinstance(value, dict):
+        return [
+            text for key, inner in value.items() if key not in ("role", "type") for text in texts_of(inner)
+        ]
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_of(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    record=st.one_of(LISTED, FLAT), template=st.sampled_from(["CHATML", "TOOLS_CHATML", "FORGETFUL_CHATML"])
+)
+def test_every_piece_of_a_records_text_is_trained_on_or_its_loss_is_named(record, template):
+    tokenizer = small.chatml_tokenizer()
+    tokenizer.chat_template = getattr(small, template)
+    formatter = Formatter({"own": SourceParams()}, tokenizer, 100_000)
+    kept, rejected = formatter.batch(
+        [{"source": "own", "row": 0, "record": json.dumps(record), "group": None}]
+    )
+    if rejected:
+        assert not kept and rejected[0]["reason"]
+        return
+    rendered = " ".join(tokenizer.decode(row["input_ids"]) for row in kept)
+    allowed = [record["rejected_response"]] if "rejected_response" in record else []
+    assert ("rejected answer left out" in formatter.record().sources["own"].repairs) == bool(allowed)
+    after_last_reply = len(kept) and "one example per reply" in formatter.record().sources["own"].repairs
+    lost = [text for text in texts_of(record) if text not in rendered and text not in allowed]
+    assert not lost or after_last_reply, lost
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12), word=WORD)
+def test_a_field_that_nobody_reads_is_named_unless_it_is_ignored(name, word):
+    record = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    case = {"record": {**record, f"x_{name}": word}}
+    assert outcome(case) == {"reason": f"unread field: x_{name}"}
+    assert "reason" not in outcome({**case, "options": {"ignore": [f"x_{name}"]}})
+
+
+def test_the_harmless_fields_hold_no_name_under_which_published_sets_keep_text_to_learn():
+    assert not HARMLESS & {
+        "content",
+        "system",
+        "tools",
+        "images",
+        "thinking",
+        "rationale",
+        "chosen",
+        "history",
+    }
