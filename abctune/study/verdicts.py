@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abctune.core.params import BASE
 from abctune.core.records import GENERAL, LOSS
@@ -29,7 +29,14 @@ class Verdict:
 
 def verdicts_of(comparison: Comparison) -> list[Verdict]:
     """A verdict per difference, in their order."""
-    return [verdict_of(difference, comparison) for difference in comparison.differences]
+    return [marked(verdict_of(difference, comparison)) for difference in comparison.differences]
+
+
+def marked(verdict: Verdict) -> Verdict:
+    """With "one run" in the short form too, where that is all there was."""
+    if verdict.difference.about == "recipes":
+        return verdict
+    return replace(verdict, short=f"one run: {verdict.short}")
 
 
 def verdict_of(d: Difference, comparison: Comparison) -> Verdict:

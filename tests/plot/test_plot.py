@@ -55,6 +55,56 @@ def test_where_nothing_is_planted_nothing_is_shown(plotted):
     assert " is better than " not in page and " is worse than " not in page
 
 
+def test_one_replicate_never_yields_a_verdict_on_a_recipe(plotted, capsys):
+    summary = plotted({"C": effect(chat=-0.5, instruct=-0.5)}, replicates=1)
+    text = Path("plots/report.md").read_text()
+    assert "No headline on A, B and C: trained once" in capsys.readouterr().out
+    assert not re.search(r"[^f] C is (better|worse|equivalent|not worse)", text)
+    assert "This adapter of C is better than base overall by 0.5" in text
+    assert text.count("One run: nothing is said about the recipes.") >= 18
+    assert summary["C"]["vs_base"].startswith("one run: better by")
+
+
+def test_general_text_is_a_set_of_its_own_and_says_what_was_forgotten(plotted):
+    summary = plotted({"C": effect(general=0.3)}, general=60)
+    assert re.match(r"worse by 0\.(29|3)", summary["C"]["forgetting"])
+    text = Path("plots/report.md").read_text()
+    assert re.search(r"C forgets: general text worse by 0\.(29|3)\d* \[0\.2", text)
+    assert re.search(r"C forgets: general text worse by 0\.(29|3)", Path("plots/cards/C.md").read_text())
+    # 130 rows of the sources: general text is no part of "overall".
+    assert "overall (n = 130)" in text and not summary["C"]["vs_base"].startswith("worse")
+
+
+def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted):
+    plotted(served={"16bit": 0.0, "q4_k_m.gguf": 0.05})
+    text = Path("plots/report.md").read_text()
+    assert re.search(r"\| C \| 16bit \| .* \| equivalent: ", text)
+    assert re.search(r"\| C \| q4_k_m.gguf \| .* \| worse by 0\.0(49|5)", text)
+
+
+def test_another_metric_is_compared_as_the_loss_is(fake_run):
+    fake_run()
+    accuracy = {
+        "name": "accuracy",
+        "sum": "n_correct",
+        "weight": "n_supervised",
+        "unit": "share",
+        "lower_is_better": False,
+    }
+    for model in ("base", *RECIPES):
+        folder = Path("metrics/eval") / model
+        rows = pd.read_parquet(folder / "conversations.parquet")
+        share = 0.4 + 0.2 * (model == "C") + 0.01 * (rows["replicate"] % 3) + 0.02 * (rows["nll"] % 1)
+        rows.assign(n_correct=share * rows["n_supervised"]).to_parquet(folder / "conversations.parquet")
+        record = json.loads((folder / "metrics.json").read_text())
+        loss = {"name": "loss", "sum": "nll", "weight": "n_supervised", "unit": "nats per supervised token"}
+        (folder / "metrics.json").write_text(json.dumps(record | {"metrics": [loss, accuracy]}))
+    collect()
+    main()
+    text = Path("plots/report.md").read_text()
+    assert re.search(r"C is better than base overall in accuracy by 0\.2\d* share", text)
+
+
 def test_models_with_equal_results_are_called_the_same(fake_run):
     fake_run()
     shutil.copytree("metrics/eval/B", "metrics/eval/C", dirs_exist_ok=True)

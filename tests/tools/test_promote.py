@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.workspace import Workspace
+from tools.publish.package import promotion
 
 PROMOTE, DO_NOT, UNDECIDED = 0, 3, 4
 
@@ -62,6 +63,8 @@ def test_a_clear_winner_is_promoted_with_the_reasons_in_the_tag(with_a_winner: W
     assert any(tag.startswith("C@v") for tag in tags) and any(tag.startswith("C#prod") for tag in tags)
     message = study.git("tag", "-n99", "--list", "C#prod*")
     assert "C is better than base overall" in message
+    assert "C is better than base overall" in promotion("C")  # what publish puts into the card
+    assert promotion("B") == ""
 
     again = promote(study)
     assert again.returncode == DO_NOT  # it is as good as itself, not better

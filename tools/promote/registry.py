@@ -95,6 +95,24 @@ def tag(variant: str, stage: str, message: str) -> list[str]:
     return sorted(tags() - before)
 
 
+def reasons_at_head(variant: str) -> str:
+    """The message of this commit's latest promotion of the variant; empty where there is none, or no Git."""
+    form = "%(contents)"
+    pattern = f"refs/tags/{variant}#*"
+    command = [
+        "git",
+        "for-each-ref",
+        "--points-at",
+        "HEAD",
+        "--sort=-creatordate",
+        "--count=1",
+        f"--format={form}",
+        pattern,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def tags() -> set[str]:
     """All tags of the repository."""
     return set(subprocess.run(["git", "tag"], capture_output=True, text=True, check=True).stdout.split())

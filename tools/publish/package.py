@@ -12,6 +12,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
 from abctune.llm.chat import BASE_MODEL, load_tokenizer
 from abctune.llm.device import DTYPES
+from tools.promote.registry import reasons_at_head
 
 if TYPE_CHECKING:
     from abctune.llm.merge import Agreement
@@ -76,7 +77,8 @@ def pack_adapter(variant: str, repo: str, folder: Path) -> None:
     named = f'"{base["repo"]}", revision="{base["revision"]}"' if base.get("repo") else f'"{BASE_MODEL}"'
     card = ModelCard(read_card(variant))
     about = "" if base.get("repo") else f"`{BASE_MODEL}` is {name_of(base)}, which is on no model hub.\n\n"
-    insert(card, USE.format(code=ADAPTER_CODE.format(base=named, repo=repo)) + about)
+    use = USE.format(code=ADAPTER_CODE.format(base=named, repo=repo))
+    insert(card, use + about + promotion(variant))
     finish(folder, card, base)
 
 
@@ -98,7 +100,8 @@ def pack_merged(variant: str, repo: str, dtype: str, template: dict[str, Any], f
     if card.data.base_model:
         card.data["base_model_relation"] = "finetune"
     about = MERGED.format(dtype=dtype, difference=agreement.difference, effect=agreement.effect)
-    insert(card, about + USE.format(code=MERGED_CODE.format(repo=repo)))
+    use = USE.format(code=MERGED_CODE.format(repo=repo))
+    insert(card, about + use + promotion(variant))
     finish(folder, card, base_of(variant))
     return agreement
 
@@ -117,6 +120,12 @@ def read_card(variant: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} not found; `dvc repro plot` makes it") from None
+
+
+def promotion(variant: str) -> str:
+    """Why this commit's adapter was promoted, as a section of the card; empty where it was not."""
+    reasons = reasons_at_head(variant)
+    return f"## Why it was promoted\n\n```text\n{reasons}\n```\n\n" if reasons else ""
 
 
 def insert(card: ModelCard, text: str) -> None:
