@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
 .DEFAULT_GOAL := repro
-.PHONY: help repro check test test-faults lint format app report exp show watch verify prune bench lock audit
+.PHONY: help repro check test test-faults lint format app report exp show watch verify promote prune bench lock audit
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,6 +53,9 @@ watch: $(BIN)/.installed ## follow a training in a second terminal: time left, c
 
 verify: $(BIN)/.installed ## whether adapters, data and results are whole and follow from the committed code
 	@python -m tools.verify
+
+promote: $(BIN)/.installed ## whether the best variant should replace the registered one, and why
+	@python -m tools.promote
 
 prune: $(BIN)/.installed ## remove outputs of variants that params.yaml no longer has
 	@python -m tools.prune

@@ -22,6 +22,7 @@ from typing import Annotated
 
 import typer
 
+import abctune
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
 from abctune.llm.chat import BASE_MODEL, load_tokenizer
@@ -31,6 +32,13 @@ from app.revision import fetch_revision
 from app.service import Service
 
 AUTH = "ABCTUNE_AUTH"
+
+
+def print_version(wanted: bool) -> None:
+    """Print abctune's version and end, if `--version` is given."""
+    if wanted:
+        print(f"abctune {abctune.__version__}")
+        raise typer.Exit
 
 
 @exits_with_one_line
@@ -44,6 +52,9 @@ def main(
     engine: Annotated[
         EngineName, typer.Option(help="auto: llama.cpp on a CPU if the base has a GGUF.")
     ] = "auto",
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
     share: Annotated[
         bool, typer.Option("--share", help="A public link through gradio.live; needs a password.")
     ] = False,

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -19,6 +20,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import typer
+from rich.live import Live
+from rich.text import Text
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
@@ -31,7 +34,6 @@ CHARTS = {"train_loss": "train loss", "eval_loss": "loss on the variant's own va
 LOSSES = {"train_loss": "train loss", "eval_loss": "eval loss"}
 SAMPLES = 3
 TICKS = 5
-CLEAR = "\x1b[H\x1b[2J"  # cursor home, clear the screen
 SILENT = 300  # seconds without news after which a run is said to be silent: an evaluation can take minutes
 
 
@@ -79,23 +81,18 @@ def main(
     once: Annotated[bool, typer.Option("--once", help="draw once and end")] = False,
 ) -> None:
     """Redraw the training's progress until Ctrl-C."""
-    once = once or not sys.stdout.isatty()
     seen: dict[tuple[Path, str], Mark] = {}
-    try:
+    if once or not sys.stdout.isatty():
+        print(now(seen))
+        return
+    with Live(screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             try:
                 text = now(seen)
             except UserError as error:  # nothing yet, or a file between two states
-                if once:
-                    raise
                 text = f"waiting: {error}"
-            if once:
-                print(text)
-                return
-            print(f"{CLEAR}{text}", end="", flush=True)
+            live.update(Text.from_ansi(text), refresh=True)
             time.sleep(every)
-    except KeyboardInterrupt:
-        print()
 
 
 def now(seen: dict[tuple[Path, str], Mark]) -> str:

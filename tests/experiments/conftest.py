@@ -74,3 +74,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iter
     yield project
     project.run("dvc", "queue", "kill", "--force", "--all", check=False)
     project.run("dvc", "queue", "stop", "--kill", check=False)
+
+
+@pytest.fixture
+def restored(trained: Workspace) -> Iterator[Workspace]:
+    """Whatever a test does, the next one starts from the commit."""
+    yield trained
+    trained.git("checkout", "--quiet", ".")
+    trained.run("dvc", "checkout", "--quiet", "--force")

@@ -24,14 +24,6 @@ def results(project, revision: str) -> tuple[dict, dict]:
     )
 
 
-@pytest.fixture
-def restored(trained):
-    """Whatever a test does, the next one starts from the commit."""
-    yield trained
-    trained.git("checkout", "--quiet", ".")
-    trained.run("dvc", "checkout", "--quiet", "--force")
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -261,3 +262,21 @@ def test_outside_a_repository_it_says_where_to_run(tmp_path: Path, study: Worksp
     assert done.returncode == 1
     assert done.stderr.startswith("error: DVC: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_variant_that_cannot_be_registered_and_leftovers_are_notes(study):
+    """No faults: neither makes a result wrong."""
+    path = study.root / "dvc.yaml"
+    path.write_text(
+        path.read_text().replace(
+            "  C:\n    path: models/C\n    type: model\n", "  Z:\n    path: models/Z\n    type: model\n"
+        )
+    )
+    shutil.copytree(study.root / "models/C", study.root / "models/D")
+    done = study.tool("verify", check=False)
+    assert (
+        "note: dvc.yaml: `artifacts` lacks variant C; add `C: {path: models/C, type: model}` there"
+        in done.stdout
+    )
+    assert "note: dvc.yaml: `artifacts` names Z" in done.stdout
+    assert "note: left over from removed variants or sources: models/D; `make prune`" in done.stdout

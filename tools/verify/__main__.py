@@ -22,6 +22,8 @@ def main() -> None:
     found = verify(load_params())
     for fault in found.faults:
         print(f"wrong: {fault}", file=sys.stderr)
+    for note in found.notes:
+        print(f"note: {note}")
     seconds = time.perf_counter() - started
     print(f"hashed {found.files:,} files, {found.size / 2**20:,.0f} MiB, in {seconds:.1f} s in all")
     if found.faults:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError
 from abctune.core.params import Params
+from abctune.study.leftovers import leftovers
 from tools.verify.adapters import adapter_faults, linear_layers
 from tools.verify.results import summary_faults
 from tools.verify.tracked import VerificationResult, check_tracked
 
-MODELS = Path("models")
+MODELS, DVC_FILE = Path("models"), Path("dvc.yaml")
 
 
 def verify(params: Params) -> VerificationResult:
@@ -28,4 +32,19 @@ def verify(params: Params) -> VerificationResult:
         for variant in params.variants:
             found.faults += adapter_faults(MODELS / variant, base)
     found.faults += summary_faults(params)
+    found.notes += registry_notes(params)
+    if left := leftovers(params):
+        found.notes.append(
+            f"left over from removed variants or sources: {', '.join(map(str, left))}; `make prune`"
+        )
     return found
+
+
+def registry_notes(params: Params) -> Iterator[str]:
+    """Variants and entries of dvc.yaml's `artifacts` that do not match: `gto` registers by name what DVC cannot get."""
+    artifacts = YAML(typ="safe", pure=True).load(DVC_FILE.read_text(encoding="utf-8")).get("artifacts", {})
+    for variant in params.variants.keys() - artifacts.keys():
+        entry = f"{variant}: {{path: models/{variant}, type: model}}"
+        yield f"{DVC_FILE}: `artifacts` lacks variant {variant}; add `{entry}` there, or it cannot be registered"
+    for name in artifacts.keys() - params.variants.keys():
+        yield f"{DVC_FILE}: `artifacts` names {name}, which is no variant of params.yaml; remove the entry"

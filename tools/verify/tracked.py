@@ -29,6 +29,7 @@ class VerificationResult:
     """Faults, one line each, and how much was hashed to find them."""
 
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # worth knowing, and no fault
     files: int = 0
     size: int = 0  # bytes hashed, the cache's included
 
@@ -53,7 +54,8 @@ def check_tracked() -> VerificationResult:
         raise UserError(
             f"DVC: {error}; verify runs from the repository's root, beside no other dvc"
         ) from None
-    return VerificationResult(found, len(hashes.known), sum(size for _, size in hashes.known.values()))
+    size = sum(size for _, size in hashes.known.values())
+    return VerificationResult(found, files=len(hashes.known), size=size)
 
 
 class Hashes:

@@ -1,0 +1,75 @@
+"""`python -m tools.accept`: an edit of code that changes no result costs no run, and one that does is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from abctune.core.errors import UserError
+from tests.workspace import Workspace
+from tools.accept import Stale, meaning, rerun
+
+DEPS = ("stages/mix", "abctune/core", "data/raw")
+OUTS = ("data/mixed/B.parquet", "data/mixed/B.json")
+MIX = Stale("mix@B", "python -m stages.mix", tuple(map(Path, DEPS)), tuple(map(Path, OUTS)), {})
+
+
+def is_up_to_date(project: Workspace) -> bool:
+    return "Data and pipelines are up to date." in project.run("dvc", "status").stdout
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_a_comment_in_shared_code_is_accepted_without_a_run(study: Workspace) -> None:
+    append(study.root / "abctune/core/errors.py", "\n# a comment\n")
+    assert "train@B" in study.run("dvc", "status").stdout
+    assert "same syntax tree as before: abctune/core" in study.tool("accept", "--check").stdout
+    assert not is_up_to_date(study)
+    accepted = study.tool("accept").stdout
+    assert "train@B" in accepted and "plot" in accepted and is_up_to_date(study)
+    assert study.tool("accept").stdout == "no stage is out of date\n"
+
+
+def test_changed_params_are_not_accepted(study: Workspace) -> None:
+    study.set(variants__B__train__max_steps=6)
+    refused = study.tool("accept", check=False)
+    assert refused.returncode == 1
+    assert "train@B is out of date because of more than code (params.yaml); `dvc repro`" in refused.stderr
+
+
+def test_code_is_equal_up_to_comments_docstrings_and_layout() -> None:
+    code = b'def f(x):\n    "Doc."\n    return x + 1\n'
+    assert meaning("a.py", code) == meaning("a.py", b'def f(x):\n    "Other."\n    return (x +\n 1)  # why\n')
+    assert meaning("a.py", code) != meaning("a.py", b'def f(x):\n    "Doc."\n    return x + 2\n')
+    assert meaning("a.jinja", b"a") != meaning("a.jinja", b"a ")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, split_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = shutil.copytree(split_once, tmp_path / "project")
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_a_sample_with_the_same_outputs_passes(mixed: Path) -> None:
+    append(mixed / "stages/mix/draw.py", "\nUNUSED = 1\n")
+    before = {out: out.read_bytes() for out in MIX.outs}
+    rerun(MIX)
+    assert {out: out.read_bytes() for out in MIX.outs} == before
+
+
+def test_a_sample_with_other_outputs_is_refused_by_file(mixed: Path) -> None:
+    path = mixed / "stages/mix/__main__.py"
+    path.write_text(path.read_text().replace("params.seed", "params.seed + 1"))
+    with pytest.raises(UserError, match=r"mix@B: the new code makes another data/mixed/B\.(parquet|json)"):
+        rerun(MIX)
+
+
+def test_a_sample_that_fails_is_refused(mixed: Path) -> None:
+    append(mixed / "stages/mix/draw.py", "\nraise SystemExit('broken')\n")
+    with pytest.raises(UserError, match="mix@B fails with the new code: broken"):
+        rerun(MIX)
