@@ -7,7 +7,8 @@ counted, into benchmarks/results/calibration.json:
 - same recipe: k replicates of a recipe are compared with k others of it, in every distinct way. All are trainings of
   one recipe, so every "better" or "worse" between them is false: at most 5 % may be.
 - simulation: studies with known truth. How often the 95 % interval holds it, how many studies have a false verdict
-  (at most 5 %), how often a planted difference is found, and the same for verdicts from one training each.
+  (at most 5 %), how often a planted difference is found, and the same for verdicts from one training each. And how
+  often equal variants are called different with the prior between trainings limited as it is, or not.
 
 `--simulations 0` leaves out the second. On one core the first takes half a minute, the second about 10.
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ import numpy as np
 import pandas as pd
 import typer
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
 from abctune.core.files import write_json
 from abctune.core.params import BASE
@@ -40,6 +42,15 @@ from abctune.study.comparison import pairs_of
 from abctune.study.inputs import OVERALL
 from abctune.study.recipes import RecipeComparison, TestRows, compare_recipes
 from abctune.study.statistics import holm
+from abctune.study.variances import (
+    MAX_PRIOR_DF,
+    PRIOR_DF_SHARE,
+    Parts,
+    Prior,
+    from_replicates,
+    parts_of,
+    prior_of_variances,
+)
 
 RESULTS = Path(__file__).parent / "results/calibration.json"
 TWELVE_TRAININGS = Path(__file__).parent / "data/twelve_trainings"
@@ -63,6 +74,7 @@ def main(
         "same_recipes_in_one_study": same_recipes_in_one_study(scored),
         "two_recipes": two_recipes(scored),
         "simulation": [cell.measured(simulations) for cell in cells()] if simulations else [],
+        "limits_of_the_prior": limits_of_the_prior(2 * simulations),
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -196,16 +208,20 @@ def two_recipes(scored: Scored) -> list[dict[str, Any]]:
         for k in range(1, common + 1):
             outcomes: dict[str, list[str]] = {on: [] for on in scored.sets}
             crowded: dict[str, int] = dict.fromkeys(scored.sets, 0)
+            ratios: dict[str, list[float]] = {on: [] for on in scored.sets}
             for subset in combinations(range(common), k):
                 chosen = {name: scored.sums[name][list(subset)] for name in (reference, model)}
                 comparison = scored.compare({BASE: scored.sums[BASE], **chosen})
                 for on in scored.sets:
-                    outcomes[on].append(comparison.difference(model, reference, on).outcome)
+                    difference = comparison.difference(model, reference, on)
+                    outcomes[on].append(difference.outcome)
+                    ratios[on].append(((difference.replicate_sd or 0) / difference.se_rows) ** 2)
                     crowded[on] += in_a_crowd(comparison, model, reference, on) < 0.05
             for on, given in outcomes.items():
                 counts = {outcome: given.count(outcome) for outcome in sorted(set(given))}
                 row = {"model": model, "reference": reference, "k": k, "set": on, "subsets": len(given)}
-                found.append({**row, "outcomes": counts, "different_in_a_study_of_24": crowded[on]})
+                row |= {"outcomes": counts, "different_in_a_study_of_24": crowded[on]}
+                found.append(row | {"between_over_rows": round(float(np.median(ratios[on])), 1)})
     return found
 
 
@@ -344,6 +360,54 @@ def row_effects(rng: np.random.Generator, groups: NDArray[np.int64], weights: Fl
     return ROW_SD * (0.8 * skewed[groups] + 0.5 * by_row - 0.3 * (length - WEIGHT_LOG_SD))
 
 
+# --- how far the prior is to be trusted ------------------------------------------------------------
+
+
+def limits_of_the_prior(n: int) -> list[dict[str, Any]]:
+    """False verdicts among n studies with noise from training alone, with the prior as fitted and as limited."""
+    if not n:
+        return []
+    limits = {
+        "none": lambda prior, others: prior,
+        "3": lambda prior, others: replace(prior, df=min(prior.df, MAX_PRIOR_DF)),
+        "3 and a third": lambda prior, others: replace(
+            prior, df=min(prior.df, MAX_PRIOR_DF, PRIOR_DF_SHARE * others)
+        ),
+    }
+    found = []
+    for variants, k in product((1, 2, 3), (2, 3, 5)):
+        rng = np.random.default_rng([variants, k])
+        false: dict[str, int] = dict.fromkeys(limits, 0)
+        for _ in range(n):
+            parts = noise_alone(rng, variants, k)
+            df = np.full(len(parts), k - 1.0)
+            prior = prior_of_variances(np.array([one.between / one.unit for one in parts]), df)
+            others = (variants * len(SOURCES) - 1) * (k - 1)
+            for name, limit in limits.items():
+                false[name] += min(holm([p_of(one, limit(prior, others)) for one in parts])) < 0.05
+        rates = {name: round(count / n, 4) for name, count in false.items()}
+        found.append({"variants": variants, "k": k, "studies": n, "false_verdict": rates})
+    return found
+
+
+def noise_alone(rng: np.random.Generator, variants: int, k: int) -> list[Parts]:
+    """Differences between base and variants that are equal, on two sources and overall; rows add no noise."""
+    spread = np.exp(VARIES * rng.standard_normal((variants, len(SOURCES), 1)))
+    values = spread * rng.standard_normal((variants, len(SOURCES), k))
+    pairs = [(one, 1) for one in values] + [(a - b, 2) for a, b in combinations(values, 2)]
+    return [
+        parts_of(on, np.zeros((k, 1)), unit=trained * share, rows_df=np.inf, n=1, n_groups=1)
+        for difference, trained in pairs
+        for on, share in [*((one, 1.0) for one in difference), (difference.mean(axis=0), 1 / len(SOURCES))]
+    ]
+
+
+def p_of(parts: Parts, prior: Prior) -> float:
+    """Two-sided p of "no difference" from the replicates alone."""
+    variance, df = from_replicates(parts, prior)
+    return float(2 * stdtr(df, -abs(parts.by_replicate.mean()) / np.sqrt(variance)))
+
+
 # --- in words --------------------------------------------------------------------------------------
 
 
@@ -379,6 +443,14 @@ def render(result: dict[str, Any]) -> str:
         names = ("covered", "false_verdict", "found", "false_verdict_one_run", "found_one_run")
         rates = " | ".join(f"{100 * row[name]:.1f} %" for name in names)
         lines.append(f"| {row['planted']} | {row['ratio']} | {row['k']} | {rates} |")
+    lines += [
+        "",
+        "| variants | k | prior as fitted | at most 3 | and a third |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["limits_of_the_prior"]:
+        rates = " | ".join(f"{100 * rate:.1f} %" for rate in row["false_verdict"].values())
+        lines.append(f"| {row['variants']} | {row['k']} | {rates} |")
     return "\n".join(lines)
 
 
