@@ -147,7 +147,8 @@ def main() -> None:
             for variant in "ABC":
                 record = json.loads((project.root / f"models/{variant}/training.json").read_text())
                 result["runs"][name].setdefault("training", {})[variant] = {
-                    key: record[key] for key in ("cut", "dtype", "load_in_4bit", "resources", "final")
+                    key: record[key]
+                    for key in ("micro_batching", "dtype", "load_in_4bit", "resources", "final")
                 }
         result["test_loss_cpu"] = {name: cpu[name]["test"]["nll"] for name in ("base", "A", "B", "C")}
         result |= {"versions": versions(), "hardware": hardware()}

@@ -287,7 +287,7 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
     record = Path("models/B/training.json")
     if record.exists():
         written = json.loads(record.read_text())
-        found |= {key: written[key] for key in ("cut", "base_weights", "gradient_checkpointing")}
+        found |= {key: written[key] for key in ("micro_batching", "base_weights", "gradient_checkpointing")}
     return found
 
 

@@ -67,6 +67,10 @@ class DVCLiveLogger(TrainerCallback):
         self._live = live
         self._clock = clock
 
+    def on_step_end(self, _args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Log the last step too, so that a run shorter than its logging interval has a curve."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:

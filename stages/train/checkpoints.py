@@ -1,8 +1,9 @@
 """Checkpoints on disk: whose they are, which of them may be used, and that one run at a time writes them.
 
     checkpoints/<variant>/lock                    held by the run that is training
-    checkpoints/<variant>/<key>/key.json          what the key was made of
-    checkpoints/<variant>/<key>/step-40/          the Trainer's files; `run/` holds ours; manifest.json came last
+    checkpoints/<variant>/<replicate>/<key>/key.json     what the key was made of
+    checkpoints/<variant>/<replicate>/<key>/step-40/     the Trainer's files; `run/` holds ours; manifest.json came last
+    checkpoints/<variant>/<replicate>/<key>/finished/    a trained replicate: adapter, metrics, training.json, manifest
 
 The folder is no output of the stage, since DVC deletes those before a stage runs.
 """
@@ -15,20 +16,22 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from abctune.core.errors import UserError, disk_full, is_disk_full
-from abctune.core.files import sync, write_json, write_text
+from abctune.core.files import atomic_output, sync, write_json, write_text
 from abctune.core.params import Params
 from abctune.core.provenance import sha256_of, versions
 from abctune.llm.chat import BASE_MODEL
 from stages.train.data import SPLIT
+from stages.train.recipe import Replicate, Run
 
 ROOT = Path("checkpoints")
 MANIFEST = "manifest.json"
+FINISHED = "finished"
 NEWEST = 2  # how many stay: should the newest turn out to be damaged, the one before it is used
 MIB = 2**20
 
@@ -57,13 +60,16 @@ def only_run(variant: str) -> Iterator[None]:
         yield
 
 
-def identity(params: Params, variant: str, dtype: str) -> dict[str, dict[str, Any]]:
+def identity(run: Run, params: Params, replicate: Replicate) -> dict[str, dict[str, Any]]:
     """Everything a checkpoint depends on; with one value changed, going on from it would be another run.
 
     Call it with all modules imported: the code is stages/train and what it has loaded of abctune/.
     """
-    recipe = params.train_of(variant).model_dump(mode="json", exclude={"save_steps", "dtype"})
-    lora = {f"lora.{name}": value for name, value in params.lora.model_dump(mode="json").items()}
+    from abctune.llm.device import resolve_dtype
+
+    variant, dtype = run.variant, str(resolve_dtype(run.recipe.dtype))
+    recipe = run.recipe.model_dump(mode="json", exclude={"save_steps", "dtype", "publish"})
+    lora = {f"lora.{name}": value for name, value in run.lora.model_dump(mode="json").items()}
     loaded = (getattr(module, "__file__", None) for name, module in sys.modules.items() if _is_common(name))
     code = {Path(file) for file in loaded if file} | set(Path(__file__).parent.glob("*.py"))
     return {
@@ -71,9 +77,9 @@ def identity(params: Params, variant: str, dtype: str) -> dict[str, dict[str, An
             **recipe,
             **lora,
             "dtype": dtype,
-            "seed": params.seed,
-            "max_length": params.active.data.max_length,
-            "batch_tokens": params.active.eval.batch_tokens,
+            "seed": replicate.seed,
+            "max_length": run.max_length,
+            "batch_tokens": run.eval_batch_tokens,
             **params.active.model.template,
         },
         "data": {file: sha256_of(SPLIT / variant / file) for file in ("train.parquet", "val.parquet")},
@@ -92,28 +98,29 @@ def _is_common(module: str) -> bool:
 
 
 class CheckpointStore:
-    """The checkpoints of one variant's run with one identity."""
+    """The checkpoints of one replicate of a variant, trained with one identity."""
 
-    def __init__(self, variant: str, made_of: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, variant: str, made_of: dict[str, dict[str, Any]], replicate: int = 1) -> None:
         self.variant = variant
-        self._made_of = made_of
+        self.made_of = made_of
+        self._replicates = ROOT / variant / str(replicate)
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = ROOT / variant / key
+        self.folder = self._replicates / key
         self.writing = self.folder / "writing"  # the Trainer's output_dir: a checkpoint that is not finished
         self.kept = self.folder / "kept"  # the adapter that KeepBest has kept so far
         self.last_finite = ROOT / variant / "last_finite"  # an adapter to look into (TerminateOnNonFinite)
 
-    def enter(self) -> Path | None:
+    def open(self) -> Path | None:
         """The newest valid checkpoint or None; warn of each that is not used, and remove what died half made."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stranger in self._strangers():
-            _warn(f"{self.variant}: {stranger}")
+        for why in self._incompatible():
+            _warn(f"{self.variant}: {why}")
         start = self._newest_valid()
         good = [path for path in self.steps() if start and _step(path) <= _step(start)]
         for path in self.folder.iterdir():
             if path not in good:
                 _remove(path)
-        write_json(self.folder / "key.json", self._made_of)
+        write_json(self.folder / "key.json", self.made_of)
         return start
 
     def steps(self) -> list[Path]:
@@ -127,11 +134,31 @@ class CheckpointStore:
         for old in self.steps()[NEWEST:]:
             shutil.rmtree(old)
 
-    def leave(self) -> None:
-        """Remove every checkpoint of the variant: its adapter is published."""
-        for path in (ROOT / self.variant).iterdir():
-            if path.name != "lock":
-                _remove(path)
+    def finish(self, metrics: Path, write_record: Callable[[Path], None]) -> Path:
+        """Put the kept adapter, the metrics and the record of a trained replicate in place, as a whole."""
+        with atomic_output(self.folder / FINISHED) as folder:
+            shutil.copytree(self.kept, folder / "adapter")
+            shutil.copytree(metrics, folder / "metrics")
+            write_record(folder)
+            seal(folder)
+        for path in self.steps():
+            _remove(path)
+        return self.folder / FINISHED
+
+    def finished(self) -> Path | None:
+        """The folder that `finish` has made, if it is there and every byte is as written."""
+        folder = self.folder / FINISHED
+        if not folder.exists():
+            return None
+        if flaw := find_flaw(folder):
+            _warn(f"{self.variant}: {folder} is damaged ({flaw}); this replicate is trained again")
+            return None
+        return folder
+
+    def restore_metrics(self, metrics: Path) -> None:
+        """Copy a finished replicate's metrics back: DVC has deleted the stage's outputs before the stage began."""
+        shutil.rmtree(metrics, ignore_errors=True)
+        shutil.copytree(self.folder / FINISHED / "metrics", metrics)
 
     def _newest_valid(self) -> Path | None:
         for folder in self.steps():
@@ -141,17 +168,24 @@ class CheckpointStore:
             _warn(f"{self.variant}: checkpoint {folder} is damaged ({flaw}) and removed")
         return None
 
-    def _strangers(self) -> Iterator[str]:
+    def _incompatible(self) -> Iterator[str]:
         """Why each checkpoint of another identity is not used."""
-        for folder in sorted((ROOT / self.variant).iterdir()):
+        for folder in sorted(self._replicates.iterdir()):
             if folder == self.folder or not any(folder.glob("step-*")):
                 continue
             try:
                 theirs = json.loads((folder / "key.json").read_text(encoding="utf-8"))
-                why = f"other {'; '.join(differences(theirs, self._made_of))}"
+                why = f"other {'; '.join(differences(theirs, self.made_of))}"
             except (OSError, ValueError, AttributeError):
                 why = "key.json cannot be read"
             yield f"checkpoints in {folder} are not used, training starts from its first step: {why}"
+
+
+def clear(variant: str) -> None:
+    """Remove every checkpoint of the variant: its adapters are published."""
+    for path in (ROOT / variant).iterdir():
+        if path.name != "lock":
+            _remove(path)
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:

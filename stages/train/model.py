@@ -15,6 +15,7 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.chat import BASE_MODEL
 from abctune.llm.device import capability, resolve_dtype, why_no_gpu
 from abctune.llm.kernels import adapter_first
 from stages.train.memory import choose_checkpointing, free_bytes, supports_packing, worth_dequantizing
@@ -35,17 +36,34 @@ if TYPE_CHECKING:
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "standard": True, "none": False}
 
 
-def load_for_training(
-    path: Path, recipe: TrainParams, lora: LoraParams, max_length: int, seed: int
-) -> tuple[PeftModel, dict[str, str]]:
-    """Load the base model and put a new adapter on it; the seed decides the adapter's first weights.
+class Base:
+    """The base model that one process trains on: loaded once, with one adapter after the other on it."""
 
-    Also returned, for the record: what the machine decided about gradient checkpointing and 4-bit weights.
+    def __init__(self, recipe: TrainParams, max_length: int, path: Path = BASE_MODEL) -> None:
+        self._recipe = recipe
+        self._max_length = max_length
+        self._path = path
+        self._adapted: PeftModel | None = None
+        self._checkpointing = ""
+        # What the machine decided about gradient checkpointing and 4-bit weights, in words; known once it is loaded.
+        self.decisions: dict[str, str] = {}
 
-    Raises:
-        UserError: 4-bit weights are asked for where there is no GPU.
-    """
-    model, checkpointing, how = _load_base(path, recipe, max_length)
+    def with_adapter(self, lora: LoraParams, seed: int) -> PeftModel:
+        """The model with a new adapter on it instead of the one before; the seed decides the first weights.
+
+        Raises:
+            UserError: 4-bit weights are asked for where there is no GPU.
+        """
+        if self._adapted is None:
+            model, self._checkpointing, self.decisions = load_base(self._path, self._recipe, self._max_length)
+        else:
+            model = self._adapted.unload()
+        self._adapted = new_adapter(model, lora, self._checkpointing, seed)
+        return self._adapted
+
+
+def new_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, seed: int) -> PeftModel:
+    """Put a LoRA adapter on the model; the seed decides its first weights."""
     adapted = FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
@@ -59,10 +77,10 @@ def load_for_training(
     for config in adapted.peft_config.values():
         # A set, which PEFT would write to adapter_config.json in another order in every process.
         config.target_modules = sorted(config.target_modules)
-    return adapted, how
+    return adapted
 
 
-def _load_base(
+def load_base(
     path: Path, recipe: TrainParams, max_length: int
 ) -> tuple[PreTrainedModel, str, dict[str, str]]:
     """The base model, its gradient checkpointing, and for the record what was decided about both, in words."""

@@ -98,6 +98,7 @@ class Processes:
         self.rank = rank
         self.world = world
         self._store: Any = None
+        self._replicate = 1
         self._connected = False
 
     @property
@@ -122,19 +123,23 @@ class Processes:
             loads[owners[index]] += sizes[index]
         return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
 
+    def begin(self, replicate: int) -> None:
+        """Turn to a replicate: what is said from here on is about it."""
+        self._replicate = replicate
+
     def broadcast(self, name: str, value: Any) -> None:
         """Let the other processes `hear` a value; from the first one."""
         if self.world > 1:
-            self._meeting_point().set(name, json.dumps(value))
+            self._meeting_point().set(f"{self._replicate}/{name}", json.dumps(value))
 
     def receive(self, name: str) -> Any:
         """What the first process tells, waiting for it."""
         with _unless_lost():
-            return json.loads(self._meeting_point().get(name))
+            return json.loads(self._meeting_point().get(f"{self._replicate}/{name}"))
 
     def ready(self, problem: str = "") -> None:
         """Let the first process know that this one is about to train, or why not."""
-        self._meeting_point().set(f"ready/{self.rank}", problem)
+        self._meeting_point().set(f"{self._replicate}/ready/{self.rank}", problem)
 
     def wait_for_others(self) -> None:
         """Wait until all are `ready`.
@@ -144,7 +149,7 @@ class Processes:
         """
         for rank in range(1, self.world):
             with _unless_lost():
-                problem = self._meeting_point().get(f"ready/{rank}").decode()
+                problem = self._meeting_point().get(f"{self._replicate}/ready/{rank}").decode()
             if problem:
                 raise UserError(f"process {rank} cannot train: {problem}")
 

@@ -40,10 +40,10 @@ class Checkpoints(TrainerCallback):
     our callbacks' state, the running sum of the loss, and `folders` (name -> folder), which are put back on resuming.
     """
 
-    def __init__(self, room: CheckpointStore, every: int, folders: dict[str, Path], started: float) -> None:
-        self.start = start = room.enter()
+    def __init__(self, store: CheckpointStore, every: int, folders: dict[str, Path], started: float) -> None:
+        self.start = start = store.open()
         self.resumed_at: list[int] = []
-        self._room = room
+        self._store = store
         self._every = every
         self._folders = folders
         self._started = started
@@ -55,8 +55,8 @@ class Checkpoints(TrainerCallback):
             if start and (start / OURS / name).exists():
                 shutil.copytree(start / OURS / name, folder)
         if start:
-            print(f"{room.variant}: going on from {start}", file=sys.stderr)
-            self._saved = read_json(start / OURS / "state.json", made_by=f"train@{room.variant}")
+            print(f"{store.variant}: going on from {start}", file=sys.stderr)
+            self._saved = read_json(start / OURS / "state.json", made_by=f"train@{store.variant}")
             self._earlier_seconds = self._saved["seconds"]
             self.resumed_at = [*self._saved["resumed_at"], self._saved["step"]]
 
@@ -71,7 +71,9 @@ class Checkpoints(TrainerCallback):
         self._callbacks = callbacks
         trainer.add_callback(self)
         if self.start:
-            trainer.cut = MicroBatching(**self._saved["cut"])  # as small as memory has forced it to be
+            trainer.micro_batching = MicroBatching(
+                **self._saved["micro_batching"]
+            )  # as small as memory has forced it to be
             for name, callback in callbacks.items():
                 callback.restore(self._saved["callbacks"][name])
 
@@ -109,19 +111,19 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
         """Make what the Trainer has written complete, and put it in place."""
-        with atomic_output(self._room.path(state.global_step)) as folder:
-            shutil.move(self._room.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
+        with atomic_output(self._store.path(state.global_step)) as folder:
+            shutil.move(self._store.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of code that nothing reads
             for name, source in self._folders.items():
                 if source.exists():
                     shutil.copytree(source, folder / OURS / name)
             write_json(folder / OURS / "state.json", self._state(state))
             seal(folder)
-        self._room.prune()
+        self._store.prune()
         if self._signal:
             raise UserError(
                 f"stopped by {self._signal} after step {state.global_step} of {state.max_steps}; "
-                f"`dvc repro train@{self._room.variant}` goes on from there"
+                f"`dvc repro train@{self._store.variant}` goes on from there"
             )
 
     def _state(self, state: TrainerState) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class Checkpoints(TrainerCallback):
             "step": state.global_step,
             "seconds": self.seconds,
             "resumed_at": self.resumed_at,
-            "cut": asdict(self._trainer.cut),
+            "micro_batching": asdict(self._trainer.micro_batching),
             "loss_sum": float(self._trainer._tr_loss),
             "last_logged": self._trainer._globalstep_last_logged,
             "callbacks": {name: callback.state() for name, callback in self._callbacks.items()},

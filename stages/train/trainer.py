@@ -67,11 +67,11 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> Train
 class TokenWeightedTrainer(Trainer):
     """Trainer whose losses are sum(nll) / sum(supervised tokens), however a batch is cut.
 
-    A batch of its DataLoader is the whole of a step's conversations, a list of rows; `cut` says how they go through
+    A batch of its DataLoader is the whole of a step's conversations, a list of rows; `micro_batching` says how they go through
     the model. The eval loss is the one that the eval stage reports too.
     """
 
-    cut: MicroBatching
+    micro_batching: MicroBatching
     eval_batch_tokens: int
     flat: FlatParameter
     processes: Processes
@@ -117,13 +117,13 @@ class TokenWeightedTrainer(Trainer):
     def _fitting(
         self, model: Any, rows: list[Row], supervised: Any, when: str, micro_batches: int | None = None
     ) -> torch.Tensor:
-        """_forward_backward, with `self.cut` made smaller until its micro-batches fit."""
+        """_forward_backward, with `self.micro_batching` made smaller until its micro-batches fit."""
         while (loss := self._forward_backward(model, rows, supervised, micro_batches)) is None:
             model.zero_grad()
             torch.cuda.empty_cache()
-            self.cut = self.cut.smaller(rows)
+            self.micro_batching = self.micro_batching.smaller(rows)
             print(
-                f"\nout of GPU memory {when}: once more with micro-batches of at most {self.cut.tokens:,} tokens; "
+                f"\nout of GPU memory {when}: once more with micro-batches of at most {self.micro_batching.tokens:,} tokens; "
                 f"the {self.args.per_device_train_batch_size} conversations of a step stay together",
                 flush=True,
             )
@@ -138,7 +138,7 @@ class TokenWeightedTrainer(Trainer):
         """
         losses = []
         try:
-            for batch in self.cut.micro_batches(rows)[:micro_batches]:
+            for batch in self.micro_batching.micro_batches(rows)[:micro_batches]:
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, batch, num_items_in_batch=supervised)
@@ -193,7 +193,7 @@ def build_trainer(
     val: Dataset,
     callbacks: list[TrainerCallback],
     eval_batch_tokens: int,
-    cut: MicroBatching,
+    micro_batching: MicroBatching,
     processes: Processes,
 ) -> TokenWeightedTrainer:
     arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
@@ -209,7 +209,7 @@ def build_trainer(
     # Once, since telling 1,500 modules at each step takes milliseconds: whoever changes the mode changes it back.
     # from_pretrained leaves all below the outermost in eval mode, in which nothing is checkpointed.
     model.train()
-    trainer.cut = cut
+    trainer.micro_batching = micro_batching
     trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)

@@ -1,4 +1,4 @@
-"""What the processes beside the first do: their share of every step, and nothing that anyone sees."""
+"""Ranks other than the main one: they compute their share of every step and write nothing."""
 
 from __future__ import annotations
 
@@ -7,52 +7,69 @@ from pathlib import Path
 
 from abctune.core.errors import UserError
 from abctune.core.params import Params
-from abctune.llm.chat import BASE_MODEL, load_tokenizer
+from abctune.llm.chat import load_tokenizer
 from stages.train.checkpoints import differences, identity
 from stages.train.data import as_dataset, load_subset
 from stages.train.processes import Processes
+from stages.train.recipe import Replicate, Run
 
 
-def follow(variant: str, params: Params, processes: Processes) -> None:
-    """Train along with the first process.
+def train_worker(run: Run, params: Params, processes: Processes) -> None:
+    """Train every replicate along with the main rank.
 
     Raises:
-        UserError: this machine would train something else, or does not see the first one's checkpoint.
+        UserError: this machine would train something else, or does not see the main rank's checkpoint.
     """
-    recipe, max_length = params.train_of(variant), params.active.data.max_length
-    rows, val = load_subset(variant, "train"), load_subset(variant, "val")
-
-    from stages.train.model import load_for_training  # isort: skip  (first, see there)
+    rows, val = load_subset(run.variant, "train"), load_subset(run.variant, "val")
+    from stages.train.fit import FINISHED, Base, in_order  # isort: skip  (imports Unsloth first)
     from transformers.utils.logging import disable_progress_bar
 
-    from abctune.llm.device import resolve_dtype
-    from stages.train.micro_batching import micro_batching_for
-    from stages.train.trainer import Probe, build_trainer, training_arguments
+    disable_progress_bar()
+    base, tokenizer = (
+        Base(run.recipe, run.max_length),
+        load_tokenizer(**params.active.model.template),
+    )
+    for replicate in run.replicates:
+        processes.begin(replicate.number)
+        checkpoint = _agreed_checkpoint(run, params, replicate, processes)
+        if checkpoint == FINISHED:
+            continue
+        model = base.with_adapter(run.lora, replicate.seed)
+        datasets = as_dataset(in_order(rows, replicate)), as_dataset(val)
+        _train_one(run, replicate, model, tokenizer, datasets, checkpoint, processes)
 
+
+def _agreed_checkpoint(run: Run, params: Params, replicate: Replicate, processes: Processes) -> str | None:
     theirs = processes.receive("identity")
-    if other := "; ".join(differences(theirs, identity(params, variant, str(resolve_dtype(recipe.dtype))))):
+    if other := "; ".join(differences(theirs, identity(run, params, replicate))):
         raise UserError(f"its machine has other {other} than the first one's")
     checkpoint = processes.receive("checkpoint")
-    if checkpoint and not Path(checkpoint).is_dir():
+    from stages.train.fit import FINISHED
+
+    if checkpoint not in (None, FINISHED) and not Path(checkpoint).is_dir():
         raise UserError(
             f"it cannot go on from {checkpoint}, which its machine lacks: let the machines share the folder "
             "checkpoints/, or delete it on the first one to start again"
         )
-    disable_progress_bar()
-    model, _ = load_for_training(BASE_MODEL, recipe, params.lora, max_length, params.seed)
+    return checkpoint
+
+
+def _train_one(run, replicate, model, tokenizer, datasets, checkpoint, processes) -> None:
+    from stages.train.micro_batching import micro_batching_for
+    from stages.train.trainer import Probe, build_trainer, training_arguments
+
     with tempfile.TemporaryDirectory() as nothing:
         trainer = build_trainer(
             model,
-            load_tokenizer(**params.active.model.template),
-            training_arguments(recipe, params.seed, output_dir=nothing),
-            as_dataset(rows),
-            as_dataset(val),
+            tokenizer,
+            training_arguments(run.recipe, replicate.seed, output_dir=nothing),
+            *datasets,
             callbacks=[],
-            eval_batch_tokens=params.active.eval.batch_tokens,
-            cut=micro_batching_for(model, recipe, max_length),
+            eval_batch_tokens=run.eval_batch_tokens,
+            micro_batching=micro_batching_for(model, run.recipe, run.max_length),
             processes=processes,
         )
         if not checkpoint:
-            trainer.add_callback(Probe(trainer, max_length))
+            trainer.add_callback(Probe(trainer, run.max_length))
         processes.ready()
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -70,18 +70,18 @@ class Project(Workspace):
 
     def steps(self) -> list[int]:
         """The checkpoints there are, the oldest first."""
-        found = self.root.glob("checkpoints/B/*/step-*")
+        found = self.root.glob("checkpoints/B/1/*/step-*")
         return sorted(int(path.name.removeprefix("step-")) for path in found)
 
     def checkpoint(self, step: int) -> Path:
-        (found,) = self.root.glob(f"checkpoints/B/*/step-{step}")
+        (found,) = self.root.glob(f"checkpoints/B/1/*/step-{step}")
         return found
 
     def result(self) -> dict[str, str]:
         """Hashes of all that must not depend on interruptions."""
         curves = [f"plots/metrics/{name}.tsv" for name in ("train/loss", "train/grad_norm", "eval/loss")]
         files = ["models/B/adapter_model.safetensors"]
-        files += [f"metrics/train/B/{file}" for file in (*curves, "samples.jsonl")]
+        files += [f"metrics/train/B/1/{file}" for file in (*curves, "samples.jsonl")]
         return {file: hashlib.sha256((self.root / file).read_bytes()).hexdigest() for file in files}
 
     def record(self) -> dict:
@@ -148,7 +148,7 @@ def uninterrupted(start, driver, tmp_path_factory) -> dict[str, str]:
     answer = driver.train(project, die_in_save=6, die_at=-1)
     assert answer["exit"] == 0, answer["output"]
     assert project.record()["resumed_at"] == [] and project.record()["kept"]["step"] < 30
-    samples = (project.root / "metrics/train/B/samples.jsonl").read_text().splitlines()
+    samples = (project.root / "metrics/train/B/1/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in samples] == [7, 14, 21, 22, 28, 30]
     return {"result": project.result(), "changes": answer["changes"]}
 
@@ -165,7 +165,7 @@ def with_checkpoints(start, driver, tmp_path_factory) -> Project:
 def kill_at_random(project: Project, seed: int, seconds: float) -> int | None:
     """Kill a run within `seconds` of its having looked for checkpoints; say the step it had saved, None if it was through."""
     process = project.train()
-    wait_for(lambda: list(project.root.glob("checkpoints/B/*/key.json")), process)
+    wait_for(lambda: list(project.root.glob("checkpoints/B/1/*/key.json")), process)
     time.sleep(seconds * random.Random(seed).uniform(0, 0.95))
     process.kill()
     process.communicate()
@@ -175,7 +175,7 @@ def kill_at_random(project: Project, seed: int, seconds: float) -> int | None:
 def working_seconds(project: Project) -> float:
     """How long an uninterrupted run takes from looking for checkpoints to its end."""
     process = project.train()
-    wait_for(lambda: list(project.root.glob("checkpoints/B/*/key.json")), process)
+    wait_for(lambda: list(project.root.glob("checkpoints/B/1/*/key.json")), process)
     started = time.monotonic()
     assert process.wait() == 0
     return time.monotonic() - started
@@ -350,7 +350,7 @@ def check_stopped(
     )
     assert "Traceback" not in printed and not (project.root / "models/B").exists()
     assert (
-        f"going on from checkpoints/B/{project.checkpoint(step).parent.name}/step-{step}" in project.repro()
+        f"going on from checkpoints/B/1/{project.checkpoint(step).parent.name}/step-{step}" in project.repro()
     )
     assert project.record()["resumed_at"] == [step]
     assert project.result() == expected["result"]

@@ -60,7 +60,15 @@ def step(model, examples, tmp_path):
         rows = Dataset.from_list(examples)
         arguments = training_arguments(recipe, seed=0, output_dir=str(tmp_path))
         trainer = build_trainer(
-            model, small.chatml_tokenizer(), arguments, rows, rows, [], 400, cut=cut, processes=Processes()
+            model,
+            small.chatml_tokenizer(),
+            arguments,
+            rows,
+            rows,
+            [],
+            400,
+            micro_batching=cut,
+            processes=Processes(),
         )
         trainer.create_optimizer()
         model.zero_grad()
@@ -101,7 +109,7 @@ def test_every_cut_gives_the_gradient_of_the_definition(name, step, definition):
     loss, found, trainer = step(CUTS[name])
     assert loss == pytest.approx(definition[0], rel=1e-5)
     assert same(found, definition[1])
-    assert trainer.cut == CUTS[name]
+    assert trainer.micro_batching == CUTS[name]
 
 
 def test_every_module_trains_at_a_step_also_after_an_evaluation(step, model, examples, monkeypatch):
@@ -192,8 +200,8 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     loss, found, trainer = step(MicroBatching(tokens=4 * LONGEST, packed=pack))
     assert loss == pytest.approx(definition[0], rel=1e-5)
     assert same(found, definition[1])
-    assert trainer.cut.back_offs == 2 and trainer.cut.tokens <= 4 * LONGEST // 3
-    assert max(failing.sizes[4:]) < trainer.cut.tokens + ALIGNMENT
+    assert trainer.micro_batching.back_offs == 2 and trainer.micro_batching.tokens <= 4 * LONGEST // 3
+    assert max(failing.sizes[4:]) < trainer.micro_batching.tokens + ALIGNMENT
     printed = [line for line in capsys.readouterr().out.splitlines() if "out of GPU memory" in line]
     assert len(printed) == 2 and "at step 1" in printed[0] and "16 conversations" in printed[0]
 
@@ -219,7 +227,7 @@ def test_the_probe_finds_the_cut_before_the_first_step(step, monkeypatch, capsys
     weights, draw = trainer.flat.weight.detach().clone(), torch.random.get_rng_state()
     trainer.probe(max_length=LONGEST)
     assert tried == [(16, LONGEST), (8, LONGEST), (4, LONGEST)]  # one pass each, not a whole step
-    assert (trainer.cut.tokens, trainer.cut.back_offs) == (4 * LONGEST, 2)
+    assert (trainer.micro_batching.tokens, trainer.micro_batching.back_offs) == (4 * LONGEST, 2)
     assert torch.equal(trainer.flat.weight, weights) and not any(gradients_left(trainer.model))
     assert torch.equal(torch.random.get_rng_state(), draw)
     assert capsys.readouterr().out.count("out of GPU memory before the first step") == 2

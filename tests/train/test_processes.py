@@ -56,7 +56,7 @@ def largest_difference(one, other):
 
 
 def curve(project, name):
-    lines = (project.root / f"metrics/train/B/plots/metrics/{name}.tsv").read_text().splitlines()[1:]
+    lines = (project.root / f"metrics/train/B/1/plots/metrics/{name}.tsv").read_text().splitlines()[1:]
     return [float(line.split("\t")[1]) for line in lines]
 
 
@@ -119,7 +119,7 @@ def test_a_killed_process_ends_the_stage_in_one_line_and_the_rerun_goes_on(alone
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    while not list(project.root.glob("checkpoints/B/*/step-2")):
+    while not list(project.root.glob("checkpoints/B/1/*/step-2")):
         assert launcher.poll() is None
         time.sleep(0.01)
     os.kill(process_of(launcher.pid, rank), signal.SIGKILL)

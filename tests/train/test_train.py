@@ -14,7 +14,7 @@ def published(project, variant="B"):
 
 
 def curve(project, name, variant="B"):
-    return (project.root / f"metrics/train/{variant}/plots/metrics/{name}.tsv").read_text()
+    return (project.root / f"metrics/train/{variant}/1/plots/metrics/{name}.tsv").read_text()
 
 
 def record(project, variant="B"):
@@ -43,7 +43,7 @@ def test_two_runs_with_one_seed_give_the_same_adapter_and_metrics_to_the_byte(tr
     for name in ("conversations.parquet", "samples.jsonl"):
         file = f"metrics/eval/B/{name}"
         assert (ready_to_train.root / file).read_bytes() == (trained.root / file).read_bytes()
-    samples = (ready_to_train.root / "metrics/train/B/samples.jsonl").read_text().splitlines()
+    samples = (ready_to_train.root / "metrics/train/B/1/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in samples] == [1, 2, 3, 4, 4]
 
 

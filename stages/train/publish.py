@@ -1,0 +1,65 @@
+"""What a finished training leaves: the published adapter, every replicate's adapter, and their record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abctune.core.files import atomic_output
+from abctune.core.params import Params
+from abctune.core.records import TrainingRecord, write_record
+from stages.train.card import model_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODELS, REPLICATES, METRICS = Path("models"), Path("models/replicates"), Path("metrics/train")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One trained replicate: its record (of this replicate alone) and the folder that holds its adapter."""
+
+    record: TrainingRecord
+    adapter: Path
+
+    @property
+    def number(self) -> int:
+        """Which replicate, from 1."""
+        return self.record.replicates[0].replicate
+
+
+def variant_record(records: Sequence[TrainingRecord], publish: str) -> TrainingRecord:
+    """The replicates' records as one, with the replicate to publish chosen.
+
+    Args:
+        publish: `first`, chosen before any loss is seen; or `lowest_eval_loss`, by the loss on the variant's own
+            validation rows. Never by test rows, on which the published adapter is judged.
+    """
+    replicates = tuple(one for record in records for one in record.replicates)
+    chosen = replicates[0]
+    if publish == "lowest_eval_loss":
+        chosen = min(replicates, key=lambda one: (one.final.eval_loss is None, one.final.eval_loss))
+    return records[0].model_copy(update={"replicates": replicates, "published": chosen.replicate})
+
+
+def publish(
+    finished: Sequence[Finished], record: TrainingRecord, tokenizer: PreTrainedTokenizerBase, params: Params
+) -> None:
+    """Write models/<variant>, models/replicates/<variant> and metrics/train/<variant>/training.json, each as a whole."""
+    with atomic_output(REPLICATES / record.variant) as folder:
+        for one in finished:
+            (folder / str(one.number)).mkdir(parents=True)
+            for name in ADAPTER_FILES:
+                shutil.copy(one.adapter / name, folder / str(one.number))
+    chosen = next(one for one in finished if one.number == record.published)
+    with atomic_output(MODELS / record.variant) as folder:
+        shutil.copytree(chosen.adapter, folder)
+        tokenizer.save_pretrained(folder)
+        write_record(folder / "training.json", record)
+        (folder / "README.md").write_text(model_card(record, params), encoding="utf-8")
+    write_record(METRICS / record.variant / "training.json", record)

@@ -1,0 +1,45 @@
+"""What one run of the stage trains, resolved from params.yaml once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abctune.core.params import LoraParams, Params, TrainParams
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One training of the recipe. The seed decides the adapter's first weights and the order of the rows."""
+
+    number: int  # from 1
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A variant's recipe as it takes effect under the active profile, and its replicates."""
+
+    variant: str
+    recipe: TrainParams
+    lora: LoraParams
+    max_length: int  # tokens
+    eval_batch_tokens: int  # per forward pass of an evaluation, padding included
+    replicates: tuple[Replicate, ...]
+
+    @property
+    def conversations_per_step(self) -> int:
+        """How many conversations one optimizer step takes, over all devices."""
+        return self.recipe.per_device_train_batch_size * self.recipe.gradient_accumulation_steps
+
+
+def resolve(params: Params, variant: str) -> Run:
+    """The run that params.yaml asks for."""
+    numbers = range(1, params.replicates_of(variant) + 1)
+    return Run(
+        variant=variant,
+        recipe=params.train_of(variant),
+        lora=params.lora,
+        max_length=params.active.data.max_length,
+        eval_batch_tokens=params.active.eval.batch_tokens,
+        replicates=tuple(Replicate(number, params.seed_of(number)) for number in numbers),
+    )
