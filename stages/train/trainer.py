@@ -1,9 +1,9 @@
-"""transformers' Trainer, set up for one recipe: every argument written out, since Unsloth changes defaults.
+"""TRL's SFTTrainer, set up for one recipe: every argument written out, since TRL and Unsloth change defaults.
 
-Not TRL's SFTTrainer, which is a subclass of it. What that adds is done by earlier stages here (templates, labels), or
-is in the way: it casts an adapter on a 4-bit base to bfloat16, in which a step at the report's learning rate is
-mostly rounded away (docs/performance.md), replaces the model's forward, by which Unsloth's packed rows are lost,
-and takes ten seconds a run to be rewritten by Unsloth.
+Templates, labels and micro-batches are made by earlier stages and by `micro_batching`, so SFTTrainer's own preparation
+is skipped (`skip_prepare_dataset`). Three things that it does are undone, each where it is done: it casts an adapter on
+a 4-bit base to bfloat16, in which a step at the recipe's learning rate is mostly rounded away; it replaces the model's
+forward, by which Unsloth's packed rows are lost; and it writes a model card into every checkpoint.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from trl import SFTConfig, SFTTrainer
 
 from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
@@ -26,10 +27,10 @@ from stages.train.micro_batching import MicroBatching, Row, as_rows, longest_ste
 from stages.train.processes import Processes
 
 
-def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> TrainingArguments:
+def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTConfig:
     """The recipe as the Trainer's arguments."""
     dtype = resolve_dtype(recipe.dtype)
-    return TrainingArguments(
+    return SFTConfig(
         output_dir=output_dir,
         # What the DataLoader hands over is a whole step's conversations; training_step cuts them.
         per_device_train_batch_size=recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
@@ -55,6 +56,10 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> Train
         train_sampling_strategy="sequential",  # mix has shuffled; so the file's order is the training order
         include_num_input_tokens_seen="no",  # wants tensors; get_batch_samples counts
         remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows are token ids and labels already
+        max_length=None,  # format has cut them
+        packing=False,  # micro_batching packs where the device does it well
+        gradient_checkpointing=False,  # build_trainer sets what was decided when the model was loaded
         dataloader_pin_memory=False,  # a batch is a list of rows, of which there are no tensors yet
         label_names=["labels"],
         seed=seed,
@@ -64,7 +69,7 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> Train
     )
 
 
-class TokenWeightedTrainer(Trainer):
+class TokenWeightedTrainer(SFTTrainer):
     """Trainer whose losses are sum(nll) / sum(supervised tokens), however a batch is cut.
 
     A batch of its DataLoader is the whole of a step's conversations, a list of rows; `micro_batching` says how they go through
@@ -75,6 +80,26 @@ class TokenWeightedTrainer(Trainer):
     eval_batch_tokens: int
     flat: FlatParameter
     processes: Processes
+
+    def __init__(self, model: Any, **arguments: Any) -> None:
+        causal = model.get_base_model()
+        forward = causal.__dict__.get("forward")
+        super().__init__(model, **arguments)
+        del causal.forward  # SFTTrainer's, with a fused head that is not asked for here
+        if forward is not None:
+            causal.forward = forward
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = (
+                    parameter.data.float()
+                )  # SFTTrainer casts an adapter on a 4-bit base to bfloat16
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """The model's own loss, as transformers' Trainer takes it: sum(nll) / num_items_in_batch."""
+        return Trainer.compute_loss(self, model, inputs, *arguments, **named)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)  # without SFTTrainer's model card
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: torch.device
@@ -188,7 +213,7 @@ class Probe(TrainerCallback):
 def build_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
+    arguments: SFTConfig,
     train: Dataset,
     val: Dataset,
     callbacks: list[TrainerCallback],

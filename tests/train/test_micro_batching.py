@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer
+from trl import SFTTrainer
 
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
@@ -235,3 +236,30 @@ def test_the_probe_finds_the_cut_before_the_first_step(step, monkeypatch, capsys
 
 def gradients_left(model):
     return [weight.grad is not None for weight in model.parameters()]
+
+
+def test_an_adapter_on_a_4_bit_base_stays_float32_and_a_step_at_2e_5_moves_it(model, examples, tmp_path):
+    # SFTTrainer casts it to bfloat16, in which a step of 2e-5 on a weight of 0.05 is rounded away.
+    model.is_loaded_in_4bit = True
+    recipe = load_params().train_of("B", "tiny")
+    recipe = recipe.model_copy(update={"learning_rate_scale": 1.0, "warmup_steps": 0, "eval_steps": 0})
+    rows = Dataset.from_list(examples)
+    trainer = build_trainer(
+        model,
+        small.chatml_tokenizer(),
+        training_arguments(recipe, seed=0, output_dir=str(tmp_path)),
+        rows,
+        rows,
+        callbacks=[],
+        eval_batch_tokens=ALL,
+        micro_batching=MicroBatching(ALL, packed=False),
+        processes=Processes(),
+    )
+    assert isinstance(trainer, SFTTrainer)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    before = [parameter.detach().clone() for parameter in trained]
+    trainer.args.max_steps = 1
+    trainer.train()
+    moved = [not torch.equal(old, new) for old, new in zip(before, trained, strict=True)]
+    assert recipe.peak_learning_rate == pytest.approx(2e-5) and any(moved)
