@@ -5,6 +5,7 @@ Writes data/raw/<source>/ or data/general/ (rows.parquet, source.json) or models
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -87,9 +88,19 @@ def fetch_model(params: Params) -> str:
         folder.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             provenance = open_model(origin, key, folder, Path(scratch))
+        put_own_template(origin.chat_template, key, folder)
         parameters = count_parameters(folder)
         write_json(folder / "source.json", described(origin, provenance) | {"parameters": parameters})
     return f"the base model: {parameters / 1e6:,.0f} million parameters"
+
+
+def put_own_template(chat_template: str, key: str, folder: Path) -> None:
+    """Put a chat template of the user's own, where params name one, in the place of the model's."""
+    if "/" not in chat_template:
+        return
+    if not Path(chat_template).is_file():
+        raise UserError(f"params.yaml: {key}.chat_template: there is no file {chat_template}")
+    shutil.copy(chat_template, folder / "chat_template.jinja")
 
 
 def described(origin: Any, provenance: dict[str, Any]) -> dict[str, Any]:
