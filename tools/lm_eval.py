@@ -18,7 +18,7 @@ from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_json
 from abctune.core.params import BASE, load_params
 from abctune.core.provenance import sha256_of, versions
-from abctune.llm.chat import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 
 MODELS, RESULTS = Path("models"), Path("metrics/harness")
 

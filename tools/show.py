@@ -9,16 +9,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# Column names, as regular expressions. With `--csv` and `--md` DVC writes some in full, hence the optional file names.
+# Column names, as regular expressions.
 DROPPED = (
     "Created",
     "State",
     "Executor",
     r".*/.*",  # hashes of dependencies
-    r"(.*:)?profiles\..*",
-    r"(.*:)?\w*verdicts?\..*",
-    r"(.*:)?\w+\.(train|tasks|vs_base)\..*",
-    r"(.*:)?\w+\.\w+\.(low|high|n|rows|tokens|perplexity)",
+    r"profiles\..*",
+    r"verdict\..*",
+    r"\w+\.tasks\..*",
+    r"\w+\.loss\.(?!overall$).*",  # losses on single sources
 )
 
 

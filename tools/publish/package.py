@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
-from abctune.llm.chat import BASE_MODEL, load_tokenizer
 from abctune.llm.device import DTYPES
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from tools.promote.registry import reasons_at_head
 
 if TYPE_CHECKING:

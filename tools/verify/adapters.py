@@ -12,7 +12,7 @@ from typing import Any
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.core.provenance import require_same_base
-from abctune.llm.chat import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX, HEAD, EMBEDDING = "base_model.model.", "lm_head", "model.embed_tokens"
