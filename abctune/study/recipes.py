@@ -185,7 +185,14 @@ def compare_recipes(
         fixed: models that were not trained here, whose one row of sums is compared with every replicate.
         lower_is_better: whether a negative difference is "better".
         resamples: of groups, for the rows' share of the interval.
+
+    Raises:
+        ValueError: a model's sums are not replicates x rows, or a fixed model has more than one row of them.
     """
+    for model, values in sums.items():
+        if values.ndim != 2 or values.shape[1] != len(rows.weights) or (model in fixed and len(values) != 1):
+            wanted = f"({'1' if model in fixed else 'replicates'}, {len(rows.weights)})"
+            raise ValueError(f"sums of {model} have shape {values.shape}, not {wanted}")
     quantities: dict[Quantity, Floats] = {(model, None): values for model, values in sums.items()}
     quantities |= {pair: paired(sums[pair[0]], sums[pair[1]], pair, fixed) for pair in pairs}
     trained = {

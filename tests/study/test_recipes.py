@@ -63,6 +63,16 @@ def test_a_planted_null_is_found_in_at_most_5_of_100_studies():
     assert sum(false) <= 10
 
 
+def test_the_interval_holds_the_truth_in_93_to_97_of_100_studies():
+    truth = {("B", "base"): -0.15, ("C", "base"): -0.15, ("C", "B"): 0.0}
+    held = [
+        d.low <= truth[d.model, d.reference] <= d.high
+        for seed in range(300)
+        for d in compared(*study(seed, training=0.01), resamples=299).differences
+    ]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
 def test_with_one_replicate_the_verdict_is_about_the_adapters():
     rows, sums = study(k=1, effect=0.05)
     difference = compared(rows, sums).difference("C", "B", "overall")
@@ -235,3 +245,11 @@ def test_too_few_groups_give_a_value_and_no_verdict():
     difference = compared(rows, sums).difference("C", "B", "overall")
     assert difference.low is None
     assert difference.outcome == "undecided"
+
+
+def test_sums_of_other_rows_are_refused():
+    rows, sums = study()
+    with pytest.raises(ValueError, match=r"sums of C have shape \(3, 89\), not \(replicates, 90\)"):
+        compared(rows, sums | {"C": sums["C"][:, 1:]})
+    with pytest.raises(ValueError, match=r"sums of base have shape \(3, 90\), not \(1, 90\)"):
+        compared(rows, sums | {"base": sums["B"]})
