@@ -28,17 +28,14 @@ def main(name: ItemArgument) -> None:
         params.require_variant(name)
     rows = test_rows(params)
     tokenizer = load_tokenizer(**params.active.model.template)
-    scored = pa.concat_tables(
-        [rows.select(list(COLUMNS)), general_rows(params, tokenizer)], promote_options="permissive"
-    )
-
+    scored = pa.concat_tables([rows.select(list(COLUMNS)), general_rows(params, tokenizer)])
     from abctune.llm.device import resolve_dtype
     from abctune.llm.inference import load_for_inference
     from stages.eval.asked import ask
     from stages.eval.generation import summarise
     from stages.eval.replicates import METRIC_RECORDS, Adapters, measured
     from stages.eval.resources import resources_since
-    from stages.eval.scores import scores
+    from stages.eval.scores import lines_of, scores
     from stages.eval.tasks import pass_rates
 
     dtype, settings = resolve_dtype(params.train_of(params.evaluation.test_of).dtype), params.active.eval
@@ -72,19 +69,6 @@ def main(name: ItemArgument) -> None:
         write_record(folder / "metrics.json", record)
     for line in lines_of(record):
         print(line)
-
-
-def lines_of(record: EvalRecord) -> list[str]:
-    """The result for people."""
-    losses = [*record.sources.items(), ("all", record.overall)]
-    scored = "" if record.replicates == 1 else f" and {record.replicates} replicates"
-    return [
-        f"{record.model} {source}: loss {score.loss:.4f} nats over {score.n_conversations:,} conversations{scored}"
-        for source, score in losses
-    ] + [
-        f"{record.model} {kind}: {rate.passed} of {rate.n} tasks passed"
-        for kind, rate in record.tasks.items()
-    ]
 
 
 if __name__ == "__main__":

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
+import torch
+
 from abctune.core.records import Generation
 from abctune.llm.conversation import Message
 from abctune.llm.inference import Answer, generate
 from abctune.llm.prompts import PROMPTS
 
 NGRAM = 3
-# Answers generated side by side: the key-value cache of 32 x 700 tokens of a 3B model is 2.5 GB in 16 bits.
-ROWS = 32
+# Of the memory that is free: the rest is for what is not counted here. A step for 130 answers takes hardly longer than
+# one for 32, so as many are generated at once as fit.
+GPU_SHARE, CPU_SHARE = 0.6, 0.25
+MAX_PROMPT = 1024  # tokens that a prompt is taken to have; the longest of the tasks has half as many
 
 
 def repetition(token_ids: Sequence[int]) -> float:
@@ -31,12 +36,34 @@ def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_token
     """
     # Prompts of like length together, so that little of a batch is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = max(1, free_bytes(model.device) // bytes_of_answer(model, MAX_PROMPT + max_new_tokens))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), ROWS):
-        batch = order[start : start + ROWS]
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
         conversations = [[Message(role="user", content=prompts[i])] for i in batch]
         answers |= zip(batch, generate(model, tokenizer, conversations, max_new_tokens), strict=True)
     return [answers[i] for i in range(len(prompts))]
+
+
+def bytes_of_answer(model: Any, tokens: int) -> int:
+    """Memory that one conversation of so many tokens takes: its key-value cache, and one layer's widest activations."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    cached = (
+        2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    )
+    widest = 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    item: int = model.dtype.itemsize
+    return tokens * (cached + widest) * item
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that answers may take on the device."""
+    if device.type != "cuda":
+        return int(CPU_SHARE * psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
 
 
 def samples_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from abctune.core.records import GENERAL, Score
+from abctune.core.records import GENERAL, EvalRecord, Score
 
 
 def score(rows: pa.Table) -> Score:
@@ -32,3 +32,16 @@ def scores(rows: pa.Table) -> tuple[Score, dict[str, Score]]:
     names = sorted(set(rows["source"].to_pylist()), key=lambda name: (name == GENERAL, name))
     by_source = {name: score(rows.filter(pc.equal(rows["source"], name))) for name in names}
     return score(rows.filter(pc.not_equal(rows["source"], GENERAL))), by_source
+
+
+def lines_of(record: EvalRecord) -> list[str]:
+    """The result for people."""
+    losses = [*record.sources.items(), ("all", record.overall)]
+    scored = "" if record.replicates == 1 else f" and {record.replicates} replicates"
+    return [
+        f"{record.model} {source}: loss {score.loss:.4f} nats over {score.n_conversations:,} conversations{scored}"
+        for source, score in losses
+    ] + [
+        f"{record.model} {kind}: {rate.passed} of {rate.n} tasks passed"
+        for kind, rate in record.tasks.items()
+    ]

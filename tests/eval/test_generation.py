@@ -1,0 +1,60 @@
+"""As many answers at once as memory takes, and the same answers however many those are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from stages.eval import generation
+from stages.eval.generation import answer_all, bytes_of_answer
+from tests import small
+
+PROMPTS = [f"{letter * (3 * i + 1)}?" for i, letter in enumerate("abcdefg")]
+
+
+@pytest.fixture(scope="module")
+def model(small_model):
+    return AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+
+
+def batches_of(monkeypatch, model, rows: int) -> tuple[list[int], list[list[int]]]:
+    """The batches' sizes and the answers' ids where memory takes so many rows."""
+    sizes = []
+    generate = generation.generate
+
+    def counted(model, tokenizer, conversations, max_new_tokens):
+        sizes.append(len(conversations))
+        return generate(model, tokenizer, conversations, max_new_tokens)
+
+    one = bytes_of_answer(model, generation.MAX_PROMPT + 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "generate", counted)
+        patch.setattr(generation, "free_bytes", lambda _: rows * one)
+        answers = answer_all(model, small.chatml_tokenizer(), PROMPTS, 6)
+    return sizes, [answer.token_ids for answer in answers]
+
+
+def test_memory_decides_how_many_are_generated_at_once_and_nothing_else(monkeypatch, model):
+    sizes, alone = batches_of(monkeypatch, model, 1)
+    assert sizes == [1] * 7
+    for rows, wanted in ((0, [1] * 7), (3, [3, 3, 1]), (100, [7])):
+        sizes, answers = batches_of(monkeypatch, model, rows)
+        assert sizes == wanted
+        assert answers == alone
+
+
+def test_an_answer_s_memory_is_its_cache_and_more():
+    """The 3B shape: 28 layers, 8 key-value heads of 128 in 16 bits are 114,688 bytes a token."""
+
+    class Model:
+        config = LlamaConfig(
+            hidden_size=3072,
+            intermediate_size=8192,
+            num_hidden_layers=28,
+            num_attention_heads=24,
+            num_key_value_heads=8,
+        )
+        dtype = torch.bfloat16
+
+    assert bytes_of_answer(Model, 1000) == 1000 * (114_688 + 4 * 8192 * 2)
