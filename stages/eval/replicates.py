@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -39,7 +39,7 @@ class Adapters:
         self.published = record.published
         self.numbers = tuple(sorted(one.replicate for one in record.replicates))
         self._places = {number: MODELS / "replicates" / variant / str(number) for number in self.numbers}
-        settings = [read_json(place / "adapter_config.json", made_by) for place in self._places.values()]
+        settings = [_settings(place, made_by) for place in self._places.values()]
         if any(one != settings[0] for one in settings):
             raise UserError(
                 f"{MODELS}/replicates/{variant} holds adapters of several recipes; run `dvc repro --force {made_by}`"
@@ -58,6 +58,13 @@ class Adapters:
                 replace_adapter(model, place)
                 _fuse_on_gpu(model)
                 yield number
+
+
+def _settings(adapter: Path, made_by: str) -> dict[str, Any]:
+    """PEFT's settings of an adapter; it writes the set of target modules in no certain order."""
+    settings: dict[str, Any] = read_json(adapter / "adapter_config.json", made_by)
+    modules = settings["target_modules"]
+    return settings | {"target_modules": sorted(modules) if isinstance(modules, list) else modules}
 
 
 def _fuse_on_gpu(model: PreTrainedModel) -> None:

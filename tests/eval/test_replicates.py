@@ -82,6 +82,13 @@ def test_adapters_of_several_recipes_are_refused(project):
         Adapters("B")
 
 
+def test_the_order_in_which_peft_writes_a_set_does_not_matter(project):
+    path = project.root / "models/replicates/B/3/adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"target_modules": settings["target_modules"][::-1]}))
+    assert Adapters("B").numbers == (1, 2, 3)
+
+
 def test_a_missing_replicate_says_what_makes_it(project):
     (project.root / "models/replicates/B/3/adapter_model.safetensors").unlink()
     done = project.stage("eval", "B", check=False)
