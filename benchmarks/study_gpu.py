@@ -126,6 +126,19 @@ def write_instructions(path: Path) -> None:
     path.write_text(json.dumps(rows))
 
 
+def write_general(path: Path) -> None:
+    """WikiText's file: one column `text`, a line of an article per row, 60 articles that begin with ` = Title = `."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(2)
+    lines = []
+    for article in range(60):
+        lines += [f" = Article {article} = \n", ""]
+        lines += [f" {text} \n" for text in word_chain(rng, lengths_like(rng, 40, 90, 300))]
+    pq.write_table(pa.table({"text": lines}), path)
+
+
 def write_model(folder: Path, tokenizer: Path | None) -> None:
     """The model repository's files: random bfloat16 weights in two shards with an index, and the tokenizer."""
     import torch
@@ -169,8 +182,8 @@ def write_tokenizer(folder: Path, real: Path | None) -> None:
 
 
 def repositories(work: Path, tokenizer: Path | None) -> dict[str, Path]:
-    """The three repositories' folders, made once."""
-    folders = {name: work / "hub" / name for name in ("model", "chat", "instruct")}
+    """The four repositories' folders, made once."""
+    folders = {name: work / "hub" / name for name in ("model", "chat", "instruct", "general")}
     if not (work / "hub/ready").exists():
         shutil.rmtree(work / "hub", ignore_errors=True)
         write_model(folders["model"], tokenizer)
@@ -178,6 +191,8 @@ def repositories(work: Path, tokenizer: Path | None) -> dict[str, Path]:
         write_chat(folders["chat"] / "data/train-00000-of-00001.parquet")
         folders["instruct"].mkdir()
         write_instructions(folders["instruct"] / "alpaca_evol_instruct_70k.json")
+        (folders["general"] / "wikitext-2-raw-v1").mkdir(parents=True)
+        write_general(folders["general"] / "wikitext-2-raw-v1/test-00000-of-00001.parquet")
         (work / "hub/ready").touch()
     return folders
 
@@ -201,6 +216,7 @@ def serve(hub: Hub, project: Workspace, folders: dict[str, Path]) -> None:
     places = {
         "model": ("model", full["model"]),
         **{name: ("dataset", full["sources"][name]) for name in ("chat", "instruct")},
+        "general": ("dataset", full["general"]),
     }
     for name, (kind, origin) in places.items():
         files: Files = {
