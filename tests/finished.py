@@ -45,11 +45,11 @@ def make_finished(folder: Path, model: Path) -> Workspace:
 
 
 def write_raw(root: Path) -> None:
-    """data/raw of both sources, as `mix` has read it."""
-    for source in ("chat", "instruct"):
-        folder = root / "data/raw" / source
+    """data/raw of both sources and data/general, as later stages have read them."""
+    for source in ("raw/chat", "raw/instruct", "general"):
+        folder = root / "data" / source
         folder.mkdir(parents=True)
-        (folder / "source.json").write_text(json.dumps(source_of(source)))
+        (folder / "source.json").write_text(json.dumps(source_of(folder.name)))
 
 
 def set_base(root: Path, source: dict[str, Any]) -> None:

@@ -32,7 +32,10 @@ def main(
     target: Annotated[str, typer.Option(help="the set to be better on: overall or a source")] = OVERALL,
     yes: Annotated[bool, typer.Option("--yes", help="write GTO's tags if the answer is to promote")] = False,
 ) -> None:
-    """Say promote, do not promote or undecided, with the reasons."""
+    """Say promote, do not promote or undecided, with the reasons.
+
+    Exit status: 0 promote, 3 do not promote, 4 undecided; 1 is an error.
+    """
     params = load_params()
     if variant is not None:
         params.require_variant(variant)
