@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from abctune.core.records import Generation
@@ -14,9 +13,12 @@ from abctune.llm.inference import Answer, generate
 from abctune.llm.prompts import PROMPTS
 
 NGRAM = 3
-# Of the memory that is free: the rest is for what is not counted here. A step for 130 answers takes hardly longer than
-# one for 32, so as many are generated at once as fit.
-GPU_SHARE, CPU_SHARE = 0.6, 0.25
+# Answers generated at once where there is no GPU: a fixed number, since how answers are padded can move a last bit, and a
+# rerun should give the same answers however much memory other programs leave.
+CPU_ROWS = 32
+# On a GPU a step for 130 answers takes hardly longer than one for 32, so as many are generated at once as this share of
+# the card's memory holds, what the model takes left out. The rest is for what is not counted.
+GPU_SHARE = 0.6
 MAX_PROMPT = 1024  # tokens that a prompt is taken to have; the longest of the tasks has half as many
 
 
@@ -36,7 +38,7 @@ def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_token
     """
     # Prompts of like length together, so that little of a batch is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    rows = max(1, free_bytes(model.device) // bytes_of_answer(model, MAX_PROMPT + max_new_tokens))
+    rows = rows_at_once(model, MAX_PROMPT + max_new_tokens)
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
@@ -58,12 +60,13 @@ def bytes_of_answer(model: Any, tokens: int) -> int:
     return tokens * (cached + widest) * item
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that answers may take on the device."""
-    if device.type != "cuda":
-        return int(CPU_SHARE * psutil.virtual_memory().available)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+def rows_at_once(model: Any, tokens: int) -> int:
+    """How many conversations of so many tokens are generated side by side; the same on every run of a machine."""
+    if model.device.type != "cuda":
+        return CPU_ROWS
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    left = total - torch.cuda.memory_allocated(model.device)
+    return max(1, int(GPU_SHARE * left) // bytes_of_answer(model, tokens))
 
 
 def samples_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:

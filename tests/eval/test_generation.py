@@ -27,21 +27,40 @@ def batches_of(monkeypatch, model, rows: int) -> tuple[list[int], list[list[int]
         sizes.append(len(conversations))
         return generate(model, tokenizer, conversations, max_new_tokens)
 
-    one = bytes_of_answer(model, generation.MAX_PROMPT + 6)
     with monkeypatch.context() as patch:
         patch.setattr(generation, "generate", counted)
-        patch.setattr(generation, "free_bytes", lambda _: rows * one)
+        patch.setattr(generation, "rows_at_once", lambda *_: rows)
         answers = answer_all(model, small.chatml_tokenizer(), PROMPTS, 6)
     return sizes, [answer.token_ids for answer in answers]
 
 
-def test_memory_decides_how_many_are_generated_at_once_and_nothing_else(monkeypatch, model):
+def test_how_many_are_generated_at_once_does_not_change_an_answer(monkeypatch, model):
     sizes, alone = batches_of(monkeypatch, model, 1)
     assert sizes == [1] * 7
-    for rows, wanted in ((0, [1] * 7), (3, [3, 3, 1]), (100, [7])):
+    for rows, wanted in ((3, [3, 3, 1]), (100, [7])):
         sizes, answers = batches_of(monkeypatch, model, rows)
         assert sizes == wanted
         assert answers == alone
+
+
+def test_a_card_s_memory_decides_and_without_one_the_number_is_fixed(monkeypatch):
+    class Card:
+        total_memory = 80 * 2**30
+
+    class Model:
+        config = LlamaConfig(
+            hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24
+        )
+        dtype, device = torch.bfloat16, torch.device("cuda", 0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 6 * 2**30)
+    one = bytes_of_answer(Model, 1280)
+    assert generation.rows_at_once(Model, 1280) == int(0.6 * 74 * 2**30) // one
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 80 * 2**30 - 1)
+    assert generation.rows_at_once(Model, 1280) == 1, "at least one, whatever the model takes"
+    Model.device = torch.device("cpu")
+    assert generation.rows_at_once(Model, 1280) == 32
 
 
 def test_an_answer_s_memory_is_its_cache_and_more():
