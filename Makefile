@@ -14,13 +14,13 @@ help: ## this list
 repro: $(BIN)/.installed ## the whole pipeline; runs only what changed
 	dvc repro
 
-check: lint ## what to run before a commit: lint, types, and the tests that run no stage (under 90 s)
+check: lint ## what to run before a commit: lint, types, and the tests that run no stage
 	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile -m "not project and not faults" tests
 
 test: $(BIN)/.installed ## all tests, in parallel; no network needed
 	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
 
-test-faults: $(BIN)/.installed ## kills, damage, full disks, a month of experiments: minutes to an hour; prints figures
+test-faults: $(BIN)/.installed ## kills, damage, full disks, hostile data, many times over; prints figures
 	python -m pytest -m faults --capture=no
 
 lint: $(BIN)/.installed ## style, formatting, types, and that the lock matches pyproject.toml
