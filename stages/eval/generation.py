@@ -19,7 +19,9 @@ CPU_ROWS = 32
 # On a GPU a step for 130 answers takes hardly longer than one for 32, so as many are generated at once as this share of
 # the card's memory holds, what the model takes left out. The rest is for what is not counted.
 GPU_SHARE = 0.6
-MAX_PROMPT = 1024  # tokens that a prompt is taken to have; the longest of the tasks has half as many
+MAX_PROMPT = (
+    1024  # tokens that a prompt is taken to have: the project's own are under 100, rows of code some hundred
+)
 
 
 def repetition(token_ids: Sequence[int]) -> float:
