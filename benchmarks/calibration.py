@@ -12,17 +12,16 @@ counted, into benchmarks/results/calibration.json:
 
 `--simulations 0` leaves out the second. On one core the first takes half a minute, the second about 10.
 
-Fresh trainings of one recipe on other rows, counted the same way (about 10 minutes on 2 cores):
+Fresh trainings of one recipe on other rows, counted the same way:
 
-    dvc exp run --temp -n fresh -S seed=11 -S variants.B.replicates=12 -S variants.B.train.max_steps=20
-    dvc exp apply fresh
-    python -m benchmarks.calibration metrics/eval --simulations 0 --results benchmarks/results/calibration_fresh.json
+    dvc exp run -n fresh -S seed=11 -S +variants.B.replicates=12 -S variants.B.train.max_steps=20 eval-base eval@B
+    python -m benchmarks.calibration metrics/eval --model B --simulations 0 --results fresh.json
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -63,12 +62,13 @@ Floats = NDArray[np.float64]
 
 def main(
     folder: Annotated[Path, typer.Argument(help="like metrics/eval, with replicates")] = TWELVE_TRAININGS,
+    model: Annotated[list[str] | None, typer.Option(help="of these variants alone")] = None,
     simulations: Annotated[int, typer.Option(help="studies per cell of the simulation")] = 500,
     results: Annotated[Path, typer.Option(help="where the JSON goes")] = RESULTS,
 ) -> None:
     """Count false verdicts and found differences, in measured trainings and in simulated studies."""
     started = time.perf_counter()
-    scored = read_scored(folder)
+    scored = read_scored(folder, model)
     result: dict[str, Any] = {
         "same_recipe": same_recipe(scored),
         "same_recipes_in_one_study": same_recipes_in_one_study(scored),
@@ -105,10 +105,12 @@ class Scored:
         )
 
 
-def read_scored(folder: Path) -> Scored:
-    """Read `<model>/conversations.parquet` of every model in a folder like metrics/eval."""
+def read_scored(folder: Path, variants: Collection[str] | None = None) -> Scored:
+    """Read `<model>/conversations.parquet` of base and the variants, or all, in a folder like metrics/eval."""
     tables = {
-        path.parent.name: pd.read_parquet(path) for path in sorted(folder.glob("*/conversations.parquet"))
+        path.parent.name: pd.read_parquet(path)
+        for path in sorted(folder.glob("*/conversations.parquet"))
+        if not variants or path.parent.name in (BASE, *variants)
     }
     if BASE not in tables:
         raise SystemExit(f"{folder} has no {BASE}/conversations.parquet; name a folder like metrics/eval")
