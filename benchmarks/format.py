@@ -1,7 +1,7 @@
 """Time and memory of format on 100,000 conversations of about 560 tokens: `python -m benchmarks.format [ROWS]`.
 
 The text is cut at random from the real sources of profile tiny (data/raw), so that it tokenises like text. Writes
-benchmarks/results/format.json. Target: at most 180 s and 4 GiB for 100,000 rows on 2 cores, memory independent
+benchmarks/results/format.json. Target: at most 90 s and 0.6 GiB for 100,000 rows on 2 cores, memory independent
 of the number of rows.
 """
 
@@ -74,7 +74,8 @@ def prepare(folder: Path, count: int) -> None:
     params["profiles"]["tiny"]["data"]["max_length"] = 2048
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
-    shutil.copytree(ROOT / "stages", folder / "stages")
+    for package in ("abctune", "stages"):
+        shutil.copytree(ROOT / package, folder / package)
     (folder / "models").mkdir()
     (folder / "models/base").symlink_to(ROOT / "models/base")
     write_rows(folder / "data/mixed/A.parquet", records(count, words()), MIXED)

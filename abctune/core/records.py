@@ -279,6 +279,9 @@ class TrainingRecord(Record):
     max_length: int
     load_in_4bit: bool
     dtype: str
+    chat_template_sha256: str | None = (
+        None  # of the template with its date and arguments; None: made before it was recorded
+    )
     lora: dict[str, JsonValue]
     base_weights: str
     gradient_checkpointing: str
@@ -395,6 +398,7 @@ class EvalRecord(Record):
     metrics: tuple[Metric, ...] = (LOSS,)
     replicates: int = 1
     published: int = 1  # the replicate that samples, tasks and served.parquet are of
+    chat_template_sha256: str | None = None  # as in TrainingRecord
     overall: Score  # of all sources but GENERAL
     sources: dict[str, Score]  # GENERAL among them where it was scored
     generation: Generation

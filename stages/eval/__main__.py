@@ -13,7 +13,7 @@ from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, write_jsonl
 from abctune.core.params import BASE, ItemArgument, load_params
 from abctune.core.records import EvalRecord, write_record
-from abctune.llm.chat import load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer, template_hash
 from stages.eval.rows import COLUMNS, general_rows, test_rows
 
 METRICS = Path("metrics/eval")
@@ -60,6 +60,7 @@ def main(name: ItemArgument) -> None:
             metrics=METRIC_RECORDS,
             replicates=len(tables),
             published=published,
+            chat_template_sha256=template_hash(tokenizer),
             overall=overall,
             sources=sources,
             generation=summarise(samples),

@@ -5,6 +5,8 @@ Imports Unsloth before anything imports transformers, so import this module wher
 
 from __future__ import annotations
 
+from abctune.llm.tokenizer import template_hash
+
 from stages.train.model import Base  # isort: skip  (Unsloth comes before transformers, which it patches)
 
 import time
@@ -187,6 +189,7 @@ class Fit:
             max_length=run.max_length,
             load_in_4bit=run.recipe.load_in_4bit,
             dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
+            chat_template_sha256=template_hash(self._tokenizer),
             lora=run.lora.model_dump(mode="json"),
             **decisions,
             micro_batching={"tokens_at_start": self._tokens_at_start} | asdict(trainer.micro_batching),
