@@ -204,6 +204,7 @@ def project_at(folder: Path) -> Workspace:
         return project
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROJECT_FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     project.git("init", "-q", "-b", "main")
     project.commit("start")
