@@ -202,7 +202,7 @@ def project_at(folder: Path) -> Workspace:
     project = Workspace(folder)
     if (folder / ".git").exists():
         return project
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
     for name in PROJECT_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
