@@ -18,8 +18,10 @@ from ruamel.yaml import YAML
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.chat import load_tokenizer
+from abctune.llm.conversation import Message
 from stages.format.render import Renderer
-from stages.format.schemas import Rejected
+from stages.format.repairs import Conversation
+from stages.format.turns import Rejected
 from tests import small
 from tests.faults.test_dvc import make_project
 from tests.hub_server import Hub
@@ -238,9 +240,8 @@ def test_a_models_chat_template_runs_no_code_and_reads_no_file(
     tokenizer = load_tokenizer(Path("base"))
     assert tokenizer.chat_template.startswith(template)
     with pytest.raises(Rejected, match="chat template fails") as rejected:
-        Renderer(tokenizer, 100).cut(
-            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
-        )
+        messages: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+        Renderer(tokenizer, 100).cut(Conversation(messages, [False, True]))
     assert "the secret" not in str(rejected.value)
     assert not Path("marker").exists()
 
