@@ -247,6 +247,15 @@ class SplitParams(_Section):
         return self
 
 
+class ContaminationParams(_Section):
+    """When a training row counts as a copy of a held-out one."""
+
+    near: Annotated[float, Field(gt=0, le=1)]  # Jaccard similarity of 5-grams
+    common: Annotated[
+        float, Field(gt=0, le=1)
+    ]  # n-grams of more than this share of the held-out rows are no sign of it
+
+
 class EvalParams(_Section):
     """How much each model is asked, and the memory that scoring may use."""
 
@@ -358,6 +367,7 @@ class Params(_Section):
     train: dict[str, Any]
     lora: LoraParams
     format: FormatParams
+    split: ContaminationParams
     evaluation: EvaluationParams
     export: ExportParams
     profiles: Annotated[dict[str, Profile], Field(min_length=1)]

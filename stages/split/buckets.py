@@ -1,4 +1,4 @@
-"""Which side of the split a conversation falls on: a function of its group and the shares alone."""
+"""Which subset of the split a conversation falls into: a function of its group and the shares alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from abctune.core.params import SplitParams
 
-Side = Literal["train", "val", "test"]
-SIDES: tuple[Side, ...] = ("train", "val", "test")
+Subset = Literal["train", "val", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 
 
 def bucket(group: str) -> float:
@@ -16,7 +16,7 @@ def bucket(group: str) -> float:
     return int.from_bytes(hashlib.blake2b(group.encode()).digest()[:4], "big") / 2**32
 
 
-def subset_of(group: str, split: SplitParams) -> Side:
+def subset_of(group: str, split: SplitParams) -> Subset:
     """Neither the mix nor the order nor the seed matters, so what one variant holds out all hold out."""
     place = bucket(group)
     if place < split.test:

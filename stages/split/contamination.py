@@ -1,12 +1,16 @@
 """Training rows that are too near to a held-out row.
 
-Exact: the same conversation, or the same group. Near: Jaccard similarity of word 5-grams of at least 0.8, the
-setting of Lee et al. (2022), "Deduplicating Training Data Makes Language Models Better", found with MinHash
-LSH (datasketch) and then checked on the n-grams themselves.
+Exact: the same conversation, or the same group. Near: Jaccard similarity of 5-grams of at least `split.near`, found with
+MinHash LSH (datasketch) and then checked on the n-grams themselves. 0.8 of word 5-grams is the setting of Lee et al. (2022),
+"Deduplicating Training Data Makes Language Models Better". What many rows share (a system prompt, a fixed instruction, a
+boilerplate opening) is left out of the comparison: it says nothing about whether two rows are the same. Scripts that are
+written without spaces are compared by characters.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +18,39 @@ from typing import Any
 import xxhash
 from datasketch import MinHash, MinHashLSH
 
-NGRAM_WORDS = 5
-MIN_JACCARD = 0.8
+NGRAM = 5  # words, or characters of a script without spaces
+# A text that so few held-out rows share is no boilerplate, whatever share of them it is: copies come in small numbers.
+MIN_COMMON_ROWS = 10
 NUM_PERM = 64  # the candidates are checked exactly, so a coarse sketch is enough
 # LSH misses a pair at the threshold itself with some probability; a lower one finds nearly all of those above ours.
-LSH_THRESHOLD = 0.6
+LSH_SLACK = 0.75
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese characters.
+WITHOUT_SPACES = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+TOKEN = re.compile(f"[{WITHOUT_SPACES}]|[^\\s{WITHOUT_SPACES}]+")
 
 
 def text_of(row: dict[str, Any]) -> str:
-    """All that was said, in lower case with single spaces: layout does not make a text new."""
-    return " ".join(" ".join(message["content"] for message in row["messages"]).lower().split())
+    """All that was said, in lower case: layout does not make a text new."""
+    return "\n".join(message["content"] for message in row["messages"]).lower()
 
 
 def ngrams(text: str) -> frozenset[int]:
-    """64-bit hashes of the word 5-grams of a text (of the whole text, where it is shorter)."""
-    words = text.split()
-    grams = (
-        " ".join(words[start : start + NGRAM_WORDS]) for start in range(max(1, len(words) - NGRAM_WORDS + 1))
-    )
+    """64-bit hashes of the 5-grams of a text's words and characters (of the whole text, where it is shorter)."""
+    tokens = text.split() if text.isascii() else TOKEN.findall(text)
+    grams = (" ".join(tokens[start : start + NGRAM]) for start in range(max(1, len(tokens) - NGRAM + 1)))
     return frozenset(xxhash.xxh3_64_intdigest(gram.encode()) for gram in grams)
 
 
 def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
-    return len(one & other) / len(one | other)
+    """Share of the n-grams of either that both have; 0 of nothing."""
+    return len(one & other) / max(1, len(one | other))
+
+
+def common_ngrams(rows: Sequence[frozenset[int]], share: float) -> frozenset[int]:
+    """The n-grams that more than a share of the rows have, and more than MIN_COMMON_ROWS of them."""
+    count = Counter(gram for grams in rows for gram in grams)
+    limit = max(MIN_COMMON_ROWS, share * len(rows))
+    return frozenset(gram for gram, n in count.items() if n > limit)
 
 
 @dataclass(frozen=True)
@@ -45,20 +59,31 @@ class HeldOut:
 
     ids: frozenset[str]
     groups: frozenset[str]
-    grams: Sequence[frozenset[int]]
+    grams: Sequence[frozenset[int]]  # without the common ones
+    common: frozenset[int]
+    threshold: float
     index: MinHashLSH
 
     @classmethod
-    def of(cls, rows: Iterable[dict[str, Any]]) -> HeldOut:
-        """Index rows that have `id`, `group` and `messages`."""
-        ids, groups, grams = set(), set(), []
-        index = MinHashLSH(threshold=LSH_THRESHOLD, num_perm=NUM_PERM)
+    def of(cls, rows: Iterable[dict[str, Any]], near: float = 0.8, common: float = 0.1) -> HeldOut:
+        """Index rows that have `id`, `group` and `messages`.
+
+        Args:
+            near: Jaccard similarity from which a row counts as a copy.
+            common: n-grams of more than this share of the rows are left out.
+        """
+        ids, groups, everything = set(), set(), []
         for row in rows:
             ids.add(row["id"])
             groups.add(row["group"])
-            grams.append(ngrams(text_of(row)))
-            index.insert(len(grams) - 1, _sketch(grams[-1]))
-        return cls(frozenset(ids), frozenset(groups), grams, index)
+            everything.append(ngrams(text_of(row)))
+        shared = common_ngrams(everything, common)
+        grams = [row - shared for row in everything]
+        index = MinHashLSH(threshold=LSH_SLACK * near, num_perm=NUM_PERM)
+        for number, row in enumerate(grams):
+            if row:
+                index.insert(number, _sketch(row))
+        return cls(frozenset(ids), frozenset(groups), grams, shared, near, index)
 
     def near(self, row: dict[str, Any]) -> str | None:
         """Why a row must not be trained on: `exact`, `group`, `near`, or None."""
@@ -66,13 +91,12 @@ class HeldOut:
             return "exact"
         if row["group"] in self.groups:
             return "group"
-        mine = ngrams(text_of(row))
+        mine = ngrams(text_of(row)) - self.common
+        if not mine:
+            return None
         candidates = self.index.query(_sketch(mine))
-        return (
-            "near"
-            if any(jaccard(mine, self.grams[candidate]) >= MIN_JACCARD for candidate in candidates)
-            else None
-        )
+        found = any(jaccard(mine, self.grams[candidate]) >= self.threshold for candidate in candidates)
+        return "near" if found else None
 
 
 def _sketch(grams: frozenset[int]) -> MinHash:

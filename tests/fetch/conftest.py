@@ -44,12 +44,14 @@ class Project:
         self.raw = root / "data/raw"
         self.base = root / "models/base"
         self.home = root / "hf-home"
+        self.cache = root / "cache"
         self.params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
         self.environment = {
             name: value for name, value in os.environ.items() if name not in (*UNSET, *PROXIES)
         } | {
             "PYTHONPATH": str(ROOT),
             "HF_HOME": str(self.home),
+            "ABCTUNE_CACHE": str(root / "cache"),
             "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_INDEX": "1",

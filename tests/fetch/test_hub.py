@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -210,6 +211,7 @@ def test_a_hub_in_trouble_is_asked_again(
 ) -> None:
     hub.answers = [status, status]
     project.fetched("chat", prelude=NO_WAIT)
+    shutil.rmtree(project.cache)
     hub.answers = [status] * 3
     line = project.refused("chat", prelude=NO_WAIT)
     assert f"failed 3 times: the hub answered with status {status}" in line

@@ -50,3 +50,43 @@ def test_short_texts_are_compared_whole():
     held_out = HeldOut.of([row("held", "Hi there")])
     assert held_out.near(row("new", "hi  THERE")) == "near"
     assert held_out.near(row("new", "hi here")) is None
+
+
+def chat_row(identity, *texts):
+    roles = ("system", "user", "assistant")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, texts, strict=True)]
+    return {"id": identity, "group": identity, "messages": messages}
+
+
+def test_a_system_prompt_that_all_rows_share_makes_none_of_them_near():
+    prompt = text(999, 300)
+    rows = [chat_row(f"row {n}", prompt, text(n, 10), text(1000 + n, 12)) for n in range(120)]
+    held_out = HeldOut.of(rows[:60])
+    assert [held_out.near(row) for row in rows[60:]] == [None] * 60
+    copy = chat_row("copy", prompt, text(3, 10).upper(), text(1003, 12))
+    assert held_out.near(copy) == "near"
+
+
+def test_a_prompt_that_a_few_rows_share_is_no_boilerplate():
+    """Copies come in small numbers: what ten held-out rows have in common still counts."""
+    rows = [chat_row(f"row {n}", text(999, 300), text(n, 10), "yes") for n in range(10)]
+    assert HeldOut.of(rows).near(chat_row("new", text(999, 300), text(500, 10), "yes")) == "near"
+
+
+def test_the_thresholds_are_the_params():
+    rows = [chat_row(f"row {n}", text(999, 300), text(n, 10), "yes") for n in range(40)]
+    new = chat_row("new", text(999, 300), text(500, 10), "yes")
+    assert HeldOut.of(rows, common=1.0).near(new) == "near"
+    assert HeldOut.of(rows, common=0.1).near(new) is None
+    half = row("new", " ".join([*text(3).split()[:60], *text(500).split()[:30]]))
+    assert HELD_OUT.near(half) is None
+    assert HeldOut.of([row("held", text(3))], near=0.3).near(half) == "near"
+
+
+def test_a_script_without_spaces_is_compared_by_characters():
+    letters = [chr(0x4E00 + n) for n in random.Random(1).sample(range(5000), 120)]
+    held_out = HeldOut.of([row("held", "".join(letters))])
+    changed = "".join([*letters[:60], "字", *letters[61:]])
+    other = "".join(random.Random(2).sample(letters, 120))
+    assert held_out.near(row("new", changed)) == "near"
+    assert held_out.near(row("new", other)) is None

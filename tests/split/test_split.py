@@ -58,7 +58,7 @@ def rows():
     return formatted(200)
 
 
-def test_every_row_lands_on_its_side_in_training_order(workspace, rows):
+def test_every_row_lands_on_its_subset_in_training_order(workspace, rows):
     write(workspace, "A", rows)
     write(workspace, "C", rows[:100])
     workspace.stage("split", "A")
@@ -119,3 +119,31 @@ def test_too_few_rows_to_hold_any_out_is_an_error_that_names_the_params(workspac
         and "variants.A.mix" in done.stderr
         and "profiles.*.split" in done.stderr
     )
+
+
+def test_rows_of_one_group_are_told_apart_from_too_few_rows(workspace):
+    same = [row | {"group": "Hi"} for row in formatted(300)]
+    write(workspace, "A", same)
+    write(workspace, "C", formatted(200, "instruct", 9, "other"))
+    done = workspace.stage("split", "A", check=False)
+    assert done.returncode == 1
+    assert "its 300 rows are 1 groups" in done.stderr and "profiles.*.sources.chat.group_by" in done.stderr
+    write(workspace, "A", formatted(300))  # the remedy
+    workspace.stage("split", "A")
+
+
+def test_rows_that_are_all_near_name_the_thresholds_and_are_listed(workspace):
+    rows = [
+        row | {"messages": [{"role": "assistant", "content": "the same " * 40}]} for row in formatted(200)
+    ]
+    write(workspace, "A", rows)
+    write(workspace, "C", rows)
+    workspace.set(split__common=1.0)
+    done = workspace.stage("split", "A", check=False)
+    assert done.returncode == 1
+    assert "split.common" in done.stderr and "data/quarantine/A-near.jsonl" in done.stderr
+    listed = (workspace.root / "data/quarantine/A-near.jsonl").read_text().splitlines()
+    assert {json.loads(line)["reason"] for line in listed} == {"near"} and len(listed) > 100
+    workspace.set(split__common=0.1)  # the remedy
+    workspace.stage("split", "A")
+    assert not (workspace.root / "data/quarantine/A-near.jsonl").exists()

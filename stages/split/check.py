@@ -1,0 +1,63 @@
+"""What must hold of a split; where it does not, the cause and a remedy that removes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from abctune.core.errors import UserError
+from abctune.core.files import read_table, write_jsonl
+from abctune.core.params import PARAMS_FILE
+from stages.split.buckets import SUBSETS, Subset
+from stages.split.contamination import HeldOut
+from stages.split.subsets import Assigner
+
+FEW_GROUPS = 10  # below so many groups of a source, chance alone may leave a subset empty
+
+
+def check_subsets(folder: Path, variant: str, held_out: HeldOut, assigner: Assigner, refused: Path) -> None:
+    """Read back what was written: the proof that training and held-out rows share nothing does not rest on the Assigner.
+
+    Args:
+        refused: where the dropped training rows are listed if none is left.
+
+    Raises:
+        UserError: a subset is empty, or a training row is held out too.
+    """
+    refused.unlink(missing_ok=True)
+    tables = {
+        subset: read_table(folder / f"{subset}.parquet", f"split@{variant}", ["id", "group"])
+        for subset in SUBSETS
+    }
+    for subset, table in tables.items():
+        if not table.num_rows:
+            raise UserError(
+                f"split of {variant} leaves no {subset} row: {_cause(variant, subset, assigner, refused)}"
+            )
+    for column, reference in (("id", held_out.ids), ("group", held_out.groups)):
+        trained = set(tables["train"][column].to_pylist())
+        held = reference.union(*(tables[subset][column].to_pylist() for subset in ("val", "test")))
+        if shared := trained & held:
+            raise UserError(
+                f"split of {variant}: {len(shared)} training {column}s are held out too, e.g. {min(shared)}; this is a bug, please report it"
+            )
+
+
+def _cause(variant: str, subset: Subset, assigner: Assigner, refused: Path) -> str:
+    rows, groups = assigner.groups.total(), len(assigner.groups)
+    if subset == "train" and assigner.refused:
+        write_jsonl(refused, assigner.refused)
+        return (
+            f"all {len(assigner.refused):,} are too near to a held-out row ({refused} lists them). Where it is a shared text that"
+            f" makes them near, lower split.common in {PARAMS_FILE}; where they are variations of a few texts, raise split.near"
+        )
+    if groups < min(FEW_GROUPS, rows):
+        (source, _), largest = assigner.groups.most_common(1)[0]
+        return (
+            f"its {rows:,} rows are {groups} groups (the largest has {largest:,} rows of {source}), and a group stays together:"
+            " rows with the same first message or the same value of group_by. Name a column that tells the rows apart as"
+            f" profiles.*.sources.{source}.group_by in {PARAMS_FILE}; more rows of these groups would not help"
+        )
+    return (
+        f"its {rows:,} rows are too few; give the variant more rows (variants.{variant}.mix, profiles.*.data.rows_scale) or"
+        f" the subset a larger share (profiles.*.split) in {PARAMS_FILE}"
+    )
