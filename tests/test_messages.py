@@ -64,7 +64,7 @@ def test_4_bit_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, reason: str
     """No GPU, and a driver that this torch does not support."""
     import torch
 
-    from stages.train.model import load_for_training
+    from stages.train.model import load_base
 
     def init() -> None:
         raise RuntimeError(f"{reason} from http://www.nvidia.com/")
@@ -72,7 +72,7 @@ def test_4_bit_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, reason: str
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
     recipe = SimpleNamespace(load_in_4bit=True)
-    said = raised(lambda: load_for_training(Path("models/base"), recipe, None, 8, 0))
+    said = raised(lambda: load_base(Path("models/base"), recipe, 8))
     assert "load_in_4bit: true needs a CUDA GPU" in said
     assert f"({reason.split('. ')[0]})" in said
     assert "set profiles.<profile>.train.load_in_4bit to false in params.yaml" in said

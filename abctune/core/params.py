@@ -6,6 +6,7 @@ mistake is an error that names its key before any work starts.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -268,11 +269,15 @@ class EvalParams(_Section):
 
 
 class TrainParams(_Section):
-    """The resolved recipe of one variant. Field names are those of transformers' TrainingArguments."""
+    """The resolved recipe of one variant. Field names are those of transformers' TrainingArguments.
+
+    How long it trains is said by one of `max_steps` and `num_train_epochs`.
+    """
 
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
-    max_steps: Count
+    max_steps: Count | None = None
+    num_train_epochs: Positive | None = None
     learning_rate: Positive
     learning_rate_scale: Positive
     warmup_steps: Whole
@@ -285,6 +290,7 @@ class TrainParams(_Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     adam_epsilon: Positive
+    neftune_noise_alpha: Annotated[float, Field(ge=0)]  # noise on the embeddings while training; 0: none
     sample_every: Whole  # optimizer steps between live generations; 0: epoch ends and the last step only
     save_steps: Whole  # optimizer steps between checkpoints to resume from; 0: only when told to stop
     keep: Literal["train_loss", "eval_loss", "last"]
@@ -301,6 +307,35 @@ class TrainParams(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainParams:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError(
+                "set max_steps or num_train_epochs, one of them; remove the other or set it to null"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; ask `with_steps` for a recipe that knows them."""
+        assert self.max_steps is not None
+        return self.max_steps
+
+    @property
+    def conversations_per_step(self) -> int:
+        """How many conversations one optimizer step takes, over all devices."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def with_steps(self, rows: int) -> TrainParams:
+        """The recipe with `num_train_epochs` over `rows` conversations as `max_steps`, as the Trainer counts them.
+
+        The last step of an epoch takes the conversations that are left.
+        """
+        if self.num_train_epochs is None:
+            return self
+        steps = math.ceil(self.num_train_epochs * math.ceil(rows / self.conversations_per_step))
+        return self.model_copy(update={"max_steps": steps})
+
     @property
     def peak_learning_rate(self) -> float:
         """The optimizer's rate if warmup ends: learning_rate x learning_rate_scale."""
@@ -313,7 +348,9 @@ class LoraParams(_Section):
     r: Count
     lora_alpha: Count
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    use_rslora: bool  # scaling lora_alpha / sqrt(r) instead of lora_alpha / r
+    use_dora: bool  # magnitude and direction of the weights trained separately
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class FormatParams(_Section):
@@ -341,6 +378,7 @@ class Variant(_Section):
 
     mix: Annotated[dict[str, Count], Field(min_length=1)]  # rows per source, before rows_scale
     train: dict[str, Any]
+    lora: dict[str, Any] = {}  # overrides `lora`
     replicates: Count | None = None  # overrides the profile's
 
 
@@ -430,9 +468,19 @@ class Params(_Section):
             (f"variants.{variant}.train", self.variants[variant].train),
             (f"profiles.{name}.train", self.profiles[name].train),
         )
-        merged = {key: value for _, layer in layers for key, value in layer.items()}
         try:
-            return TrainParams.model_validate(merged)
+            return TrainParams.model_validate(_merged(layers))
+        except ValidationError as error:
+            raise UserError(_explain(error, PARAMS_FILE, layers)) from None
+
+    def lora_of(self, variant: str) -> LoraParams:
+        """The variant's adapter: `lora`, overridden by the variant's."""
+        layers = (
+            ("lora", self.lora.model_dump()),
+            (f"variants.{variant}.lora", self.variants[variant].lora),
+        )
+        try:
+            return LoraParams.model_validate(_merged(layers))
         except ValidationError as error:
             raise UserError(_explain(error, PARAMS_FILE, layers)) from None
 
@@ -483,10 +531,23 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     for profile in params.profiles:
         for variant in params.variants:
             params.train_of(variant, profile)
+    for variant in params.variants:
+        params.lora_of(variant)
     return params
 
 
 Layers = tuple[tuple[str, dict[str, Any]], ...]
+LENGTHS = ("max_steps", "num_train_epochs")  # of which a layer that sets one overrides both
+
+
+def _merged(layers: Layers) -> dict[str, Any]:
+    """The layers as one, a later one overriding an earlier one."""
+    merged: dict[str, Any] = {}
+    for _, layer in layers:
+        if any(layer.get(name) is not None for name in LENGTHS):
+            merged = {key: value for key, value in merged.items() if key not in LENGTHS}
+        merged |= layer
+    return merged
 
 
 def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:

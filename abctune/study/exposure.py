@@ -21,6 +21,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "batch": ("per_device_train_batch_size", "gradient_accumulation_steps"),
     "steps": ("max_steps",),
     "precision": ("load_in_4bit", "dtype"),
+    "embedding noise": ("neftune_noise_alpha",),
     "optimizer": ("optim", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
 }
 
@@ -152,6 +153,7 @@ def controls_of(
 def control_command(model: str, reference: str, cause: str, params: Params) -> tuple[str | None, str | None]:
     """Name and `dvc exp run` line of a variant: the reference's, with the model's settings for one cause."""
     mix, train = dict(params.variants[reference].mix), dict(params.variants[reference].train)
+    lora = dict(params.variants[reference].lora)
     if cause == "data":
         mix = dict(params.variants[model].mix)
     elif cause in ARGUMENTS:
@@ -159,12 +161,22 @@ def control_command(model: str, reference: str, cause: str, params: Params) -> t
         train |= {
             key: theirs[key] for key in ARGUMENTS[cause] if theirs.get(key) != (params.train | train).get(key)
         }
+    elif cause == "adapter":
+        lora = changed(params.lora_of(model).model_dump(mode="json"), params.lora.model_dump(mode="json"))
     else:
         return None, None
     name = next((letter for letter in ascii_uppercase if letter not in params.variants), "NEW")
-    settings = ", ".join(f"{key}: {yaml_value(value)}" for key, value in train.items())
-    rows = ", ".join(f"{source}: {count}" for source, count in mix.items())
-    return name, f"dvc exp run -S '+variants.{name}={{mix: {{{rows}}}, train: {{{settings}}}}}'"
+    parts = {"mix": mix, "train": train} | ({"lora": lora} if lora else {})
+    text = ", ".join(
+        f"{part}: {{{', '.join(f'{key}: {yaml_value(value)}' for key, value in settings.items())}}}"
+        for part, settings in parts.items()
+    )
+    return name, f"dvc exp run -S '+variants.{name}={{{text}}}'"
+
+
+def changed(settings: Facts, default: Facts) -> Facts:
+    """The settings that are not the default's."""
+    return {key: value for key, value in settings.items() if value != default.get(key)}
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,18 @@ class ThroughputTimer(TrainerCallback):
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
 
 
+class FinalStep(TrainerCallback):
+    """Log and evaluate after the last step too: a run shorter than these intervals has its curves and final losses.
+
+    On every rank, since an evaluation needs all of them.
+    """
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
+
+
 class DVCLiveLogger(TrainerCallback):
     """Log to DVCLive by optimizer step.
 
@@ -66,10 +78,6 @@ class DVCLiveLogger(TrainerCallback):
     def __init__(self, live: Live, clock: ThroughputTimer) -> None:
         self._live = live
         self._clock = clock
-
-    def on_step_end(self, _args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Log the last step too, so that a run shorter than its logging interval has a curve."""
-        control.should_log = control.should_log or state.global_step >= state.max_steps
 
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any

@@ -21,7 +21,7 @@ A LoRA adapter on {base} ({revision}), variant {variant} of an abctune run with 
 | conversations seen | {seen} ({epochs:.2f} epochs) |
 | steps x batch | {steps} x {batch} |
 | learning rate | {rate:g} (realised peak {peak:.3g}), {scheduler}, warmup {warmup} |
-| LoRA | r {r}, alpha {alpha}, dropout {dropout} |
+| LoRA | r {r}, alpha {alpha}, dropout {dropout}{kind} |
 | replicate | {replicate} of {replicates} trainings that differ in the seed alone |
 | kept | step {kept_step} by {kept_by} |
 
@@ -56,6 +56,7 @@ def model_card(record: TrainingRecord, params: Params) -> str:
         r=record.lora["r"],
         alpha=record.lora["lora_alpha"],
         dropout=record.lora["lora_dropout"],
+        kind="".join(f", {kind}" for kind in ("rslora", "dora") if record.lora[f"use_{kind}"]),
         kept_step=kept.step,
         kept_by=kept.by,
     )

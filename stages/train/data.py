@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,15 @@ def as_dataset(table: pa.Table) -> Dataset:
 
 
 def exposure(table: pa.Table, recipe: TrainParams) -> dict[str, Any]:
-    """Conversations and tokens per source that the run will see: the first rows of the file, again from the start at its end."""
-    seen = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    """Conversations and tokens per source that the run sees.
+
+    Args:
+        table: the rows in training order; the run begins again at the first after the last.
+        recipe: with its steps known. The last step of an epoch takes the rows that are left.
+    """
+    per_step, rows_in_all = recipe.conversations_per_step, table.num_rows
+    whole, rest = divmod(recipe.steps, math.ceil(rows_in_all / per_step))
+    seen = whole * rows_in_all + min(rest * per_step, rows_in_all)
     counts: dict[str, Counter[str]] = {
         "conversations": Counter(),
         "tokens": Counter(),

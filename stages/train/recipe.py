@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abctune.core.params import LoraParams, Params, TrainParams
+from stages.train.data import load_subset
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,19 @@ class Run:
     @property
     def conversations_per_step(self) -> int:
         """How many conversations one optimizer step takes, over all devices."""
-        return self.recipe.per_device_train_batch_size * self.recipe.gradient_accumulation_steps
+        return self.recipe.conversations_per_step
 
 
 def resolve(params: Params, variant: str) -> Run:
     """The run that params.yaml asks for."""
+    recipe = params.train_of(variant)
+    if recipe.num_train_epochs:  # how many steps that is, the rows decide
+        recipe = recipe.with_steps(load_subset(variant, "train").num_rows)
     numbers = range(1, params.replicates_of(variant) + 1)
     return Run(
         variant=variant,
-        recipe=params.train_of(variant),
-        lora=params.lora,
+        recipe=recipe,
+        lora=params.lora_of(variant),
         max_length=params.active.data.max_length,
         eval_batch_tokens=params.active.eval.batch_tokens,
         replicates=tuple(Replicate(number, params.seed_of(number)) for number in numbers),

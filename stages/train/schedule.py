@@ -13,9 +13,9 @@ from abctune.core.params import TrainParams
 def learning_rates(recipe: TrainParams) -> list[float]:
     """The rate each of the max_steps optimizer steps is taken with, from transformers' own scheduler."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_learning_rate)
-    scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
+    scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.steps)
     rates = []
-    for _ in range(recipe.max_steps):
+    for _ in range(recipe.steps):
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
@@ -30,7 +30,7 @@ def describe(recipe: TrainParams) -> dict[str, Any]:
     return {
         "learning_rate": recipe.peak_learning_rate,
         "warmup_steps": recipe.warmup_steps,
-        "max_steps": recipe.max_steps,
+        "max_steps": recipe.steps,
         "peak_learning_rate": peak,
         "peak_share": peak / recipe.peak_learning_rate,
         "decays": decays,
@@ -40,13 +40,13 @@ def describe(recipe: TrainParams) -> dict[str, Any]:
 
 
 def _warnings(recipe: TrainParams, peak: float, decays: bool) -> list[str]:
-    if recipe.warmup_steps >= recipe.max_steps:
+    if recipe.warmup_steps >= recipe.steps:
         return [
-            f"warmup_steps {recipe.warmup_steps} >= max_steps {recipe.max_steps}: the learning rate peaks at {peak:.3g} "
+            f"warmup_steps {recipe.warmup_steps} >= max_steps {recipe.steps}: the learning rate peaks at {peak:.3g} "
             f"({peak / recipe.peak_learning_rate:.0%} of {recipe.peak_learning_rate:g}) on the last step and never decays"
         ]
     if not decays and not recipe.lr_scheduler_type.startswith("constant"):
         return [
-            f"warmup_steps {recipe.warmup_steps} of max_steps {recipe.max_steps} leave {recipe.lr_scheduler_type} no step to decay in"
+            f"warmup_steps {recipe.warmup_steps} of max_steps {recipe.steps} leave {recipe.lr_scheduler_type} no step to decay in"
         ]
     return []

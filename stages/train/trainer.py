@@ -21,7 +21,7 @@ from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
 from abctune.llm.device import resolve_dtype
 from abctune.llm.likelihood import conversation_nll
-from stages.train.callbacks import Progress
+from stages.train.callbacks import FinalStep, Progress
 from stages.train.flat_parameter import FlatParameter
 from stages.train.micro_batching import MicroBatching, Row, as_rows, longest_step, n_supervised, n_tokens
 from stages.train.processes import Processes
@@ -35,7 +35,7 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTCo
         # What the DataLoader hands over is a whole step's conversations; training_step cuts them.
         per_device_train_batch_size=recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps,
         gradient_accumulation_steps=1,
-        max_steps=recipe.max_steps,
+        max_steps=recipe.steps,
         learning_rate=recipe.peak_learning_rate,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type=recipe.lr_scheduler_type,
@@ -45,6 +45,7 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTCo
         adam_beta2=recipe.adam_beta2,
         adam_epsilon=recipe.adam_epsilon,
         max_grad_norm=recipe.max_grad_norm,
+        neftune_noise_alpha=recipe.neftune_noise_alpha or None,
         logging_strategy="steps",
         logging_steps=recipe.logging_steps,
         logging_nan_inf_filter=False,  # the default logs 0.0 after a NaN, which would be the "best" loss
@@ -238,6 +239,7 @@ def build_trainer(
     trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(FinalStep())
     if processes.is_main:
         trainer.add_callback(Progress())
     return trainer

@@ -9,6 +9,8 @@ from ruamel.yaml import YAML
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 
+TINY_TRAIN = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["profiles"]["tiny"]["train"]
+
 
 def changed(tmp_path, path, value):
     params = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
@@ -141,3 +143,31 @@ def test_a_package_is_no_option_of_pips_and_no_address(tmp_path, word):
     for key in ("package", "version"):
         with pytest.raises(UserError, match=rf"profiles\.tiny\.model\.{key}: "):
             load_params(changed(tmp_path, f"profiles.tiny.model.{key}", word))
+
+
+def test_a_variants_adapter_overrides_the_common_one(tmp_path):
+    file = changed(tmp_path, "variants.B.lora", {"r": 4, "use_rslora": True, "target_modules": "all-linear"})
+    params = load_params(file)
+    ours, common = params.lora_of("B"), params.lora_of("C")
+    assert (ours.r, ours.use_rslora, ours.target_modules) == (4, True, "all-linear")
+    assert ours.lora_alpha == common.lora_alpha and common == params.lora
+
+
+def test_a_mistake_in_a_variants_adapter_is_named(tmp_path):
+    for value, message in (
+        ({"rank": 4}, "variants.B.lora.rank: unknown key"),
+        ({"r": 0}, "variants.B.lora.r: input should be greater than or equal to 1, got 0"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_params(changed(tmp_path, "variants.B.lora", value))
+
+
+def test_epochs_instead_of_steps(tmp_path):
+    train = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 1.5}
+    recipe = load_params(changed(tmp_path, "profiles.tiny.train", TINY_TRAIN | train)).train_of("B")
+    assert recipe.max_steps is None  # the profile says how long, so the variant's 40 steps do not hold
+    assert recipe.with_steps(rows=10).steps == 5  # 4 + 4 + 2 rows an epoch: 3 steps, times 1.5
+    with pytest.raises(
+        UserError, match=re.escape("variants.B.train: set max_steps or num_train_epochs, one")
+    ):
+        load_params(changed(tmp_path, "variants.B.train.num_train_epochs", 2))
