@@ -40,9 +40,10 @@ def main(variant: ItemArgument) -> None:
 
 def train(run: Run, params: Params, processes: Processes, started: float) -> None:
     """Train what is not trained yet, then publish and record, and remove the checkpoints."""
+    from stages.train.fit import train_replicates  # imports Unsloth, which has to come before transformers
+
     for line in describe(run.recipe)["warnings"]:
         print(f"warning: {run.variant}: {line}", file=sys.stderr)
-    from stages.train.fit import train_replicates  # imports Unsloth, which costs seconds
 
     tokenizer = load_tokenizer(**params.active.model.template)
     finished = train_replicates(run, params, tokenizer, processes, started)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import get_scheduler
 
 from abctune.core.params import TrainParams
 
 
 def learning_rates(recipe: TrainParams) -> list[float]:
     """The rate each of the max_steps optimizer steps is taken with, from transformers' own scheduler."""
+    from transformers import get_scheduler  # not earlier: Unsloth patches transformers and comes first
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_learning_rate)
     scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.steps)
     rates = []
