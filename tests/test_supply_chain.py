@@ -284,11 +284,11 @@ def test_no_command_of_the_pipeline_holds_a_value_of_params() -> None:
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
         cmd = stage.get("do", stage)["cmd"]
-        assert re.fullmatch(r"python -m stages\.[a-z]+( --model| base)?", cmd), f"{name}: {cmd}"
+        assert re.fullmatch(r"python -m stages\.[a-z]+( --model| --general| base)?", cmd), f"{name}: {cmd}"
 
 
 def test_a_key_of_params_runs_no_command(project: Workspace) -> None:
-    (project.root / "data/raw").mkdir(parents=True)
+    (project.root / "data/raw").mkdir(parents=True, exist_ok=True)
     for payload in PAYLOADS:
         sources, variants = project.params()["sources"], project.params()["variants"]
         project.set(sources=sources | {payload: {}}, variants=variants | {payload: variants["A"]})
@@ -305,7 +305,7 @@ def test_a_key_of_params_runs_no_command(project: Workspace) -> None:
 
 @pytest.mark.parametrize("key", PAYLOADS[1::2])
 def test_a_key_given_to_an_experiment_runs_no_command(project: Workspace, key: str) -> None:
-    (project.root / "data/raw").mkdir(parents=True)
+    (project.root / "data/raw").mkdir(parents=True, exist_ok=True)
     escaped = re.sub(r"([ ()])", r"\\\1", key)
     setting = f"+variants={{{escaped}: {{mix: {{chat: 1}}, train: {{}}}}}}"
     done = project.run("dvc", "exp", "run", "-S", setting, "--single-item", f"mix@{key}", check=False)

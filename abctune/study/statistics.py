@@ -167,7 +167,10 @@ def t_df(estimates: Estimates, level: float = LEVEL) -> Floats:
         q = np.where(estimates.se > 0, (estimates.high - estimates.low) / 2 / estimates.se, 0.0)
     normal = NormalDist().inv_cdf((1 + level) / 2)
     df = np.where(q > normal, stdtridf((1 + level) / 2, np.maximum(q, normal)), np.inf)
-    return np.where(np.isnan(estimates.se), np.nan, df)
+    bounded = np.isfinite(estimates.se) & np.isfinite(
+        q
+    )  # a resample without spread makes the interval boundless
+    return np.where(bounded, df, np.nan)
 
 
 def holm(p: Sequence[float]) -> list[float]:

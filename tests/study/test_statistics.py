@@ -165,3 +165,9 @@ def test_the_detectable_difference_is_found_in_80_of_100_tests():
 def test_the_sample_size_needed_makes_the_difference_detectable():
     n = sample_size_needed(100, se=0.1, difference=0.07)
     assert minimum_detectable_difference(0.1 * np.sqrt(100 / n)) == pytest.approx(0.07)
+
+
+def test_an_interval_without_bounds_counts_as_none():
+    # Nearly all conversations score 0 (accuracy of a model that knows nothing): resamples without spread are common.
+    estimates = statistics.Estimates(*(np.array([x]) for x in (0.01, 0.01, -np.inf, np.inf, 1.0)))
+    assert np.isnan(statistics.t_df(estimates)).all()
