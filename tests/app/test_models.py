@@ -118,7 +118,7 @@ def test_a_password_without_its_user_is_an_error(text):
 @pytest.fixture
 def tracked(copy: Path) -> Workspace:
     """A project whose adapters DVC tracks in one commit, and whose workspace has others."""
-    for name in ("app", "stages"):
+    for name in ("abctune", "app", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     project = Workspace(copy)
     project.run("git", "init", "-q", "-b", "main")
@@ -168,7 +168,7 @@ def test_a_revision_whose_data_are_gone_or_that_is_none_is_one_line(tracked):
 
 
 def test_the_command_starts_answers_and_never_connects_elsewhere(copy, tmp_path):
-    for name in ("app", "stages"):
+    for name in ("abctune", "app", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     # Python runs a `sitecustomize` it finds at start: any connection that is not to loopback ends the process.
     (copy / "sitecustomize.py").write_text(
