@@ -76,8 +76,8 @@ def test_loss_per_source_has_every_model_and_interval_of_every_revision(study):
     lines = strokes(drawn(study, "plots/test_loss.csv", "main", "b-rate"), "mark-rule")
     dashes = {dash for _, dash in lines}
     assert len(dashes) == 2
-    # overall, chat and instruct
-    assert lines == Counter({(colour, dash): 3 for colour in (BASE, A, B, C) for dash in dashes})
+    # overall, chat, instruct and general text
+    assert lines == Counter({(colour, dash): 4 for colour in (BASE, A, B, C) for dash in dashes})
 
 
 def test_images_stand_side_by_side(study):
