@@ -74,6 +74,7 @@ ChatTemplate = Annotated[str, Field(pattern=r"^(model|llama-3\.1|models/own/[\w.
 # Arguments of a chat template become variables inside it.
 TemplateArguments = dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | str]
 ExportFormat = Literal["merged_16bit", "f16", "q8_0", "q4_k_m"]
+BaseFormat = Literal["4bit", "16bit"]  # NF4 as QLoRA trains on it; bfloat16, or float16 where a GPU lacks it
 
 
 def _below(path: str, folder: tuple[str, str]) -> str:
@@ -266,6 +267,9 @@ class EvalParams(_Section):
     code_rows: Whole  # how many held-out "improve this Python code" rows are asked, where there are any
     general_windows: Whole  # how many pieces of general text are scored; 0: none
     general_tokens: Annotated[int, Field(ge=16, strict=True)]  # tokens of such a piece
+    served_formats: tuple[
+        BaseFormat, ...
+    ]  # of the base model, on which published adapters are scored in addition
 
 
 class TrainParams(_Section):
@@ -300,11 +304,9 @@ class TrainParams(_Section):
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
 
     @model_validator(mode="after")
-    def _keep_needs_eval(self) -> TrainParams:
-        if self.keep == "eval_loss" and not self.eval_steps:
-            raise ValueError(
-                "keep: eval_loss needs eval_steps above 0, so that there is an eval loss to go by"
-            )
+    def _has_the_loss_it_goes_by(self) -> TrainParams:
+        if needs := self._lacks_eval_loss():
+            raise ValueError(needs)
         return self
 
     @model_validator(mode="after")
@@ -314,6 +316,20 @@ class TrainParams(_Section):
                 "set max_steps or num_train_epochs, one of them; remove the other or set it to null"
             )
         return self
+
+    def _lacks_eval_loss(self) -> str | None:
+        """What is wrong, in words, where an adapter is to be chosen by a loss that the run never measures; or None."""
+        for rule, value in (("keep: eval_loss", self.keep), ("publish: lowest_eval_loss", self.publish)):
+            if value != rule.split(": ")[1]:
+                continue
+            if not self.eval_steps:
+                return f"{rule} needs eval_steps above 0, so that there is an eval loss to go by"
+            if self.max_steps is not None and self.eval_steps > self.max_steps:
+                return (
+                    f"{rule} needs an eval loss to go by, and eval_steps {self.eval_steps} is more than the run's "
+                    f"{self.max_steps} steps; lower eval_steps"
+                )
+        return None
 
     @property
     def steps(self) -> int:
@@ -330,11 +346,17 @@ class TrainParams(_Section):
         """The recipe with `num_train_epochs` over `rows` conversations as `max_steps`, as the Trainer counts them.
 
         The last step of an epoch takes the conversations that are left.
+
+        Raises:
+            UserError: so many steps end before the first evaluation, by which an adapter is to be chosen.
         """
         if self.num_train_epochs is None:
             return self
         steps = math.ceil(self.num_train_epochs * math.ceil(rows / self.conversations_per_step))
-        return self.model_copy(update={"max_steps": steps})
+        resolved = self.model_copy(update={"max_steps": steps})
+        if needs := resolved._lacks_eval_loss():
+            raise UserError(f"{PARAMS_FILE}: train: {needs}")
+        return resolved
 
     @property
     def peak_learning_rate(self) -> float:

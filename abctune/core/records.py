@@ -413,6 +413,7 @@ class ModelSummary(Record):
     tasks: dict[str, float] = Field(default_factory=dict)  # share passed, by kind
     vs_base: str | None = None  # "better by 0.16 [0.14, 0.19]"
     forgetting: str | None = None  # the same on general text
+    served: dict[str, str] = Field(default_factory=dict)  # by format: the same of what it costs
 
 
 class SummaryRecord(Record):

@@ -13,7 +13,7 @@ from abctune.core.records import (
 )
 from abctune.study.comparison import Comparison
 from abctune.study.inputs import Study
-from abctune.study.served import Served
+from abctune.study.served import Served, served_headlines
 from abctune.study.tasks import TaskComparison, task_headlines
 from abctune.study.verdicts import Verdict, headlines
 
@@ -34,7 +34,7 @@ def study_record(
         margin=comparison.margin,
         replicated=comparison.replicated,
         replicates=comparison.replicates,
-        headlines=tuple(all_headlines(verdicts, comparison, tasks)),
+        headlines=tuple(all_headlines(verdicts, comparison, tasks, served)),
         sets=tuple(
             SetRecord(name=s.name, n=s.n, n_groups=s.n_groups, n_supervised=s.n_supervised)
             for s in comparison.sets
@@ -50,9 +50,11 @@ def study_record(
     )
 
 
-def all_headlines(verdicts: list[Verdict], comparison: Comparison, tasks: TaskComparison) -> list[str]:
+def all_headlines(
+    verdicts: list[Verdict], comparison: Comparison, tasks: TaskComparison, served: list[Served]
+) -> list[str]:
     """What to know if one reads nothing else."""
-    return headlines(verdicts, comparison) + task_headlines(tasks)
+    return headlines(verdicts, comparison) + task_headlines(tasks) + served_headlines(served)
 
 
 def values_of(comparison: Comparison) -> tuple[ValueRecord, ...]:

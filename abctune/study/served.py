@@ -6,6 +6,7 @@ that is random (it is one and the same adapter), so the interval is the paired b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -47,6 +48,15 @@ class Served:
         if self.outcome in ("better", "worse"):
             return f"{self.outcome} by {interval(*sorted_by_size(self.value, self.low, self.high))}"
         return f"{self.outcome}: {interval(self.value, self.low, self.high)}"
+
+
+def served_headlines(served: Sequence[Served]) -> list[str]:
+    """A line per variant that was scored on other formats."""
+    return [
+        f"{model} as served, compared with how it was judged (nats): "
+        + "; ".join(f"{one.format} {one.text}" for one in served if one.model == model)
+        for model in dict.fromkeys(one.model for one in served)
+    ]
 
 
 def compare_served(study: Study) -> list[Served]:

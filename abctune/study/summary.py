@@ -8,6 +8,7 @@ from abctune.core.params import BASE
 from abctune.core.records import GENERAL, LOSS, ModelSummary, SummaryRecord
 from abctune.study.comparison import Comparison
 from abctune.study.inputs import CURVES, OVERALL, Study, Trained
+from abctune.study.served import Served
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict
 
@@ -18,7 +19,11 @@ DIGITS = (
 
 
 def summary(
-    study: Study, comparison: Comparison, verdicts: list[Verdict], tasks: TaskComparison
+    study: Study,
+    comparison: Comparison,
+    verdicts: list[Verdict],
+    tasks: TaskComparison,
+    served: list[Served],
 ) -> SummaryRecord:
     """Few, short keys. Nothing in it depends on when, where or on which commit the stage ran."""
     shorts = {
@@ -32,6 +37,7 @@ def summary(
             tasks={SHORT.get(kind, kind): round(tasks.rate(name, kind).value, 3) for kind in tasks.kinds},
             vs_base=shorts.get(((name, BASE), OVERALL)),
             forgetting=shorts.get(((name, BASE), GENERAL)),
+            served={one.format: one.text for one in served if one.model == name},
         )
         for name in study.models
     }

@@ -36,6 +36,7 @@ def main(name: ItemArgument) -> None:
     from stages.eval.replicates import METRIC_RECORDS, Adapters, measured
     from stages.eval.resources import resources_since
     from stages.eval.scores import lines_of, scores
+    from stages.eval.served import served
     from stages.eval.tasks import pass_rates
 
     dtype, settings = resolve_dtype(params.train_of(params.evaluation.test_of).dtype), params.active.eval
@@ -48,10 +49,14 @@ def main(name: ItemArgument) -> None:
         tables[number] = measured(model, scored, number, settings.batch_tokens)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))
     overall, sources = scores(conversations)
+    del model
+    folder_of = None if adapters is None else adapters.folder
+    as_served = served(rows, folder_of, settings.served_formats, dtype, settings.batch_tokens)
 
     with atomic_output(METRICS / name) as folder:
         folder.mkdir()
         pq.write_table(conversations, folder / "conversations.parquet")
+        pq.write_table(as_served, folder / "served.parquet")
         write_jsonl(folder / "samples.jsonl", samples)
         write_jsonl(folder / "tasks.jsonl", tasks)
         record = EvalRecord(

@@ -48,7 +48,7 @@ def main() -> None:
         for name in study.trained:
             text = card(name, study, comparison, verdicts, tasks, served, confounds)
             write_text(folder / "cards" / f"{name}.md", text)
-        write_json(numbers, summary(study, comparison, verdicts, tasks).as_json())
+        write_json(numbers, summary(study, comparison, verdicts, tasks, served).as_json())
         write_record(results, study_record(study, comparison, verdicts, tasks, served))
 
     forget_removed_variants(params)

@@ -57,7 +57,7 @@ def report_of(
         "base_model": next(iter(study.trained.values())).record.base_model.name,
         "comparison": comparison,
         "pairs": verdict_blocks(study, verdicts, confounds),
-        "headlines": all_headlines(verdicts, comparison, tasks),
+        "headlines": all_headlines(verdicts, comparison, tasks, served),
         "tasks": tasks,
         "task_kinds": KINDS,
         "task_rows": task_rows(study),

@@ -43,7 +43,9 @@ def variant_record(records: Sequence[TrainingRecord], publish: str) -> TrainingR
     replicates = tuple(one for record in records for one in record.replicates)
     chosen = replicates[0]
     if publish == "lowest_eval_loss":
-        chosen = min(replicates, key=lambda one: (one.final.eval_loss is None, one.final.eval_loss))
+        # abctune.core.params refuses a recipe that evaluates nothing.
+        losses = {one.final.eval_loss: one for one in reversed(replicates) if one.final.eval_loss is not None}
+        chosen = losses[min(losses)]
     return records[0].model_copy(update={"replicates": replicates, "published": chosen.replicate})
 
 

@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 
-TINY_TRAIN = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["profiles"]["tiny"]["train"]
+GIVEN = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
+TINY_TRAIN, B_TRAIN = GIVEN["profiles"]["tiny"]["train"], GIVEN["variants"]["B"]["train"]
 
 
 def changed(tmp_path, path, value):
@@ -80,6 +81,22 @@ def changed(tmp_path, path, value):
             "profiles.tiny.sources: must name the same sources",
         ),
         ("profiles.tiny.sources.chat", {"origin": "local", "path": "../x.jsonl"}, "must lie under data/own/"),
+        (
+            "train.publish",
+            "lowest_eval_loss",
+            "variants.A.train: publish: lowest_eval_loss needs eval_steps above 0, so that there is an eval loss",
+        ),
+        (
+            "variants.B.train",
+            B_TRAIN | {"publish": "lowest_eval_loss", "eval_steps": 41},
+            "variants.B.train: publish: lowest_eval_loss needs an eval loss to go by, and eval_steps 41 is more than "
+            "the run's 40 steps; lower eval_steps",
+        ),
+        (
+            "profiles.tiny.eval.served_formats",
+            ["8bit"],
+            "profiles.tiny.eval.served_formats.0: input should be '4bit'",
+        ),
         ("lora.r", 0, "lora.r: input should be greater than or equal to 1, got 0"),
         ("seed", -1, "seed: input should be greater than or equal to 0"),
     ],
@@ -171,3 +188,13 @@ def test_epochs_instead_of_steps(tmp_path):
         UserError, match=re.escape("variants.B.train: set max_steps or num_train_epochs, one")
     ):
         load_params(changed(tmp_path, "variants.B.train.num_train_epochs", 2))
+
+
+def test_epochs_that_end_before_the_first_evaluation_leave_no_loss_to_choose_a_replicate_by(tmp_path):
+    train = {"num_train_epochs": 1, "eval_steps": 10, "publish": "lowest_eval_loss"}
+    recipe = load_params(changed(tmp_path, "profiles.tiny.train", TINY_TRAIN | train)).train_of("B")
+    assert recipe.with_steps(rows=10).steps == 10
+    with pytest.raises(
+        UserError, match=r"publish: lowest_eval_loss .* eval_steps 10 is more than the run's 9 steps"
+    ):
+        recipe.with_steps(rows=9)

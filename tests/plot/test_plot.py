@@ -76,8 +76,11 @@ def test_general_text_is_a_set_of_its_own_and_says_what_was_forgotten(plotted):
 
 
 def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted):
-    plotted(served={"16bit": 0.0, "q4_k_m.gguf": 0.05})
+    summary = plotted(served={"16bit": 0.0, "q4_k_m.gguf": 0.05})
+    assert summary["C"]["served"]["16bit"].startswith("equivalent: ")
+    assert summary["C"]["served"]["q4_k_m.gguf"].startswith("worse by 0.0")
     text = Path("plots/report.md").read_text()
+    assert re.search(r"^- C as served, .*: 16bit equivalent: .*; q4_k_m.gguf worse by 0\.0", text, re.M)
     assert re.search(r"\| C \| 16bit \| .* \| equivalent: ", text)
     assert re.search(r"\| C \| q4_k_m.gguf \| .* \| worse by 0\.0(49|5)", text)
 

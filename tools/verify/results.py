@@ -13,6 +13,7 @@ from abctune.study.comparison import compare
 from abctune.study.inputs import read_study
 from abctune.study.origins import flat
 from abctune.study.places import SUMMARY
+from abctune.study.served import compare_served
 from abctune.study.summary import summary
 from abctune.study.tasks import compare_tasks
 from abctune.study.verdicts import verdicts_of
@@ -28,7 +29,9 @@ def summary_faults(params: Params) -> Iterator[str]:
         study = read_study(params)
         comparison = compare(study)
         tasks = compare_tasks(study)
-        again = flat(summary(study, comparison, verdicts_of(comparison), tasks).as_json())
+        again = flat(
+            summary(study, comparison, verdicts_of(comparison), tasks, compare_served(study)).as_json()
+        )
     except UserError as error:
         yield str(error)
         return
