@@ -17,6 +17,8 @@ from tests.workspace import Workspace, new_project
 VARIANTS = "ABC"
 REPLICATES = 3
 
+WEIGHTS = "adapter_model.safetensors"
+
 
 def make_finished(folder: Path, model: Path) -> Workspace:
     """Write, plot and commit a study of A, B and C in an empty folder."""
@@ -66,6 +68,7 @@ def write_adapter(root: Path, variant: str, seed: int) -> None:
     """models/<variant> as train publishes it."""
     import torch
     from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, base = root / "models" / variant, root / "models/base"
@@ -82,6 +85,10 @@ def write_adapter(root: Path, variant: str, seed: int) -> None:
     (folder / "README.md").write_text("the short card that train writes\n")
     for replicate in range(1, REPLICATES + 1):
         own = root / "models/replicates" / variant / str(replicate)
-        own.mkdir(parents=True)
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            shutil.copy(folder / name, own)
+        own.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "adapter_config.json", own)
+        if replicate == 1:  # the published one
+            shutil.copy(folder / WEIGHTS, own)
+        else:
+            tensors = {name: tensor * replicate for name, tensor in load_file(folder / WEIGHTS).items()}
+            save_file(tensors, own / WEIGHTS)

@@ -340,7 +340,8 @@ def test_a_token_is_nowhere_in_what_a_whole_run_writes_or_prints(tmp_path: Path,
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(request.headers.get("authorization") == f"Bearer {TOKEN}" for request in hub.requests)
         assert hub.requests
-        # And of a run that fails, traceback and all.
+        # And of a run that fails, traceback and all: what was verified once is not asked for again, so forget it.
+        environment["ABCTUNE_CACHE"] = str(tmp_path / "empty")
         repository.accepted_token = "another"
         project.set(profiles__tiny__sources__chat__license="changed")
         failed = project.run("dvc", "repro", check=False, **environment)

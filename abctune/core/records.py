@@ -112,9 +112,17 @@ class SourceRecord(Record):
         return self.revision or self.version or ""
 
     @property
+    def full_name(self) -> str:
+        """The name and, of a wheel, its version, as a sentence has it."""
+        return f"{self.name} {self.version}" if self.version else self.name
+
+    @property
     def is_llama(self) -> bool:
-        """Whether the Llama community license's conditions hold: the name's prefix and "Built with Llama"."""
-        return "llama" in self.name.lower() or self.license.lower().startswith("llama")
+        """Whether the Llama community license's conditions hold: the name's prefix and "Built with Llama".
+
+        The license decides, not the name: TinyLlama is Apache-2.0.
+        """
+        return self.license.lower().startswith("llama")
 
 
 class Counted(Record):

@@ -192,7 +192,8 @@ class JsonStream:
             except (ValueError, RecursionError) as error:
                 raise self._error(str(error), self._at) from None
             else:
-                if end < len(self._buffer) or not self._refill():  # a number may go on behind the window
+                # A number may go on behind the window, of which "10." and "1.5e+" show two characters at most.
+                if end + 2 < len(self._buffer) or not self._refill():
                     self._at = end
                     return value
 

@@ -61,7 +61,7 @@ def test_a_failed_temporary_run_has_nothing_to_restore(restored):
 
 def test_a_learning_rate_costs_that_variants_training_and_nothing_else(restored):
     done = restored.run("dvc", "exp", "run", "-n", "b-rate", "-S", "variants.B.train.learning_rate=1e-2")
-    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@B", "eval@B", "plot"]
+    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@B", "eval@B", "collect@B", "plot"]
     before, after = results(restored, "main")[0], results(restored, "b-rate")[0]
     assert after["B"]["loss"] != before["B"]["loss"]
     assert {name: after[name]["loss"] for name in ("base", "C")} == {

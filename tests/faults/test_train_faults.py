@@ -85,7 +85,9 @@ class Project(Workspace):
         return {file: hashlib.sha256((self.root / file).read_bytes()).hexdigest() for file in files}
 
     def record(self) -> dict:
-        return json.loads((self.root / "models/B/training.json").read_text())
+        """The record of the only replicate."""
+        (replicate,) = json.loads((self.root / "models/B/training.json").read_text())["replicates"]
+        return replicate
 
 
 def wait_for(condition, process: subprocess.Popen[str]) -> None:
@@ -252,7 +254,7 @@ def test_an_epochs_end_that_a_kill_cut_off_is_made_up_for(project, uninterrupted
 
 def test_the_best_adapter_of_before_a_kill_is_the_one_published(project, driver, tmp_path):
     project.set(
-        variants__B__train=RECIPE | {"learning_rate": 0.1, "max_steps": 22}
+        variants__B__train=RECIPE | {"learning_rate": 0.3, "max_steps": 22}
     )  # its losses rise at the end
     whole = project.copy(tmp_path / "whole")
     assert driver.train(whole)["exit"] == 0

@@ -193,6 +193,8 @@ def test_a_llama_goes_out_under_a_llama_name_with_its_notice(
 ) -> None:
     set_base(study.root, LLAMA)
     study.run("dvc", "commit", "--force")
+    for variant in "ABC":
+        study.stage("collect", variant)
     study.stage("plot")
     study.run("dvc", "commit", "--force")
     line = refusal(publish("--repo", REPO))

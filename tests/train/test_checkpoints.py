@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from abctune.core.errors import UserError
-from stages.train.checkpoints import NEWEST, CheckpointStore, find_flaw, only_run, seal
+from stages.train.checkpoints import NEWEST, CheckpointStore, clear, find_flaw, only_run, seal
 
 MADE_OF = {"params": {"max_steps": 40, "seed": 1}, "code": {"train/trainer.py": "aa"}}
 
@@ -16,8 +16,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def checkpoint(room, step):
-    folder = room.path(step)
+def checkpoint(store, step):
+    folder = store.path(step)
     (folder / "run").mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(100)) + bytes([step]))
     (folder / "run/state.json").write_text(json.dumps({"step": step}))
@@ -57,39 +57,39 @@ def test_a_file_cut_short_missing_or_from_elsewhere_is_found_and_named():
 
 
 def test_the_newest_valid_one_is_used_and_the_damaged_one_named(capsys):
-    room = CheckpointStore("B", MADE_OF)
-    good, bad = checkpoint(room, 9), checkpoint(room, 10)
+    store = CheckpointStore("B", MADE_OF)
+    good, bad = checkpoint(store, 9), checkpoint(store, 10)
     (bad / "adapter_model.safetensors").write_bytes(b"")
-    assert room.enter() == good
+    assert store.open() == good
     warned = capsys.readouterr().err
     assert (
         f"checkpoint {bad} is damaged (adapter_model.safetensors has other bytes than were written)" in warned
     )
-    assert room.steps() == [good]  # so that the next save at step 10 finds its place free
+    assert store.steps() == [good]  # so that the next save at step 10 finds its place free
 
 
 def test_with_all_damaged_training_starts_afresh(capsys):
-    room = CheckpointStore("B", MADE_OF)
+    store = CheckpointStore("B", MADE_OF)
     for step in (1, 2):
-        (checkpoint(room, step) / "manifest.json").unlink()
-    assert room.enter() is None
+        (checkpoint(store, step) / "manifest.json").unlink()
+    assert store.open() is None
     assert capsys.readouterr().err.count("is damaged (manifest.json is missing)") == 2
 
 
 def test_steps_are_counted_not_spelt():
-    room = CheckpointStore("B", MADE_OF)
-    checkpoint(room, 9)
-    assert room.enter() == room.path(9)
-    assert checkpoint(room, 10) == room.enter()
+    store = CheckpointStore("B", MADE_OF)
+    checkpoint(store, 9)
+    assert store.open() == store.path(9)
+    assert checkpoint(store, 10) == store.open()
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away():
-    room = CheckpointStore("B", MADE_OF)
-    start = checkpoint(room, 3)
-    for half in (room.writing / "checkpoint-6", room.kept, room.folder / ".step-6.1.tmp"):
+    store = CheckpointStore("B", MADE_OF)
+    start = checkpoint(store, 3)
+    for half in (store.writing / "checkpoint-6", store.kept, store.folder / ".step-6.1.tmp"):
         half.mkdir(parents=True)
-    assert room.enter() == start
-    assert {path.name for path in room.folder.iterdir()} == {"step-3", "key.json"}
+    assert store.open() == start
+    assert {path.name for path in store.folder.iterdir()} == {"step-3", "key.json"}
 
 
 @pytest.mark.parametrize(
@@ -102,25 +102,25 @@ def test_what_a_killed_run_left_half_written_is_cleared_away():
 )
 def test_a_checkpoint_made_with_other_params_data_or_code_is_refused_and_said_why(change, why, capsys):
     before = CheckpointStore("B", MADE_OF)
-    before.enter()
+    before.open()
     checkpoint(before, 3)
-    room = CheckpointStore("B", MADE_OF | change)
-    assert room.enter() is None
+    store = CheckpointStore("B", MADE_OF | change)
+    assert store.open() is None
     assert (
         f"checkpoints in {before.folder} are not used, training starts from its first step: other {why}"
         in capsys.readouterr().err
     )
     assert find_flaw(before.path(3)) is None  # not ours to remove before this run is through
-    room.leave()
+    clear("B")
     assert {path.name for path in before.folder.parent.iterdir()} <= {"lock"}
 
 
 def test_only_the_newest_stay():
-    room = CheckpointStore("B", MADE_OF)
+    store = CheckpointStore("B", MADE_OF)
     for step in range(1, 5):
-        checkpoint(room, step)
-        room.prune()
-    assert [path.name for path in room.steps()] == ["step-4", "step-3"] and NEWEST == 2
+        checkpoint(store, step)
+        store.prune()
+    assert [path.name for path in store.steps()] == ["step-4", "step-3"] and NEWEST == 2
 
 
 def test_a_second_run_of_the_variant_is_refused_and_told_who_trains():

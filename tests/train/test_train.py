@@ -95,7 +95,7 @@ def test_curves_are_logged_by_optimizer_step(trained):
 
 
 def test_the_last_line_tells_time_speed_and_memory(trained):
-    assert trained.printed.stdout.strip().splitlines()[-1].startswith("B: ")
+    assert trained.printed.stdout.strip().splitlines()[-1].startswith("B, replicate 1: ")
     for unit in (" s, ", " tokens/s, peak ", " GiB"):
         assert unit in trained.printed.stdout.strip().splitlines()[-1]
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
+from abctune.core.records import SourceRecord, TrainingRecord, read_record
 from abctune.llm.device import DTYPES
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from tools.promote.registry import reasons_at_head
@@ -47,24 +48,18 @@ by {effect:.2g}.
 """
 
 
-def require_name(repo: str, base: dict[str, Any]) -> None:
-    """Refuse a name that the base model's licence does not allow."""
-    if is_llama(base) and not repo.split("/")[1].startswith(LLAMA):
+def require_name(repo: str, base: SourceRecord) -> None:
+    """Refuse a name that the base model's license does not allow."""
+    owner, name = repo.split("/")
+    if base.is_llama and not name.startswith(LLAMA):
         raise UserError(
-            f"--repo {repo}: the licence of {base.get('repo', 'the base model')} wants a name that begins with {LLAMA}, "
-            f"such as {repo.split('/')[0]}/{LLAMA}-{repo.split('/')[1]}"
+            f"--repo {repo}: the license of {base.name} wants a name that begins with {LLAMA}, such as {owner}/{LLAMA}-{name}"
         )
 
 
-def is_llama(base: dict[str, Any]) -> bool:
-    """Whether the base model's licence is Meta's, which sets conditions on names and notices."""
-    named = f"{base.get('repo', '')} {base.get('license', '')}"
-    return LLAMA.lower() in named.lower()
-
-
-def base_of(variant: str) -> dict[str, Any]:
+def base_of(variant: str) -> SourceRecord:
     """What `source.json` said of the base model when the variant was trained."""
-    return read_json(MODELS / variant / "training.json", f"train@{variant}")["base_model"]
+    return read_record(MODELS / variant / "training.json", TrainingRecord, f"train@{variant}").base_model
 
 
 def pack_adapter(variant: str, repo: str, folder: Path) -> None:
@@ -72,11 +67,11 @@ def pack_adapter(variant: str, repo: str, folder: Path) -> None:
     base = base_of(variant)
     copy(variant, folder, but=("README.md", "adapter_config.json"))
     config = read_json(MODELS / variant / "adapter_config.json", f"train@{variant}")
-    at = {"base_model_name_or_path": base.get("repo") or name_of(base), "revision": base.get("revision")}
+    at = {"base_model_name_or_path": base.repo or base.full_name, "revision": base.revision}
     write_json(folder / "adapter_config.json", config | at)
-    named = f'"{base["repo"]}", revision="{base["revision"]}"' if base.get("repo") else f'"{BASE_MODEL}"'
+    named = f'"{base.repo}", revision="{base.revision}"' if base.repo else f'"{BASE_MODEL}"'
     card = ModelCard(read_card(variant))
-    about = "" if base.get("repo") else f"`{BASE_MODEL}` is {name_of(base)}, which is on no model hub.\n\n"
+    about = "" if base.repo else f"`{BASE_MODEL}` is {base.full_name}, which is on no model hub.\n\n"
     use = USE.format(code=ADAPTER_CODE.format(base=named, repo=repo))
     insert(card, use + about + promotion(variant))
     finish(folder, card, base)
@@ -134,18 +129,12 @@ def insert(card: ModelCard, text: str) -> None:
     card.text = f"{before}{text}{heading}{after}"
 
 
-def finish(folder: Path, card: ModelCard, base: dict[str, Any]) -> None:
-    """Write the card, and the notice that a Llama's licence requires."""
+def finish(folder: Path, card: ModelCard, base: SourceRecord) -> None:
+    """Write the card, and the notice that a Llama's license requires."""
     write_text(folder / "README.md", f"{str(card).rstrip()}\n")
-    if is_llama(base):  # a condition of its licence
-        version = base["license"].lower().removeprefix("llama").strip("- ")
+    if base.is_llama:  # a condition of its license
+        version = base.license.lower().removeprefix("llama").strip("- ")
         write_text(folder / "NOTICE", NOTICE.format(name=f"{LLAMA} {version}".strip()))
-
-
-def name_of(base: dict[str, Any]) -> str:
-    """The base model's name where it comes from no hub."""
-    name = base.get("package") or base.get("path") or "a local model"
-    return f"{name} {base['version']}" if base.get("version") else name
 
 
 def files_of(folder: Path) -> dict[str, int]:
