@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-GRID = {(rate, steps) for rate in (1e-3, 1e-2) for steps in (4, 8)}
+GRID = {(rate, margin) for rate in (1e-3, 1e-2) for margin in (0.02, 0.05)}
 DEADLINE = 1200  # seconds for four runs of three stages; a busy machine takes a few minutes
 NOTE = "note: params.yaml keeps what this experiment set; `git checkout params.yaml` restores it"
 
@@ -22,6 +22,13 @@ def results(project, revision: str) -> tuple[dict, dict]:
         json.loads(files.read_bytes(path))
         for path in ("metrics/summary.json", "metrics/train/B/training.json")
     )
+
+
+def margin_of(project, revision: str) -> float:
+    """The margin in a revision's params.yaml."""
+    from dvc.api import params_show
+
+    return params_show(repo=str(project.root), rev=revision)["evaluation"]["margin"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +78,8 @@ def test_a_learning_rate_costs_that_variants_training_and_nothing_else(restored)
 
 def test_a_queued_grid_runs_the_code_of_the_moment_it_was_queued(restored):
     rates = ",".join(f"{rate:g}" for rate in sorted({rate for rate, _ in GRID}))
-    steps = ",".join(str(n) for n in sorted({n for _, n in GRID}))
-    queue = ("-S", f"variants.B.train.learning_rate={rates}", "-S", f"variants.B.train.max_steps={steps}")
+    margins = ",".join(f"{margin:g}" for margin in sorted({margin for _, margin in GRID}))
+    queue = ("-S", f"variants.B.train.learning_rate={rates}", "-S", f"evaluation.margin={margins}")
     restored.run("dvc", "exp", "run", "--queue", *queue)
     later = restored.root / "stages/train/data.py"
     later.write_text('raise SystemExit("a later edit")\n' + later.read_text())
@@ -84,12 +91,12 @@ def test_a_queued_grid_runs_the_code_of_the_moment_it_was_queued(restored):
     found, losses = set(), set()
     for name in names:
         summary, record = results(restored, name)
-        found.add((round(record["arguments"]["learning_rate"], 9), record["arguments"]["max_steps"]))
+        found.add((round(record["arguments"]["learning_rate"], 9), margin_of(restored, name)))
         losses.add(summary["B"]["loss"]["overall"])
         assert summary["C"]["loss"] == results(restored, "main")[0]["C"]["loss"]
     scale = restored.params()["profiles"]["tiny"]["train"]["learning_rate_scale"]
-    assert found == {(round(rate * scale, 9), n) for rate, n in GRID}
-    assert len(losses) == len(GRID)
+    assert found == {(round(rate * scale, 9), margin) for rate, margin in GRID}
+    assert len(losses) == 2  # one for each rate: a margin trains nothing
 
 
 def finished_tasks(project) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests.conftest import made_once
 from tests.workspace import Workspace
 from tools.publish.package import promotion
 
@@ -35,18 +37,30 @@ def promote(study: Workspace, *arguments: str) -> subprocess.CompletedProcess[st
     return study.tool("promote", *arguments, check=False)
 
 
-@pytest.fixture
-def with_a_winner(study: Workspace) -> Workspace:
+@pytest.fixture(scope="session")
+def winner_once(tmp_path_factory: pytest.TempPathFactory, study_once: Path) -> Path:
     """C is far better than base on both sources and equal to it on general text."""
-    base = pd.read_parquet(study.root / "metrics/eval/base/conversations.parquet").set_index("id")["nll"]
-    path = study.root / "metrics/eval/C/conversations.parquet"
-    rows = pd.read_parquet(path)
-    general = rows["source"] == "general"
-    rows.loc[general, "nll"] = rows["id"].map(base)[general]
-    rows.to_parquet(path, index=False)
-    plant(study, "C", chat=-0.3, instruct=-0.3)
-    settle(study, "C")
-    return study
+
+    def make(folder: Path) -> None:
+        study = Workspace(shutil.copytree(study_once, folder, symlinks=True))
+        base = pd.read_parquet(folder / "metrics/eval/base/conversations.parquet").set_index("id")["nll"]
+        path = folder / "metrics/eval/C/conversations.parquet"
+        rows = pd.read_parquet(path)
+        general = rows["source"] == "general"
+        rows.loc[general, "nll"] = rows["id"].map(base)[general]
+        rows.to_parquet(path, index=False)
+        plant(study, "C", chat=-0.3, instruct=-0.3)
+        settle(study, "C")
+
+    return made_once(tmp_path_factory, "study-with-a-winner", make)
+
+
+@pytest.fixture
+def with_a_winner(tmp_path: Path, winner_once: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A study of one's own in which C wins; the test works in its folder."""
+    root = shutil.copytree(winner_once, tmp_path / "study", symlinks=True)
+    monkeypatch.chdir(root)
+    return Workspace(root)
 
 
 def test_a_clear_winner_is_promoted_with_the_reasons_in_the_tag(with_a_winner: Workspace) -> None:
