@@ -21,6 +21,7 @@ from app.service import BUSY, FAILED, Reply, Service, Waiting
 
 log = logging.getLogger("app")
 MAX_BODY = 2**20
+LOOK_SECONDS = 0.25  # between two looks whether the client is still there
 # Asked for by many clients with these values, which mean "nothing special"; any other would be ignored in silence.
 ONLY: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -57,6 +58,8 @@ def openai_routes(service: Service) -> APIRouter:
         answer = _answer(service, request, http)
         try:
             first = await anext(answer)  # so that a refusal still has a status code
+        except StopAsyncIteration:  # the client has gone; nobody reads this
+            return Response(status_code=499)
         except Refused as refusal:
             return _error(*_status(refusal), str(refusal))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
@@ -64,8 +67,11 @@ def openai_routes(service: Service) -> APIRouter:
             with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(_events(head, first, answer, with_usage), media_type="text/event-stream")
         last = first
-        async for item in answer:
-            last = item
+        try:
+            async for item in answer:
+                last = item
+        except Refused as refusal:
+            return _error(*_status(refusal), str(refusal))
         return JSONResponse(_completion(head, last[0]))
 
     return routes
@@ -144,22 +150,24 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
 
     threading.Thread(target=drive, name="openai-api", daemon=True).start()
     try:
-        while isinstance(item := await _next(arrived, http), tuple):
+        looked = loop.time()
+        while True:
+            # On a clock, not when nothing comes: while an answer grows, something always comes.
+            if loop.time() - looked >= LOOK_SECONDS:
+                looked = loop.time()
+                if await http.is_disconnected():
+                    return
+            try:
+                item = await asyncio.wait_for(arrived.get(), timeout=LOOK_SECONDS)
+            except TimeoutError:
+                continue
+            if not isinstance(item, tuple):
+                break
             yield item
         if item is not None:
             raise item
     finally:
         gone.set()
-
-
-async def _next(arrived: asyncio.Queue, http: HttpRequest) -> Any:
-    """The next thing from the thread; gives up when the reader has gone away."""
-    while True:
-        try:
-            return await asyncio.wait_for(arrived.get(), timeout=0.25)
-        except TimeoutError:
-            if await http.is_disconnected():
-                return None
 
 
 async def _events(

@@ -6,8 +6,9 @@ is trusted.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +18,7 @@ from abctune.llm.conversation import Message
 CONTEXT_TOKENS = 2048  # the report's max_seq_length; longer conversations lose their oldest turns
 MAX_CHARACTERS = 16_000  # per message: about twice what the context holds of English text
 MAX_MESSAGES = 200
+SEEDS = 2**32
 ROLES = ("system", "user", "assistant")
 
 
@@ -25,7 +27,10 @@ class Refused(Exception):
 
 
 class Sampling(BaseModel):
-    """How the next token is chosen. Temperature 0 is greedy; then top_p and seed change nothing."""
+    """How the next token is chosen. Temperature 0 is greedy; then top_p and seed change nothing.
+
+    seed: None until app.service draws one, so that a retry is another answer; the answer records what was drawn.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -33,7 +38,7 @@ class Sampling(BaseModel):
     top_p: Annotated[float, Field(ge=0.05, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 256
     repetition_penalty: Annotated[float, Field(ge=1, le=2)] = 1.1
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,17 @@ class Request:
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling
+
+
+def draw_seeds(requests: Sequence[Request]) -> list[Request]:
+    """The requests with a seed for those that set none: one for all, so that a comparison's models share it."""
+    drawn = secrets.randbelow(SEEDS)
+    return [
+        request
+        if request.sampling.seed is not None
+        else replace(request, sampling=request.sampling.model_copy(update={"seed": drawn}))
+        for request in requests
+    ]
 
 
 def read_sampling(**values: Any) -> Sampling:

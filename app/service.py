@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from app.context import fit
 from app.engines import Engine, Job, Piece
 from app.models import Models
-from app.request import Refused, Request
+from app.request import Refused, Request, draw_seeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +34,16 @@ class Reply:
     request: Request
     dropped: int  # messages that did not fit the context
     n_prompt: int
-    text: str = ""
+    raw: str = ""  # all that the model wrote; `text` is this without the white space around it
     n_tokens: int = 0
     first_token_seconds: float | None = None
     seconds: float = 0.0
     finish: str | None = None  # stop: the model ended it; length; time. None: still growing, or stopped
+
+    @property
+    def text(self) -> str:
+        """The answer so far. What is in it stays in it: later texts begin with earlier ones."""
+        return self.raw.strip()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -107,7 +112,7 @@ class Service:
             Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
         """
         replies, jobs = [], []
-        for request in requests:
+        for request in draw_seeds(requests):
             wanted = request.sampling.max_new_tokens
             prompt = fit(self.tokenizer, request.messages, wanted, self.engine.context)
             replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
@@ -130,7 +135,7 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
     for piece in pieces:
         now, reply = time.perf_counter(), replies[piece.index]
-        reply.text += piece.text
+        reply.raw += piece.text
         reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds
@@ -142,6 +147,4 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
         if now - shown >= SHOW_SECONDS:
             shown = now
             yield replies
-    for reply in replies:
-        reply.text = reply.text.strip()
     yield replies

@@ -1,6 +1,7 @@
 """llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request.
 
-Each model has a slot of its own, which keeps what it has read of a conversation. llama.cpp puts only requests with
+Each model has a slot of its own, which keeps what it has read of a conversation, so that the next turn costs its new
+tokens. A slot is never lent to another model: that alone keeps an adapter from answering from another's cache. llama.cpp puts only requests with
 equal adapters into one batch and finishes one such batch before the next (measured: four answers asked for at once
 came one after the other). So a comparison takes turns here, one token per model and round.
 """
@@ -48,6 +49,8 @@ class LlamaCpp:
 
         self.context, self._tokenizer = context, tokenizer
         self._models = [BASE, *adapters]
+        # What each model's slot holds: llama.cpp keeps it and does not tell.
+        self._held: dict[str, list[int]] = {name: [] for name in self._models}
 
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
@@ -79,10 +82,16 @@ class LlamaCpp:
         yield from self._alone(jobs[0]) if len(jobs) == 1 else self._in_turns(jobs)
 
     def _read(self, index: int, job: Job) -> Iterator[Piece]:
-        """Let the job's slot read all but the last part of the prompt."""
-        for end in range(PROMPT_PART, len(job.prompt), PROMPT_PART):
+        """Let the job's slot read all but the last part of the prompt, from where it differs from what the slot holds.
+
+        A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
+        """
+        known = shared_prefix(self._held[job.model], job.prompt)
+        for end in range(known + PROMPT_PART, len(job.prompt), PROMPT_PART):
+            self._held[job.model] = job.prompt[:end]
             self._server.handle_completions(self._body(job) | {"prompt": job.prompt[:end], "max_tokens": 0})
             yield Piece(index, "", 0)
+        self._held[job.model] = job.prompt
 
     def _in_turns(self, jobs: Sequence[Job]) -> Iterator[Piece]:
         answers = [StreamingAnswer(job) for job in jobs]
@@ -91,7 +100,9 @@ class LlamaCpp:
                 if answer.finish:
                     continue
                 for token in self._next_tokens(answer):
-                    if piece := answer.take(index, token, self._tokenizer, token == END):
+                    piece = answer.take(index, token, self._tokenizer, token == END)
+                    self._held[answer.job.model] = answer.job.prompt + answer.ids
+                    if piece:
                         yield piece
                     if answer.finish:
                         break
@@ -105,7 +116,7 @@ class LlamaCpp:
             "prompt": answer.job.prompt + answer.ids,
             "logprobs": 1,  # the only field that tells a token's id
             # A random number per place, the same one for every model, as in the other engine.
-            "seed": (answer.job.sampling.seed + 0x9E3779B9 * len(answer.ids)) % SEEDS,
+            "seed": ((answer.job.sampling.seed or 0) + 0x9E3779B9 * len(answer.ids)) % SEEDS,
         }
         for count in range(1, CHARACTER_TOKENS + 1):
             reply = self._server.handle_completions(body | {"max_tokens": count})
@@ -158,11 +169,17 @@ class LlamaCpp:
 
         worker = threading.Thread(target=run, name="llama.cpp", daemon=True)
         worker.start()
+        said = ""
         try:
-            yield from _pieces(chunks)
+            for piece in _pieces(chunks):
+                said += piece.text
+                yield piece
         finally:
             stopped.set()
             worker.join()
+            # The answer's tokens, as the next turn's prompt will most often write them. Where it writes them in another
+            # way, llama.cpp finds the difference, and reads at most an answer more at a time.
+            self._held[job.model] = job.prompt + self._tokenizer.encode(said, add_special_tokens=False)
 
     def _body(self, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
@@ -186,10 +203,16 @@ class LlamaCpp:
             ),
             "repeat_penalty": job.sampling.repetition_penalty,
             "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
-            "seed": job.sampling.seed % SEEDS,
+            "seed": (job.sampling.seed or 0) % SEEDS,
             "cache_prompt": True,
             "timings_per_token": True,
         }
+
+
+def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _pieces(chunks: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[Piece]:

@@ -69,7 +69,7 @@ class TransformersEngine:
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
         """All jobs in one batch."""
-        rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed)) for job in jobs]
+        rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed or 0)) for job in jobs]
         width = max(len(job.prompt) for job in jobs)
         # Padding goes in front, so that every prompt ends where generation begins.
         pad = self._tokenizer.pad_token_id

@@ -24,7 +24,7 @@ def add_api(service: Service) -> None:
         top_p: float = DEFAULTS.top_p,
         max_new_tokens: int = DEFAULTS.max_new_tokens,
         repetition_penalty: float = DEFAULTS.repetition_penalty,
-        seed: int = DEFAULTS.seed,
+        seed: int | None = DEFAULTS.seed,
     ) -> Iterator[str]:
         """One answer, growing. `history`: earlier messages as {"role", "content"}; errors come as `error: ...`."""
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.request import Sampling, read_sampling
+from app.request import SEEDS, Sampling, read_sampling
 from app.safe_text import for_markdown
 from app.service import Reply
 
@@ -29,7 +29,14 @@ def sampling_controls() -> list[gr.components.Component]:
         gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p"),
         gr.Slider(16, 1024, DEFAULTS.max_new_tokens, step=16, label="Max tokens"),
         gr.Slider(1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition"),
-        gr.Number(DEFAULTS.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+        gr.Number(
+            None,
+            precision=0,
+            minimum=0,
+            maximum=SEEDS - 1,
+            label="Seed",
+            placeholder="drawn for each answer",
+        ),
     ]
 
 

@@ -243,3 +243,67 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused(project, tmp_path
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match="not finite"):
         convert(folder, project / "models/base", tmp_path / "a.gguf")
+
+
+class ReadingSpy:
+    """llama.cpp's server, which also notes how many tokens of a prompt each call reads, as llama.cpp counts them."""
+
+    def __init__(self, server) -> None:
+        self._server, self.read = server, []
+
+    def handle_completions(self, body, *received):
+        if not received:
+            reply = self._server.handle_completions(body)
+            self.read.append(reply["timings"]["prompt_n"])
+            return reply
+        counts = []
+
+        def watch(chunk):
+            counts.append(chunk.get("timings", {}).get("prompt_n", 0))
+            return received[0](chunk)
+
+        self._server.handle_completions(body, watch)
+        self.read.append(max(counts))
+        return None
+
+
+def test_a_turn_reads_its_new_tokens_alone_and_an_adapter_nothing_of_anothers(
+    engines, tokenizer, monkeypatch
+):
+    engine = engines["llama.cpp"]
+    spy = ReadingSpy(engine._server)
+    monkeypatch.setattr(engine, "_server", spy)
+
+    def turn(model, messages):
+        spy.read.clear()
+        prompt = prompt_ids(tokenizer, messages)
+        (text,), *_ = answers(engine, [Job(model, prompt, 8, GREEDY)])
+        return text, len(prompt), sum(spy.read)
+
+    talk = [{"role": "user", "content": "tell me of it: " + "abcdefgh " * 22}]
+    text, length, read = turn("A", talk)
+    assert length > 200 and read >= length - 20
+    other, _, read = turn("B", talk)
+    assert other == "b" * 8 and read >= length - 20, "what A has read is nothing that B may go on from"
+    talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "and then?"}]
+    _, longer, read = turn("A", talk)
+    assert read <= longer - length + 8, (length, longer, read)
+    talk[-1]["content"] = "and now? " * 18  # longer than a part that is read at a time
+    _, longer, read = turn("A", talk)
+    assert read <= longer - length + 8, (length, longer, read)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_together_are_the_whole_decoded_text(tokenizer, seed):
+    import random
+
+    from app.engines.streaming import StreamingAnswer
+
+    draw = random.Random(seed)
+    emoji = tokenizer.encode("🙂é", add_special_tokens=False)
+    ids = [draw.choice([*range(len(tokenizer)), *emoji * 20]) for _ in range(60)] + emoji[:2]
+    growing, text = StreamingAnswer(Job("base", [], len(ids), GREEDY)), ""
+    for token in ids:
+        piece = growing.take(0, token, tokenizer, stops=False)
+        text += piece.text if piece else ""
+    assert text == tokenizer.decode(ids, skip_special_tokens=True)

@@ -6,10 +6,13 @@ import asyncio
 import gc
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.request import Refused, read_request, read_sampling
 from app.service import BUSY, FAILED, Service, Waiting
@@ -188,3 +191,71 @@ def test_callers_in_other_threads_are_served_in_the_order_they_came(models, engi
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+class Says(SlowEngine):
+    """Says the given pieces."""
+
+    def __init__(self, pieces) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def stream(self, jobs):
+        from app.engines import Piece
+
+        for n, text in enumerate(self.pieces, 1):
+            yield Piece(0, text, n)
+        yield Piece(0, "", len(self.pieces), "stop")
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.text(alphabet=" \n\tab.", max_size=4), max_size=12))
+def test_what_streams_is_what_is_there_in_the_end(models, tokenizer, monkeypatch, pieces):
+    monkeypatch.setattr("app.service.SHOW_SECONDS", 0)
+    service = Service(models, Says(pieces), tokenizer)
+    shown = [replies[0].text for replies in service.answer([request(service)])]
+    assert shown[-1] == "".join(pieces).strip()
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+
+
+def test_a_white_space_beginning_costs_a_streaming_client_nothing(models, tokenizer, monkeypatch):
+    monkeypatch.setattr("app.service.SHOW_SECONDS", 0)
+    with serving(Service(models, Says([" \n\n", "unf", "olders", " ", "lie"]), tokenizer)) as url:
+        streamed = asyncio.run(storm_of_one(url))
+        whole = httpx.post(f"{url}/v1/chat/completions", json=body("A") | {"stream": False}).json()
+    assert streamed == whole["choices"][0]["message"]["content"] == "unfolders lie"
+
+
+async def storm_of_one(url: str) -> str:
+    async with httpx.AsyncClient(timeout=60) as client:
+        return await call(client, url, "A", cancel=False)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_whose_client_has_gone_ends_within_a_second(models, tokenizer, stream):
+    engine = SlowEngine()
+    with serving(Service(models, engine, tokenizer, waiting=0)) as url:
+        asked = body("A", 1024) | {"stream": stream}
+        if stream:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked) as response:
+                lines = response.iter_lines()
+                next(lines)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=0.5)
+        left = time.perf_counter()
+        while engine.inside and time.perf_counter() - left < 5:
+            time.sleep(0.01)
+        assert time.perf_counter() - left < 1
+
+
+def test_a_seed_is_drawn_for_each_answer_unless_one_is_set_and_is_told(models, tokenizer):
+    service = Service(models, Says(["x"]), tokenizer)
+
+    def seed_of(**settings):
+        asked = read_request(["A"], "A", [{"role": "user", "content": "hi"}], read_sampling(**settings))
+        *_, replies = service.answer([asked])
+        return replies[0].request.sampling.seed
+
+    assert len({seed_of() for _ in range(5)}) == 5
+    assert seed_of(seed=7) == seed_of(seed=7) == 7
