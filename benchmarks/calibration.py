@@ -21,7 +21,8 @@ Fresh trainings of one recipe on other rows, counted the same way:
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -43,12 +44,12 @@ from abctune.study.recipes import RecipeComparison, TestRows, compare_recipes
 from abctune.study.statistics import holm
 from abctune.study.variances import (
     MAX_PRIOR_DF,
-    PRIOR_DF_SHARE,
     Parts,
     Prior,
     from_replicates,
     parts_of,
     prior_of_variances,
+    priors_of,
 )
 
 RESULTS = Path(__file__).parent / "results/calibration.json"
@@ -58,6 +59,7 @@ MOST_WAYS = 500  # of dividing one recipe's replicates; where there are more, so
 DIFFERENT = ("better", "worse")
 
 Floats = NDArray[np.float64]
+PartsOfSets = dict[str, list[Parts]]  # by set, of all differences
 
 
 def main(
@@ -366,47 +368,73 @@ def row_effects(rng: np.random.Generator, groups: NDArray[np.int64], weights: Fl
 
 
 def limits_of_the_prior(n: int) -> list[dict[str, Any]]:
-    """False verdicts among n studies with noise from training alone, with the prior as fitted and as limited."""
+    """False verdicts among n studies with noise from training alone, with priors as fitted and as limited.
+
+    `spread`: how many times as much trainings differ on the first source as on the second.
+    """
     if not n:
         return []
-    limits = {
-        "none": lambda prior, others: prior,
-        "3": lambda prior, others: replace(prior, df=min(prior.df, MAX_PRIOR_DF)),
-        "3 and a third": lambda prior, others: replace(
-            prior, df=min(prior.df, MAX_PRIOR_DF, PRIOR_DF_SHARE * others)
-        ),
-    }
     found = []
-    for variants, k in product((1, 2, 3), (2, 3, 5)):
-        rng = np.random.default_rng([variants, k])
-        false: dict[str, int] = dict.fromkeys(limits, 0)
+    for spread, variants, k in product((1.0, 5.0), (1, 2, 3), (2, 3, 5)):
+        rng = np.random.default_rng([variants, k, int(spread)])
+        false: Counter[str] = Counter(dict.fromkeys(LIMITS, 0))
         for _ in range(n):
-            parts = noise_alone(rng, variants, k)
-            df = np.full(len(parts), k - 1.0)
-            prior = prior_of_variances(np.array([one.between / one.unit for one in parts]), df)
-            others = (variants * len(SOURCES) - 1) * (k - 1)
-            for name, limit in limits.items():
-                false[name] += min(holm([p_of(one, limit(prior, others)) for one in parts])) < 0.05
+            parts = noise_alone(rng, variants, k, spread)
+            for name, of in LIMITS.items():
+                priors = of(parts, [k] * variants)
+                tests = [p_of(one, priors[on]) for on, some in parts.items() for one in some]
+                false[name] += min(holm(tests)) < 0.05
         rates = {name: round(count / n, 4) for name, count in false.items()}
-        found.append({"variants": variants, "k": k, "studies": n, "false_verdict": rates})
+        found.append({"spread": spread, "variants": variants, "k": k, "studies": n, "false_verdict": rates})
     return found
 
 
-def noise_alone(rng: np.random.Generator, variants: int, k: int) -> list[Parts]:
+def as_fitted(parts: PartsOfSets, trainings: list[int]) -> dict[str, list[Prior]]:
+    """One prior for all sets, as prior_of_variances has it."""
+    known = [one for some in parts.values() for one in some]
+    df = np.full(len(known), trainings[0] - 1.0)
+    prior = prior_of_variances(np.array([one.between / one.unit for one in known]), df)
+    return {on: [prior] for on in parts}
+
+
+def at_most_3(parts: PartsOfSets, trainings: list[int]) -> dict[str, list[Prior]]:
+    """The same with the first limit."""
+    fitted = as_fitted(parts, trainings)
+    return {on: [replace(prior, df=min(prior.df, MAX_PRIOR_DF))] for on, (prior,) in fitted.items()}
+
+
+def limited(parts: PartsOfSets, trainings: list[int]) -> dict[str, list[Prior]]:
+    """The same with both limits."""
+    return {on: [of_all] for on, (_, of_all) in priors_of(parts, trainings, len(SOURCES)).items()}
+
+
+def as_used(parts: PartsOfSets, trainings: list[int]) -> dict[str, list[Prior]]:
+    """And each set's own."""
+    return {on: list(priors) for on, priors in priors_of(parts, trainings, len(SOURCES)).items()}
+
+
+LIMITS = {"as fitted": as_fitted, "at most 3": at_most_3, "and a third": limited, "as used": as_used}
+
+
+def noise_alone(rng: np.random.Generator, variants: int, k: int, spread: float) -> PartsOfSets:
     """Differences between base and variants that are equal, on two sources and overall; rows add no noise."""
-    spread = np.exp(VARIES * rng.standard_normal((variants, len(SOURCES), 1)))
-    values = spread * rng.standard_normal((variants, len(SOURCES), k))
+    sd = np.array([spread, 1.0])[:, None] * np.exp(VARIES * rng.standard_normal((variants, len(SOURCES), 1)))
+    values = sd * rng.standard_normal((variants, len(SOURCES), k))
     pairs = [(one, 1) for one in values] + [(a - b, 2) for a, b in combinations(values, 2)]
-    return [
-        parts_of(on, np.zeros((k, 1)), unit=trained * share, rows_df=np.inf, n=1, n_groups=1)
-        for difference, trained in pairs
-        for on, share in [*((one, 1.0) for one in difference), (difference.mean(axis=0), 1 / len(SOURCES))]
-    ]
+    sets = [(source, lambda one, i=i: one[i], 1.0) for i, source in enumerate(SOURCES)]
+    sets.append(("overall", lambda one: one.mean(axis=0), 1 / len(SOURCES)))
+    return {
+        on: [
+            parts_of(of(one), np.zeros((k, 1)), unit=trained * share, rows_df=np.inf, n=1, n_groups=1)
+            for one, trained in pairs
+        ]
+        for on, of, share in sets
+    }
 
 
-def p_of(parts: Parts, prior: Prior) -> float:
+def p_of(parts: Parts, priors: Sequence[Prior]) -> float:
     """Two-sided p of "no difference" from the replicates alone."""
-    variance, df = from_replicates(parts, prior)
+    variance, df = from_replicates(parts, priors)
     return float(2 * stdtr(df, -abs(parts.by_replicate.mean()) / np.sqrt(variance)))
 
 
@@ -447,12 +475,12 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"| {row['planted']} | {row['ratio']} | {row['k']} | {rates} |")
     lines += [
         "",
-        "| variants | k | prior as fitted | at most 3 | and a third |",
-        "|---:|---:|---:|---:|---:|",
+        f"| spread | variants | k | {' | '.join(LIMITS)} |",
+        f"|{'---:|' * (3 + len(LIMITS))}",
     ]
     for row in result["limits_of_the_prior"]:
         rates = " | ".join(f"{100 * rate:.1f} %" for rate in row["false_verdict"].values())
-        lines.append(f"| {row['variants']} | {row['k']} | {rates} |")
+        lines.append(f"| {row['spread']:g} | {row['variants']} | {row['k']} | {rates} |")
     return "\n".join(lines)
 
 

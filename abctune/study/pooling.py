@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from abctune.core.params import BASE
 from abctune.study import statistics
 from abctune.study.recipes import RecipeComparison, TestRows, difference_of, paired, with_verdicts
-from abctune.study.variances import Parts, fit_prior, parts_of
+from abctune.study.variances import Parts, parts_of, priors_of
 
 Floats = NDArray[np.float64]
 Strings = NDArray[np.str_]
@@ -71,13 +71,16 @@ def pool_studies(
             parts[on, *pair] = _pooled(found, trained=sum(name not in fixed for name in pair))
     trained = [model for model in studies[0].sums if model not in fixed]
     n_sources = len({source for sources in sets.values() for source in sources})
-    prior = fit_prior(list(parts.values()), [len(studies)] * len(trained), n_sources)
+    by_set = {on: [parts[on, *pair] for pair in pairs] for on in sets}
+    priors = priors_of(by_set, [len(studies)] * len(trained), n_sources)
     differences = [
-        difference_of(*pair, on, parts[on, *pair], prior, trained=sum(name not in fixed for name in pair))
+        difference_of(
+            *pair, on, parts[on, *pair], priors[on], trained=sum(name not in fixed for name in pair)
+        )
         for on in sets
         for pair in pairs
     ]
-    return RecipeComparison([], with_verdicts(differences, margin, lower_is_better=True), margin, prior)
+    return RecipeComparison([], with_verdicts(differences, margin, lower_is_better=True), margin, priors)
 
 
 def _one_study(

@@ -33,7 +33,7 @@ from scipy.special import stdtr, stdtrit
 from abctune.core.params import BASE
 from abctune.study import statistics
 from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
-from abctune.study.variances import Parts, Prior, fit_prior, from_replicates, parts_of, satterthwaite
+from abctune.study.variances import Parts, Prior, from_replicates, parts_of, priors_of, satterthwaite
 
 ALPHA = 1 - LEVEL
 MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth naming
@@ -124,7 +124,7 @@ class RecipeComparison:
     values: list[RecipeValue]
     differences: list[RecipeDifference]
     margin: float
-    prior: Prior
+    priors: dict[str, tuple[Prior, Prior]]  # by set: of the set itself, and of all sets
 
     def value(self, model: str, on: str) -> RecipeValue:
         """The value of one model on one set."""
@@ -213,16 +213,16 @@ def compare_recipes(
             resamples,
         ).items()
     }
-    prior = fit_prior(
-        [found for (_, _, reference), found in parts.items() if reference is not None],
+    priors = priors_of(
+        {on: [parts[on, *pair] for pair in pairs] for on in sets},
         [len(values) for model, values in sums.items() if model not in fixed],
         len(clustered),
     )
-    values = [value_of(model, on, parts[on, model, None], prior) for on in sets for model in sums]
+    values = [value_of(model, on, parts[on, model, None], priors[on]) for on in sets for model in sums]
     differences = [
-        difference_of(*pair, on, parts[on, *pair], prior, trained[pair]) for on in sets for pair in pairs
+        difference_of(*pair, on, parts[on, *pair], priors[on], trained[pair]) for on in sets for pair in pairs
     ]
-    return RecipeComparison(values, with_verdicts(differences, margin, lower_is_better), margin, prior)
+    return RecipeComparison(values, with_verdicts(differences, margin, lower_is_better), margin, priors)
 
 
 def paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Collection[str]) -> Floats:
@@ -281,13 +281,13 @@ def _parts_of_set(
 # --- interval and test -----------------------------------------------------------------------------
 
 
-def estimate_of(parts: Parts, prior: Prior) -> dict[str, float | None]:
+def estimate_of(parts: Parts, priors: Sequence[Prior]) -> dict[str, float | None]:
     """The fields that values and differences share; None for what too few groups leave unknown."""
     value = float(parts.by_replicate.mean())
     if np.isnan(parts.rows_df):
         names = ("low", "high", "se", "se_rows", "se_replicates", "df")
         return {"value": value, **dict.fromkeys(names)}
-    training, training_df = from_replicates(parts, prior)
+    training, training_df = from_replicates(parts, priors)
     shared = parts.shared
     df = (
         parts.rows_df
@@ -307,20 +307,20 @@ def estimate_of(parts: Parts, prior: Prior) -> dict[str, float | None]:
     }
 
 
-def value_of(model: str, on: str, parts: Parts, prior: Prior) -> RecipeValue:
+def value_of(model: str, on: str, parts: Parts, priors: Sequence[Prior]) -> RecipeValue:
     """A model's value and its interval."""
     return RecipeValue(
-        model, on, **estimate_of(parts, prior), by_replicate=tuple(parts.by_replicate.tolist())
+        model, on, **estimate_of(parts, priors), by_replicate=tuple(parts.by_replicate.tolist())
     )
 
 
 def difference_of(
-    model: str, reference: str, on: str, parts: Parts, prior: Prior, trained: int
+    model: str, reference: str, on: str, parts: Parts, priors: Sequence[Prior], trained: int
 ) -> RecipeDifference:
     """A pair's difference, its interval and test, without a verdict; `trained` of the two were trained here."""
-    found = estimate_of(parts, prior)
+    found = estimate_of(parts, priors)
     k = len(parts.by_replicate)
-    _, replicates_df = from_replicates(parts, prior)
+    _, replicates_df = from_replicates(parts, priors)
     return RecipeDifference(
         model,
         reference,

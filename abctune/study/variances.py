@@ -5,7 +5,7 @@ A variance from few replicates is moderated by the study's other ones (empirical
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +15,16 @@ from scipy.special import digamma, polygamma
 
 from abctune.study.statistics import NO_SPREAD
 
-# How far the prior is trusted: for at most 3 degrees of freedom, and a third of those of the variances it comes from. A study
+# How far a prior is trusted: for at most 3 degrees of freedom, and a third of those of the variances it comes from. A study
 # has about a dozen such variances, too few to estimate how alike they are. Of 1,000 simulated studies without any difference
 # and with 3 replicates, 15 % had a false verdict with the prior as fitted; of one variant alone, 7.5 % with the first limit
 # and 4 % with both (benchmarks/results/calibration.json, limits_of_the_prior).
+#
+# There are two priors, and the one that makes a difference less certain counts. One is of all sets: a variance that is
+# small by luck is raised to what is usual. The other is of the set itself: sources differ in how much trainings differ on
+# them, and what is usual elsewhere must not lower a variance. Twelve trainings of one recipe had a standard deviation of
+# 0.0036 on chat and of 0.0007 on instructions; with the first prior alone, chance passed for a difference on chat in 50 of
+# 500 comparisons of 3 with 3 (docs/statistics.md).
 MAX_PRIOR_DF = 3.0
 PRIOR_DF_SHARE = 1 / 3
 
@@ -68,12 +74,16 @@ def parts_of(
     return Parts(by_replicate, between, unit, max(0.0, shared), interaction, rows_df, n, n_groups)
 
 
-def from_replicates(parts: Parts, prior: Prior) -> tuple[float, float | None]:
-    """Variance of the mean from which trainings were run, and its degrees of freedom; (0, None) with one replicate."""
+def from_replicates(parts: Parts, priors: Sequence[Prior]) -> tuple[float, float | None]:
+    """Variance of the mean from which trainings were run, and its degrees of freedom; (0, None) with one replicate.
+
+    Of several priors the largest variance counts, with the fewest degrees of freedom.
+    """
     k = len(parts.by_replicate)
     if parts.between is None:
         return 0.0, None
-    between, df = moderated(parts.between, k - 1, prior, parts.unit)
+    candidates = [moderated(parts.between, k - 1, prior, parts.unit) for prior in priors]
+    between, df = max(variance for variance, _ in candidates), min(df for _, df in candidates)
     # What rows alone explain is a floor: by luck, few replicates may agree better than their rows allow.
     return max(between, parts.interaction) / k, df
 
@@ -89,13 +99,14 @@ class Prior:
     df: float
 
 
-def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int) -> Prior:
-    """The prior that the study's own variances between replicates suggest, trusted within limits.
+def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, share: float) -> Prior:
+    """The prior that a study's own variances between replicates suggest, trusted within limits.
 
     Args:
-        parts: of all differences. They overlap (A - base, B - base, B - A), so they hold less than they are many.
+        parts: of all differences, or of those on one set. They overlap (A - base, B - base, B - A), so they hold less than they are many.
         trainings: the replicates of every model that was trained.
         n_sources: disjoint sets of rows: with the trainings, how many variances are independent.
+        share: of the other independent variances' degrees of freedom, the most that the prior counts for.
     """
     known = [one for one in parts if one.between is not None and one.between > NO_SPREAD**2]
     if len(known) < 2:
@@ -105,7 +116,20 @@ def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int) 
     prior = prior_of_variances(variances, df)
     own = [k - 1 for k in trainings]
     others = max(0, n_sources * sum(own) - max(own))
-    return replace(prior, df=min(prior.df, MAX_PRIOR_DF, PRIOR_DF_SHARE * others))
+    return replace(prior, df=min(prior.df, MAX_PRIOR_DF, share * others))
+
+
+def priors_of(
+    parts: Mapping[str, Sequence[Parts]], trainings: Sequence[int], n_sources: int
+) -> dict[str, tuple[Prior, Prior]]:
+    """For each set the two priors of its variances: of the set itself, and of all sets.
+
+    Args:
+        parts: by set, of all differences.
+        trainings, n_sources: as for `fit_prior`.
+    """
+    of_all = fit_prior([one for some in parts.values() for one in some], trainings, n_sources, PRIOR_DF_SHARE)
+    return {on: (fit_prior(some, trainings, 1, 1.0), of_all) for on, some in parts.items()}
 
 
 def prior_of_variances(variances: Floats, df: Floats) -> Prior:

@@ -142,13 +142,36 @@ def test_rows_are_not_counted_twice():
 
 def test_no_more_false_precision_than_three_degrees_of_freedom_from_the_prior():
     found = compared(*study(effect=0.05, k=6))
-    assert found.prior.df <= 3
+    assert all(prior.df <= 3 for priors in found.priors.values() for prior in priors)
     assert found.difference("C", "B", "chat").replicates_df <= 5 + 3
 
 
 def test_the_prior_counts_for_a_third_of_the_variances_it_comes_from():
-    """Two variants on two sources: 4 independent variances of 2 degrees of freedom, so 6 others, so 2 at most."""
-    assert compared(*study()).prior.df <= 2
+    """Two variants on two sources: 4 independent variances of 2 degrees of freedom, so 6 others, so 2 at most.
+
+    The set's own prior counts for no more than its other variance.
+    """
+    for of_set, of_all in compared(*study()).priors.values():
+        assert of_all.df <= 2 and of_set.df <= 2
+
+
+def test_sources_on_which_trainings_agree_make_no_other_one_look_certain():
+    """There is nothing to find on chat, where trainings differ five times as much as on the other two sources."""
+    sources = np.repeat(["chat", "instruct", "other"], 30)
+    sets = {"overall": ("chat", "instruct", "other")} | {source: (source,) for source in sources}
+    missed = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        weights = rng.integers(20, 120, 90).astype(float)
+        base = weights * (2.8 + 0.5 * rng.standard_normal(90))
+        noise = {model: np.array([0.01, 0.002, 0.002]) * rng.standard_normal((3, 3)) for model in "BC"}
+        sums = {"base": base[None]}
+        sums |= {model: base + weights * np.repeat(own - 0.15, 30, axis=1) for model, own in noise.items()}
+        rows = TestRows(weights, np.arange(90), sources)
+        found = compare_recipes(rows, sums, PAIRS, sets, margin=0.02, seed=1, resamples=99)
+        difference = found.difference("C", "B", "chat")
+        missed += not difference.low <= 0 <= difference.high
+    assert missed <= 17  # 10 are expected; more than 17 would be a chance of 1 in 100
 
 
 def test_a_lone_variant_on_one_source_has_no_prior():
@@ -161,7 +184,7 @@ def test_a_lone_variant_on_one_source_has_no_prior():
         margin=0.02,
         seed=1,
     )
-    assert found.prior.df == 0
+    assert [prior.df for prior in found.priors["chat"]] == [0, 0]
     assert found.differences[0].replicates_df == 2
 
 
