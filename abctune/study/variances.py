@@ -15,10 +15,9 @@ from scipy.special import digamma, polygamma
 
 from abctune.study.statistics import NO_SPREAD
 
-# How far a prior is trusted: for at most 3 degrees of freedom, and a third of those of the variances it comes from. A study
-# has about a dozen such variances, too few to estimate how alike they are. Of 1,000 simulated studies without any difference
-# and with 3 replicates, 15 % had a false verdict with the prior as fitted; of one variant alone, 7.5 % with the first limit
-# and 4 % with both (benchmarks/results/calibration.json, limits_of_the_prior).
+# How far a prior is trusted: for at most 3 degrees of freedom, and the one of all sets for a third of those of the variances
+# it comes from. A study has about a dozen such variances, too few to estimate how alike they are: with the prior as fitted,
+# 11 to 17 % of simulated studies with 3 replicates had a false verdict (docs/statistics.md has the table).
 #
 # There are two priors, and the one that makes a difference less certain counts. One is of all sets: a variance that is
 # small by luck is raised to what is usual. The other is of the set itself: sources differ in how much trainings differ on

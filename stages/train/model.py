@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,13 @@ from abctune.core.params import LoraParams, TrainParams
 from abctune.llm.chat import BASE_MODEL
 from abctune.llm.device import capability, resolve_dtype, why_no_gpu
 from abctune.llm.kernels import adapter_first
-from stages.train.memory import choose_checkpointing, free_bytes, supports_packing, worth_dequantizing
+from stages.train.memory import (
+    choose_checkpointing,
+    free_bytes,
+    needless_4bit,
+    supports_packing,
+    worth_dequantizing,
+)
 
 if torch.cuda.is_available():
     # Leaves TRL's trainers, of which none is used here, as they are: rewriting them all takes 9 s.
@@ -111,6 +118,8 @@ def load_base(
     if recipe.load_in_4bit:
         how["base_weights"] = "4-bit, unpacked at every use"
         more = 2 * model.num_parameters() - model.get_memory_footprint()
+        if warning := needless_4bit(more, free_bytes(), model.config, max_length):
+            print(f"warning: {warning}", file=sys.stderr)
         if asked == "none" and worth_dequantizing(more, free_bytes(), model.config, max_length, capability()):
             model = model.dequantize()
             how["base_weights"] = f"4-bit, unpacked once, which takes {more / 2**30:.1f} GiB more"

@@ -8,6 +8,7 @@ from abctune.llm.device import dtype_for
 from stages.train.memory import (
     activation_bytes_per_token,
     choose_checkpointing,
+    needless_4bit,
     supports_packing,
     tokens_that_fit,
     worth_dequantizing,
@@ -85,3 +86,20 @@ def test_nothing_fits_where_there_is_less_than_the_work_needs():
 def test_4_bit_weights_are_unpacked_once_where_activations_do_not_need_the_memory(capability, free_gib, once):
     more = int(3.9 * GIB)  # of Llama-3.2-3B's
     assert worth_dequantizing(more, free_gib * GIB, LLAMA_3B, 2048, capability) is once
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "warned"),
+    [
+        (75, True),  # an H100
+        (21, True),  # 24 GB
+        (12, True),  # a T4 with the 4-bit base in it: 8 GiB are left
+        (8, False),
+    ],
+)
+def test_4_bit_weights_are_warned_about_where_16_bit_ones_would_fit(free_gib, warned):
+    more = int(3.9 * GIB)  # of Llama-3.2-3B's
+    warning = needless_4bit(more, free_gib * GIB, LLAMA_3B, 2048)
+    assert (warning is not None) is warned
+    if warning:
+        assert f"3.9 GiB more of {free_gib}.0 GiB free" in warning and "train.load_in_4bit" in warning
