@@ -32,6 +32,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
 from stages.fetch import cache
+from stages.fetch.hub_files import CARD, named_files, split_files
 from stages.fetch.model_files import needed_files
 from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
@@ -55,17 +56,34 @@ def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record]
         UserError: no network, no access, no such repository, revision or file, a wrong hash.
     """
     for name in origin.files:
-        check_suffix(name, f"{key}.files")
+        if not set("*?[") & set(name):  # what a glob fits is known when the files are listed
+            check_suffix(name, f"{key}.files")
     repository = Repository(origin, "dataset", key)
     listed = repository.files()
-    if missing := [name for name in origin.files if name not in listed]:
-        raise UserError(
-            f"params.yaml: {key}.files: {origin.repo} has no {missing[0]!r} at revision {origin.revision}"
-        )
-    targets = {name: scratch / str(number) for number, name in enumerate(origin.files)}
+    names = wanted_files(origin, repository, listed, key, scratch)
+    for name in names:
+        check_suffix(name, f"{key}.{'split' if origin.split else 'files'}")
+    targets = {name: scratch / str(number) for number, name in enumerate(names)}
     files = repository.fetch({target: listed[name] for name, target in targets.items()})
     records = read_files([DataFile(target, name) for name, target in targets.items()], origin.group_by)
-    return records, {"repo": origin.repo, "revision": origin.revision, "files": files}
+    about = {name: value for name in ("config", "split") if (value := getattr(origin, name))}
+    return records, {"repo": origin.repo, "revision": origin.revision, **about, "files": files}
+
+
+def wanted_files(
+    origin: HubSource, repository: Repository, listed: dict[str, HubFile], key: str, scratch: Path
+) -> list[str]:
+    """The names of the files that a source is made of.
+
+    Raises:
+        UserError: the repository has no such file, config or split.
+    """
+    if not origin.split:
+        return named_files(origin, listed, key)
+    card = scratch / "card" if CARD in listed else None
+    if card:
+        repository.fetch({card: listed[CARD]})
+    return split_files(origin, listed, card, scratch / "names", key)
 
 
 def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def training_rows(study: Study) -> list[Row]:
 
 
 def quarantine_rows(study: Study) -> list[Row]:
-    """Per variant and source, where each row read went: kept, duplicate or quarantined; then its subset."""
+    """Per variant and source, where each row read went: kept, duplicate or quarantined; what was mended; its subset."""
     rows = []
     for variant, trained in study.trained.items():
         for source, counts in trained.formatted.sources.items():
@@ -83,6 +83,7 @@ def quarantine_rows(study: Study) -> list[Row]:
                     "truncated": counts.truncated,
                     "quarantined": sum(counts.quarantined.values()),
                     "reasons": ", ".join(f"{reason}: {n:,}" for reason, n in counts.quarantined.items()),
+                    "repairs": ", ".join(f"{kind}: {n:,}" for kind, n in counts.repairs.items()),
                     **{key: subsets.get(key, 0) for key in ("train", "val", "test", "contaminated")},
                 }
             )

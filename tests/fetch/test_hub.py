@@ -280,3 +280,86 @@ def test_a_copy_that_another_program_downloaded_is_used(
     cached.write_bytes(b"damaged")
     project.fetched("--model")
     assert (project.base / "model.safetensors").read_bytes() == model.files["model.safetensors"]
+
+
+CARD = b"""---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: small/part-*.parquet
+  - split: test
+    path: small/held.parquet
+- config_name: large
+  data_files: large/*.jsonl
+---
+About.
+"""
+
+
+@pytest.fixture
+def configs(hub: Hub, project: Project) -> Repository:
+    """A repository whose card names two configs."""
+    files = {
+        "README.md": CARD,
+        "small/part-0.parquet": parquet(ROWS[:2]),
+        "small/part-1.parquet": parquet(ROWS[2:3]),
+        "small/held.parquet": parquet(ROWS[3:4]),
+        "large/rows.jsonl": json.dumps(ROWS[4]).encode(),
+    }
+    project.environment["HF_ENDPOINT"] = hub.url
+    return hub.add("dataset", "someone/configs", files)
+
+
+def split_of(project: Project, repository: Repository, **more: str) -> None:
+    project.source(origin="hub", repo=repository.name, revision=repository.revision, license="MIT", **more)
+
+
+def test_a_glob_names_several_files(project: Project, configs: Repository) -> None:
+    project.hub_source(configs, "small/part-*.parquet")
+    project.fetched("chat")
+    assert project.records() == ROWS[:3]
+
+
+def test_a_config_and_a_split_name_the_cards_files_and_no_other_is_downloaded(
+    project: Project, hub: Hub, configs: Repository
+) -> None:
+    split_of(project, configs, config="small", split="train")
+    project.fetched("chat")
+    assert project.records() == ROWS[:3]
+    about = project.about(project.raw / "chat")
+    assert (about["config"], about["split"]) == ("small", "train")
+    assert set(about["files"]) == {"small/part-0.parquet", "small/part-1.parquet"}
+    assert not [request for request in hub.downloads() if "held" in request.path or "large" in request.path]
+
+    hub.requests.clear()
+    split_of(project, configs, config="small", split="train")
+    project.fetched("chat", HF_ENDPOINT="http://127.0.0.1:9")  # all of it is in the cache
+    assert project.records() == ROWS[:3]
+
+
+def test_a_split_without_a_card_is_found_by_the_files_names(project: Project, dataset: Repository) -> None:
+    del dataset.files["rows.json"]
+    split_of(project, dataset, split="train")
+    project.fetched("chat")
+    assert project.records() == ROWS
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            {"config": "small", "split": "val"},
+            "sources.chat.split: someone/configs has the splits train, test",
+        ),
+        ({"config": "huge", "split": "train"}, "sources.chat.config: BuilderConfig 'huge' not found"),
+        ({"split": "train"}, "sources.chat.config: "),
+    ],
+)
+def test_a_config_or_split_that_is_none_names_those_there_are(
+    project: Project, configs: Repository, named: dict[str, str], message: str
+) -> None:
+    split_of(project, configs, **named)
+    line = project.refused("chat")
+    assert message in line
+    assert "small" in line or "train" in line

@@ -340,6 +340,7 @@ def write_data(
             "examples": count - 5,
             "duplicate": 3,
             "quarantined": {"unknown role": 2},
+            "repairs": {"system messages joined": 1_234},
             "truncated": count // 20,
             "n_tokens": 9000,
             "n_supervised": 4000,

@@ -177,3 +177,8 @@ def test_labels_are_pushed_apart_and_stay_in_order(wanted):
     positions = [placed[name] for name in sorted(wanted, key=wanted.__getitem__)]
     assert all(upper - lower >= 0.1 - 1e-9 for lower, upper in pairwise(positions))
     assert max(positions) <= 1 + 1e-9
+
+
+def test_what_was_mended_in_the_rows_is_in_both_reports_by_kind(plain):
+    for name in ("report.html", "report.md"):
+        assert "mended: system messages joined: 1,234" in (Path("plots") / name).read_text(encoding="utf-8"), name

@@ -1,0 +1,75 @@
+"""Which files of a dataset repository a source of params.yaml means: names and globs, or a config's split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from abctune.core.errors import UserError
+from abctune.core.params import HubSource
+
+CARD = "README.md"  # names a repository's configs, in its YAML
+
+
+def named_files(origin: HubSource, listed: Iterable[str], key: str) -> list[str]:
+    """The files that `files` names, in its order; those of a glob by name.
+
+    Raises:
+        UserError: a name or a glob fits no file of the repository.
+    """
+    names = sorted(listed)
+    found: dict[str, None] = {}
+    for given in origin.files:
+        matches = [given] if given in names else [name for name in names if fnmatchcase(name, given)]
+        if not matches:
+            raise UserError(
+                f"params.yaml: {key}.files: {origin.repo} has no {given!r} at revision {origin.revision}"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def split_files(
+    origin: HubSource, listed: Iterable[str], card: Path | None, scratch: Path, key: str
+) -> list[str]:
+    """The files of `split`, in the order in which `datasets.load_dataset` would read them.
+
+    `datasets` itself decides, from the repository's card and the names of its files: it is shown a folder of empty
+    files with these names, so that it downloads nothing.
+
+    Args:
+        card: the repository's README.md, if it has one.
+        scratch: a folder that does not exist yet.
+
+    Raises:
+        UserError: there is no such config or split, or the repository's data need its own code.
+    """
+    from datasets import load_dataset_builder  # takes a second to import
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    for name in listed:
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).touch()
+    if card is not None:
+        (scratch / CARD).write_bytes(card.read_bytes())
+    cache = scratch.with_name(f"{scratch.name}-cache")
+    try:
+        builder = load_dataset_builder(str(scratch), origin.config, cache_dir=str(cache))
+    except (DataFilesNotFoundError, DatasetNotFoundError, FileNotFoundError):
+        raise UserError(
+            f"params.yaml: {key}.repo: {origin.repo} has no data files that `datasets` knows (its own loading code is"
+            " never run); name them under `files`"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"params.yaml: {key}.config: {_one_line(error)}") from None
+    found = builder.config.data_files or {}
+    if origin.split not in found:
+        raise UserError(
+            f"params.yaml: {key}.split: {origin.repo} has the splits {', '.join(map(str, found))}; name one of them"
+        )
+    return [Path(path).relative_to(scratch.resolve()).as_posix() for path in found[origin.split]]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
