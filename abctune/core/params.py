@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import regex
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -381,11 +382,84 @@ class FormatParams(_Section):
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
 
 
+class _OwnCheck(_Section):
+    """What every check on a source's answers has."""
+
+    rows: Count = 100  # test rows that are asked, one of each group; fewer where the source has fewer
+    max_new_tokens: Count | None = None  # of each answer; None: the profile's
+
+
+class TextCheck(_OwnCheck):
+    """The answer is the held-out reply: to the character, or apart from case, punctuation and white space."""
+
+    kind: Literal["exact", "normalized"]
+
+
+class RegexCheck(_OwnCheck):
+    """A pattern is found in the answer."""
+
+    kind: Literal["regex"]
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        return pattern
+
+
+class ChoiceCheck(_OwnCheck):
+    """The answer names the label that the held-out reply names, and no other."""
+
+    kind: Literal["choice"]
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+class JsonCheck(_OwnCheck):
+    """The answer is a JSON object with these fields."""
+
+    kind: Literal["json"]
+    fields: dict[str, Literal["string", "number", "integer", "boolean", "array", "object", "null"]] = {}
+    equal: tuple[str, ...] = ()  # fields whose values must be the held-out reply's
+
+
+class ToolCallCheck(_OwnCheck):
+    """The answer calls the tools of the held-out reply, with its arguments."""
+
+    kind: Literal["tool_call"]
+
+
+class PythonCheck(_OwnCheck):
+    """The answer's code parses as Python; nothing runs."""
+
+    kind: Literal["python"]
+
+
+class CommandCheck(_OwnCheck):
+    """A command accepts the answer's code: it runs in a temporary folder with the code as answer.py."""
+
+    kind: Literal["command"]
+    command: Annotated[tuple[str, ...], Field(min_length=1)]  # words, no shell; `python` is this Python
+    seconds: Positive = 5.0  # of time, and of processor time
+    memory_mib: Count = 512
+
+
+OwnCheck = Annotated[
+    TextCheck | RegexCheck | ChoiceCheck | JsonCheck | ToolCallCheck | PythonCheck | CommandCheck,
+    Field(discriminator="kind"),
+]
+OWN_KINDS = ("exact", "normalized", "regex", "choice", "json", "tool_call", "python", "command")
+
+
 class EvaluationParams(_Section):
-    """Which rows every model is scored on, and which difference in loss counts as none."""
+    """Which rows every model is scored on, which difference in loss counts as none, and checks beyond loss."""
 
     test_of: str
     margin: Positive  # nats per token: smaller differences in loss count as none
+    checks: dict[str, OwnCheck] = {}  # by source: what a right answer to its test rows is
 
 
 class ExportParams(_Section):
@@ -459,6 +533,14 @@ class Params(_Section):
             raise ValueError(
                 f"evaluation.test_of: {self.evaluation.test_of!r} is not one of variants ({', '.join(self.variants)})"
             )
+        covered = self.variants[self.evaluation.test_of].mix
+        for name in self.evaluation.checks:
+            if name not in covered:
+                raise ValueError(
+                    f"evaluation.checks.{name}: the test rows are those of mix {self.evaluation.test_of}, which has"
+                    f" {', '.join(covered)} only; add {name} to variants.{self.evaluation.test_of}.mix, or set"
+                    " evaluation.test_of to a variant whose mix has it"
+                )
         for name in self.export.variants:
             if name not in self.variants:
                 raise ValueError(
@@ -576,7 +658,7 @@ def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:
     """One line per problem: the key as written in the file, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"] if part not in ("hub", "wheel", "local")]
+        location = [str(part) for part in problem["loc"] if part not in ("hub", "wheel", "local", *OWN_KINDS)]
         key = ".".join(location)
         if layers and location:
             # The layer that wins is the one to mend; a key that no layer has belongs to the variant.

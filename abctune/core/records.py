@@ -23,6 +23,7 @@ from pydantic import (
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, read_jsonl, write_json
 
+OWN = "own_"  # in front of a source's name: the kind of the tasks that evaluation.checks makes of its rows
 GENERAL = "general"  # the reserved source name of the rows that measure forgetting; no part of "overall"
 
 
@@ -353,6 +354,8 @@ class TaskRecord(Record):
     stopped: bool
     checks: dict[str, bool]
     passed: bool  # all checks held
+    expected: str | None = None  # the held-out reply, of a check on a source's rows; a label for kind choice
+    predicted: str | None = None  # the label that the answer names
 
 
 class Score(Record):
@@ -414,6 +417,17 @@ class EvalRecord(Record):
     resources: EvalResources
 
 
+class OwnCheckSummary(Record):
+    """How a model does on one source's own check."""
+
+    n: int
+    passed: int
+    won: int = 0  # rows that it passes and base does not
+    lost: int = 0
+    macro_f1: float | None = None  # of a choice among labels
+    vs_base: str | None = None
+
+
 class ModelSummary(Record):
     """One model's columns in `dvc exp show`."""
 
@@ -421,6 +435,8 @@ class ModelSummary(Record):
     tasks: dict[str, float] = Field(default_factory=dict)  # share passed, by kind
     vs_base: str | None = None  # "better by 0.16 [0.14, 0.19]"
     forgetting: str | None = None  # the same on general text
+    checks: dict[str, OwnCheckSummary] = Field(default_factory=dict)  # by source
+    untested: str | None = None  # trained on a source that no test row is of: what follows, and the remedy
     served: dict[str, str] = Field(default_factory=dict)  # by format: the same of what it costs
 
 

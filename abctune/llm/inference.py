@@ -14,7 +14,7 @@ import torch
 from abctune.core.errors import UserError
 from abctune.core.provenance import require_same_base
 from abctune.llm.chat import BASE_MODEL, prompt_ids, stop_token_ids
-from abctune.llm.conversation import Message
+from abctune.llm.conversation import Message, Tools
 from abctune.llm.device import device
 
 if TYPE_CHECKING:
@@ -151,9 +151,13 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int,
+    tools: Sequence[Tools | None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers to a batch of conversations that each await a reply."""
-    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    """Greedy answers to a batch of conversations that each await a reply, with the tools that each may call."""
+    prompts = [
+        prompt_ids(tokenizer, messages, known)
+        for messages, known in zip(conversations, tools or [None] * len(conversations), strict=True)
+    ]
     width = max(map(len, prompts))
     # Padding goes in front, so that every prompt ends where generation begins.
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts])

@@ -12,6 +12,7 @@ from abctune.core.records import (
     ValueRecord,
 )
 from abctune.study.comparison import Comparison
+from abctune.study.coverage import untested
 from abctune.study.inputs import Study
 from abctune.study.served import Served, served_headlines
 from abctune.study.tasks import TaskComparison, task_headlines
@@ -34,7 +35,7 @@ def study_record(
         margin=comparison.margin,
         replicated=comparison.replicated,
         replicates=comparison.replicates,
-        headlines=tuple(all_headlines(verdicts, comparison, tasks, served)),
+        headlines=tuple(all_headlines(study, verdicts, comparison, tasks, served)),
         sets=tuple(
             SetRecord(name=s.name, n=s.n, n_groups=s.n_groups, n_supervised=s.n_supervised)
             for s in comparison.sets
@@ -51,10 +52,15 @@ def study_record(
 
 
 def all_headlines(
-    verdicts: list[Verdict], comparison: Comparison, tasks: TaskComparison, served: list[Served]
+    study: Study,
+    verdicts: list[Verdict],
+    comparison: Comparison,
+    tasks: TaskComparison,
+    served: list[Served],
 ) -> list[str]:
-    """What to know if one reads nothing else."""
-    return headlines(verdicts, comparison) + task_headlines(tasks) + served_headlines(served)
+    """What to know if one reads nothing else: first, what the verdicts leave out."""
+    warnings = [f"Warning: {line}" for line in untested(study).values()]
+    return warnings + headlines(verdicts, comparison) + task_headlines(tasks) + served_headlines(served)
 
 
 def values_of(comparison: Comparison) -> tuple[ValueRecord, ...]:

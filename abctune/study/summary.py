@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from abctune.core.params import BASE
-from abctune.core.records import GENERAL, LOSS, ModelSummary, SummaryRecord
+from abctune.core.records import GENERAL, LOSS, OWN, ModelSummary, SummaryRecord
 from abctune.study.comparison import Comparison
+from abctune.study.coverage import untested
 from abctune.study.inputs import CURVES, OVERALL, Study, Trained
+from abctune.study.own import own_summaries, source_checks
 from abctune.study.served import Served
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict
@@ -31,12 +33,19 @@ def summary(
         for v in verdicts
         if v.difference.metric.name == LOSS.name
     }
+    checks, missed = source_checks(study), untested(study)
     models = {
         name: ModelSummary(
             loss={on.name: round(comparison.value(name, on.name).value, DIGITS) for on in comparison.sets},
-            tasks={SHORT.get(kind, kind): round(tasks.rate(name, kind).value, 3) for kind in tasks.kinds},
+            tasks={
+                SHORT.get(kind, kind): round(tasks.rate(name, kind).value, 3)
+                for kind in tasks.kinds
+                if not kind.startswith(OWN)
+            },
             vs_base=shorts.get(((name, BASE), OVERALL)),
             forgetting=shorts.get(((name, BASE), GENERAL)),
+            checks=own_summaries(checks, tasks, name),
+            untested=missed.get(name),
             served={one.format: one.text for one in served if one.model == name},
         )
         for name in study.models

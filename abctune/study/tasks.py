@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from abctune.core.records import OWN
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA, pairs_of
 from abctune.study.inputs import Study
@@ -15,6 +16,11 @@ from abctune.study.wording import interval, sorted_by_size
 
 TaskOutcome = Literal["better", "worse", "not shown"]
 KINDS = {"instructions": "instructions", "code": "code repairs"}  # as eval names them, and in words
+
+
+def words_of(kind: str) -> str:
+    """What a kind's tasks are, in words; a source's own check is named by the source."""
+    return f"rows of the check on {kind.removeprefix(OWN)}" if kind.startswith(OWN) else KINDS.get(kind, kind)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class TaskDifference:
 
     @property
     def text(self) -> str:
-        what, size = KINDS.get(self.kind, self.kind), f"n = {self.n:,}"
+        what, size = words_of(self.kind), f"n = {self.n:,}"
         counts = (
             f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
         )
@@ -129,7 +135,7 @@ def task_headlines(comparison: TaskComparison) -> list[str]:
     for kind in comparison.kinds:
         of = [d for d in comparison.differences if d.kind == kind]
         shown = [d.text for d in of if d.outcome != "not shown"]
-        what = f"{of[0].n:,} {KINDS.get(kind, kind)}" if of else ""
+        what = f"{of[0].n:,} {words_of(kind)}" if of else ""
         if shown:
             lines += shown
         elif of:

@@ -44,7 +44,7 @@ def main(name: ItemArgument) -> None:
     model = load_for_inference(dtype) if adapters is None else adapters.load(dtype)
     published = 1 if adapters is None else adapters.published
     tables = {published: measured(model, scored, published, settings.batch_tokens)}
-    samples, tasks = ask(model, tokenizer, rows, settings)
+    samples, tasks = ask(model, tokenizer, rows, params)
     for number in [] if adapters is None else adapters.others(model):
         tables[number] = measured(model, scored, number, settings.batch_tokens)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))

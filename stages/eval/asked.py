@@ -6,28 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from abctune.core.params import EvalParams
+from abctune.core.params import Params
 from abctune.llm.prompts import PROMPTS
 from stages.eval.generation import answer_all, samples_of
 from stages.eval.lint import code_tasks
+from stages.eval.own_tasks import ask_own
 from stages.eval.tasks import results, written_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+OWN_COLUMNS = ["id", "group", "source", "messages", "extra"]
 Lines = list[dict[str, Any]]  # of samples.jsonl or tasks.jsonl
 
 
 def ask(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: pa.Table, settings: EvalParams
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: pa.Table, params: Params
 ) -> tuple[Lines, Lines]:
     """The answers to the fixed prompts, and the checked answers to the tasks.
 
     Args:
         rows: the common test rows, some of which become tasks.
     """
+    settings = params.active.eval
     tasks = written_tasks(settings.task_prompts)
     tasks += code_tasks(rows.select(["id", "group", "messages"]).to_pylist(), settings.code_rows)
     prompts = [*PROMPTS, *(task.prompt for task in tasks)]
     answers = answer_all(model, tokenizer, prompts, settings.max_new_tokens)
-    return samples_of(answers[: len(PROMPTS)]), results(tasks, answers[len(PROMPTS) :])
+    own = ask_own(model, tokenizer, rows.select(OWN_COLUMNS).to_pylist(), params)
+    return samples_of(answers[: len(PROMPTS)]), results(tasks, answers[len(PROMPTS) :]) + own

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from abctune.core.records import Generation
-from abctune.llm.conversation import Message
+from abctune.llm.conversation import Message, Tools
 from abctune.llm.inference import Answer, generate
 from abctune.llm.prompts import PROMPTS
 
@@ -38,15 +38,27 @@ def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_token
 
     All that a model is asked goes in here at once: on a CPU a step for 30 prompts takes hardly longer than one for 10.
     """
+    asked = [([Message(role="user", content=prompt)], None) for prompt in prompts]
+    return answer_conversations(model, tokenizer, asked, max_new_tokens)
+
+
+def answer_conversations(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[tuple[Sequence[Message], Tools | None]],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Greedy answers to conversations that each await a reply, with the tools they may call, in the order given."""
     # Prompts of like length together, so that little of a batch is padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    sizes = [sum(len(message["content"]) for message in messages) for messages, _ in asked]
+    order = sorted(range(len(asked)), key=sizes.__getitem__)
     rows = rows_at_once(model, MAX_PROMPT + max_new_tokens)
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        conversations = [[Message(role="user", content=prompts[i])] for i in batch]
-        answers |= zip(batch, generate(model, tokenizer, conversations, max_new_tokens), strict=True)
-    return [answers[i] for i in range(len(prompts))]
+        conversations, tools = zip(*(asked[i] for i in batch), strict=True)
+        answers |= zip(batch, generate(model, tokenizer, conversations, max_new_tokens, tools), strict=True)
+    return [answers[i] for i in range(len(asked))]
 
 
 def bytes_of_answer(model: Any, tokens: int) -> int:

@@ -28,10 +28,10 @@ MIN_TOKENS = 16  # of a window: the end of a document that is shorter says littl
 
 
 def test_rows(params: Params) -> pa.Table:
-    """The common test rows: those of the reference mix, the same for every model. COLUMNS and `messages`."""
+    """The common test rows: those of the reference mix, the same for every model. COLUMNS, `messages` and `extra`."""
     reference = params.evaluation.test_of
     path = SPLIT / reference / "test.parquet"
-    rows = read_table(path, f"split@{reference}", [*COLUMNS, "messages"])
+    rows = read_table(path, f"split@{reference}", [*COLUMNS, "messages", "extra"])
     if not rows.num_rows:
         raise UserError(
             f"{path} has no rows; give profiles.{params.profile}.split.test a larger share in params.yaml"

@@ -18,7 +18,7 @@ from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
 from abctune.study.rendering import environment
 from abctune.study.served import Served
-from abctune.study.tasks import KINDS, TaskComparison
+from abctune.study.tasks import TaskComparison, words_of
 from abctune.study.verdicts import Verdict, forgetting
 from stages.plot.cautions import limits_of
 
@@ -61,7 +61,7 @@ def card(
         causes=[c for c in confounds if variant in (c.model, c.reference)],
         tasks=tasks,
         task_verdicts=[d for d in tasks.differences if variant in (d.model, d.reference)],
-        kinds=KINDS,
+        kinds={kind: words_of(kind) for kind in tasks.kinds},
         warnings=record.schedule.warnings,
         limits=limits_of(study),
     )

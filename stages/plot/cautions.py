@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from abctune.core.params import BASE
 from abctune.study.comparison import Comparison
+from abctune.study.coverage import untested
 from abctune.study.inputs import Study, Trained
 from abctune.study.origins import made_with
 from stages.plot.rows import FULL
@@ -17,7 +18,7 @@ MUCH_CUT = 0.05  # share of conversations cut at max_length above which the repo
 def warnings_of(study: Study, comparison: Comparison) -> list[str]:
     """A line for each thing that makes these results less than they seem."""
     lines = [f"{name}: {line}" for name, run in study.trained.items() for line in training_warnings(run)]
-    lines += test_set_warnings(comparison)
+    lines += [*untested(study).values(), *test_set_warnings(comparison)]
     lines += [
         f"{key} differs between variants ({', '.join(f'{v}: {value}' for v, value in by.items())}): times and losses are not from one setting"
         for key, by in made_with(study).items()

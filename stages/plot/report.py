@@ -15,12 +15,13 @@ from abctune.study.rendering import environment
 from abctune.study.results import all_headlines
 from abctune.study.served import Served
 from abctune.study.statistics import LEVEL
-from abctune.study.tasks import KINDS, TaskComparison
+from abctune.study.tasks import TaskComparison, words_of
 from abctune.study.verdicts import Verdict
 from stages.plot.cautions import limits_of, warnings_of
 from stages.plot.figures import Chart, styles_of
 from stages.plot.rows import (
     loss_rows,
+    own_rows,
     quarantine_rows,
     reported,
     samples,
@@ -57,9 +58,10 @@ def report_of(
         "base_model": next(iter(study.trained.values())).record.base_model.name,
         "comparison": comparison,
         "pairs": verdict_blocks(study, verdicts, confounds),
-        "headlines": all_headlines(verdicts, comparison, tasks, served),
+        "headlines": all_headlines(study, verdicts, comparison, tasks, served),
         "tasks": tasks,
-        "task_kinds": KINDS,
+        "task_kinds": {kind: words_of(kind) for kind in tasks.kinds},
+        "own_checks": own_rows(study),
         "task_rows": task_rows(study),
         "served": served,
         "losses": loss_rows(study, comparison),

@@ -8,15 +8,19 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from abctune.core.params import BASE
+from abctune.core.records import OWN
 from abctune.study.comparison import Comparison, pairs_of
 from abctune.study.exposure import Confound
 from abctune.study.inputs import OVERALL, Study
+from abctune.study.own import Flip, source_checks
 from abctune.study.rendering import readable
 from abctune.study.verdicts import Verdict
 from stages.plot.figures.bars import first_seconds, peak_gib, throughput
 
 REPORTED = Path(__file__).with_name("reported.yaml")
 FULL = "full"  # the profile that runs what the student report ran
+
+EXCERPT = 400  # characters of a text in the lists of rows won and lost
 
 Row = dict[str, Any]
 
@@ -120,7 +124,51 @@ def task_rows(study: Study) -> list[Row]:
             },
         }
         for i, task in enumerate(study.models[BASE].tasks)
+        if not task.kind.startswith(OWN)
     ]
+
+
+def own_rows(study: Study) -> list[Row]:
+    """Every source's own check: the labels' counts, and per pair the rows won and lost."""
+    return [
+        {
+            "source": check.source,
+            "kind": check.kind,
+            "labels": check.labels,
+            "macro_f1": check.macro_f1,
+            "flips": [
+                {
+                    "model": flips.model,
+                    "reference": flips.reference,
+                    "won": len(flips.won),
+                    "lost": len(flips.lost),
+                    "rows": [
+                        flip_row(flip, how)
+                        for how, of in (("won", flips.won), ("lost", flips.lost))
+                        for flip in of
+                    ],
+                }
+                for flips in check.flips
+            ],
+        }
+        for check in source_checks(study)
+    ]
+
+
+def flip_row(flip: Flip, how: str) -> Row:
+    """One row on which two models differ; long texts are cut, tasks.jsonl has them whole."""
+    texts = {
+        "prompt": flip.ours.prompt,
+        "expected": flip.ours.expected or "",
+        "ours": flip.ours.answer,
+        "theirs": flip.theirs.answer,
+    }
+    return {"how": how, **{name: excerpt(readable(text)) for name, text in texts.items()}}
+
+
+def excerpt(text: str) -> str:
+    """The start of a text, with a mark where it was cut."""
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + " […]"
 
 
 def reported(study: Study, comparison: Comparison) -> Row:

@@ -23,9 +23,9 @@ def batches_of(monkeypatch, model, rows: int) -> tuple[list[int], list[list[int]
     sizes = []
     generate = generation.generate
 
-    def counted(model, tokenizer, conversations, max_new_tokens):
+    def counted(model, tokenizer, conversations, max_new_tokens, *tools):
         sizes.append(len(conversations))
-        return generate(model, tokenizer, conversations, max_new_tokens)
+        return generate(model, tokenizer, conversations, max_new_tokens, *tools)
 
     with monkeypatch.context() as patch:
         patch.setattr(generation, "generate", counted)

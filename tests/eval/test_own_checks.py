@@ -1,0 +1,175 @@
+"""Checks on a source's own test rows: each kind, and answers that are meant to break it."""
+
+import json
+import time
+
+import pytest
+from pydantic import TypeAdapter
+
+from abctune.core.errors import UserError
+from abctune.core.params import OwnCheck, load_params
+from stages.eval.own_checks import MAX_ANSWER, Reference, check_answer
+from stages.eval.own_tasks import own_tasks
+from stages.eval.sandbox import accepts
+
+DEEP = "[" * 19_000
+CALL = {"name": "weather", "arguments": {"city": "Paris", "days": 2}}
+CHOICE = {"kind": "choice", "labels": ["positive", "very positive", "negative"]}
+JSON = {"kind": "json", "fields": {"name": "string", "age": "integer"}, "equal": ["name"]}
+ANN = '{"name": "Ann", "age": 30}'
+
+
+def passes(check: dict, reference: str, answer: str, calls: tuple = ()) -> bool:
+    typed = TypeAdapter(OwnCheck).validate_python(check)
+    return all(check_answer(typed, Reference(reference, calls), answer).values())
+
+
+@pytest.mark.parametrize(
+    ("check", "reference", "answer", "held"),
+    [
+        ({"kind": "exact"}, "Paris", " Paris\n", True),
+        ({"kind": "exact"}, "Paris", "paris", False),
+        ({"kind": "exact"}, "Paris", "", False),
+        ({"kind": "normalized"}, "New York.", "new  york", True),
+        ({"kind": "normalized"}, "Straße", "STRASSE!", True),
+        ({"kind": "normalized"}, "Paris", "London", False),
+        ({"kind": "normalized"}, "?", "!", False),
+        ({"kind": "normalized"}, "हिन्दी", "हनद", False),
+        ({"kind": "regex", "pattern": r"^\d{4}$"}, "", "1984", True),
+        ({"kind": "regex", "pattern": r"^\d{4}$"}, "", "in 1984", False),
+        (CHOICE, "positive", "Positive.", True),
+        (CHOICE, "very positive", "It is very positive", True),
+        (CHOICE, "positive", "very positive", False),
+        (CHOICE, "positive", "positive or negative", False),
+        (CHOICE, "positive", "postpositive", False),
+        (CHOICE, "positive", "", False),
+        (JSON, ANN, '```json\n{"age": 4, "name": "Ann"}\n```', True),
+        (JSON, ANN, '{"name": "Bob", "age": 30}', False),
+        (JSON, ANN, '{"name": "Ann", "age": true}', False),
+        (JSON, ANN, '{"name": "Ann", "age": NaN}', False),
+        (JSON, ANN, "[1]", False),
+        (JSON, ANN, DEEP, False),
+        (JSON, ANN, '{"a":' * 3_000, False),
+        ({"kind": "python"}, "", "```python\nx = 1\n```", True),
+        ({"kind": "python"}, "", "x = (", False),
+        ({"kind": "python"}, "", "", False),
+        ({"kind": "python"}, "", "(" * 9_000, False),
+        ({"kind": "exact"}, "a" * (MAX_ANSWER + 1), "a" * (MAX_ANSWER + 1), False),
+    ],
+)
+def test_an_answer_is_judged_as_a_person_would(check, reference, answer, held):
+    assert passes(check, reference, answer) is held
+
+
+@pytest.mark.parametrize(
+    ("answer", "held"),
+    [
+        (f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>", True),
+        ('{"name": "weather", "parameters": {"days": 2, "city": "Paris"}}', True),
+        ('{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\", \\"days\\": 2}"}', True),
+        ('{"name": "weather", "arguments": {"city": "Paris", "days": true}}', False),
+        ('{"name": "time", "arguments": {"city": "Paris", "days": 2}}', False),
+        (json.dumps(CALL) * 2, False),
+        ("It is sunny in Paris.", False),
+        ("{" * 19_000, False),
+        ("", False),
+    ],
+)
+def test_a_tool_call_needs_its_name_and_arguments(answer, held):
+    assert passes({"kind": "tool_call"}, "", answer, (CALL,)) is held
+
+
+def test_a_pattern_that_would_never_end_is_given_up():
+    started = time.perf_counter()
+    assert not passes({"kind": "regex", "pattern": "(a|aa|a?)+(b|c)+$"}, "", "a" * 5_000)
+    assert time.perf_counter() - started < 20  # a bound on the harm, not a benchmark
+
+
+@pytest.mark.parametrize(
+    ("code", "held"),
+    [
+        ("print(1)", True),
+        ("raise SystemExit(3)", False),
+        ("while True: pass", False),
+        ("import time; time.sleep(60)", False),
+        ("x = bytearray(10**10)", False),
+        ("open('big', 'wb').write(bytes(64 * 2**20))", False),
+        ("import os, sys; sys.exit('SECRET_OF_TESTS' in os.environ)", True),
+        ("import os; assert os.listdir('.') == ['answer.py']", True),
+        ("import sys; assert sys.stdin.read() == ''", True),
+    ],
+)
+def test_a_command_runs_within_its_limits(code, held, monkeypatch):
+    monkeypatch.setenv("SECRET_OF_TESTS", "1")
+    assert accepts(["python", "answer.py"], {"answer.py": code}, 2.0, 256) is held
+
+
+def test_a_command_that_is_missing_is_named():
+    with pytest.raises(UserError, match="no command 'no-such-program'"):
+        accepts(["no-such-program"], {}, 2.0, 256)
+
+
+def test_a_command_sees_the_code_and_the_reference():
+    judge = "assert open('answer.py').read() == 'x = 1\\n' and open('reference.txt').read() == 'y'"
+    assert passes({"kind": "command", "command": ["python", "-c", judge]}, "y", "```python\nx = 1\n```")
+
+
+def row(i: int, reply: str, group: str = "", source: str = "mine", extra: str | None = None) -> dict:
+    turns = [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": reply}]
+    return {"id": str(i), "group": group or f"g{i}", "source": source, "messages": turns, "extra": extra}
+
+
+def test_rows_are_of_the_source_one_of_a_group_and_bounded():
+    check = TypeAdapter(OwnCheck).validate_python({"kind": "exact", "rows": 3})
+    rows = [row(i, "a", group=f"g{i // 2}") for i in range(20)] + [row(99, "b", source="other")]
+    tasks = own_tasks("mine", check, rows)
+    assert len(tasks) == 3
+    assert len({int(task.id) // 2 for task in tasks}) == 3
+    assert tasks == own_tasks("mine", check, rows[::-1])
+    assert all(task.messages[-1]["role"] == "user" for task in tasks)
+
+
+def test_rows_whose_reply_is_no_label_are_left_out_and_none_at_all_is_an_error():
+    check = TypeAdapter(OwnCheck).validate_python(CHOICE)
+    assert [task.id for task in own_tasks("mine", check, [row(1, "maybe"), row(2, "negative")])] == ["2"]
+    with pytest.raises(UserError, match=r"evaluation.checks.mine: none of its test rows .*labels"):
+        own_tasks("mine", check, [row(1, "maybe")])
+
+
+def test_tool_calls_of_the_held_out_reply_are_the_reference():
+    check = TypeAdapter(OwnCheck).validate_python({"kind": "tool_call"})
+    called = {"tool_calls": [{"type": "function", "function": CALL}]}
+    extra = json.dumps(
+        {"tools": [{"type": "function", "function": {"name": "weather"}}], "messages": [{}, called]}
+    )
+    (task,) = own_tasks("mine", check, [row(1, "", extra=extra), row(2, "no call")])
+    assert task.reference.calls == (CALL,)
+    assert task.tools is not None
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"nowhere": {"kind": "exact"}}, "evaluation.checks.nowhere: the test rows are those of mix C"),
+        ({"chat": {"kind": "exact", "row": 3}}, "evaluation.checks.chat.row: unknown key"),
+        ({"chat": {"kind": "choice", "labels": ["one"]}}, "evaluation.checks.chat.labels"),
+        ({"chat": {"kind": "regex", "pattern": "("}}, "is no regular expression"),
+        ({"chat": {"kind": "taste"}}, "evaluation.checks.chat"),
+    ],
+)
+def test_a_check_that_cannot_be_is_refused_before_any_work(workspace, check, message):
+    workspace.set(evaluation__checks=check)
+    with pytest.raises(UserError, match=message):
+        load_params(workspace.root / "params.yaml")
+
+
+def test_eval_asks_the_sources_own_rows(ready_to_train):
+    """The whole path of one model: base answers rows of chat, and every answer is checked."""
+    ready_to_train.set(evaluation__checks={"chat": {"kind": "normalized", "rows": 4, "max_new_tokens": 5}})
+    ready_to_train.stage("eval", "base")
+    lines = (ready_to_train.root / "metrics/eval/base/tasks.jsonl").read_text().splitlines()
+    own = [task for task in map(json.loads, lines) if task["kind"] == "own_chat"]
+    assert len(own) == 4
+    assert all(task["expected"] and task["n_tokens"] <= 5 for task in own)
+    record = json.loads((ready_to_train.root / "metrics/eval/base/metrics.json").read_text())
+    assert record["tasks"]["own_chat"]["n"] == 4
