@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,9 @@ from app.engines.choose import EngineName, load_engine
 from app.models import Models, find_models
 from app.revision import fetch_revision
 from app.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 AUTH = "ABCTUNE_AUTH"
 
@@ -55,6 +58,12 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin (https://host) whose pages may call the API; repeatable.")
+    ] = None,
+    framed_by: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may show this one in a frame; repeatable.")
+    ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="A public link through gradio.live; needs a password.")
     ] = False,
@@ -74,7 +83,13 @@ def main(
     service = load_service(rev, variant, engine)
     for problem in service.models.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    serve(service, listener, auth, share, f"{time.perf_counter() - started:.1f}")
+    print_start(service, listener, share, f"{time.perf_counter() - started:.1f}")
+    from app.server import LOOPBACK, build_app
+
+    loopback = listener.getsockname()[0] in LOOPBACK and not share
+    serve(
+        build_app(service, auth, only_loopback=loopback, origins=cors or (), frames=framed_by or ()), listener
+    )
 
 
 def load_service(rev: str | None, variant: str | None, engine: EngineName) -> Service:
@@ -106,15 +121,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(
-    service: Service, listener: socket.socket, auth: tuple[str, str] | None, share: bool, seconds: str
-) -> None:
-    import uvicorn
-
-    from app.server import LOOPBACK, build_app
-
+def print_start(service: Service, listener: socket.socket, share: bool, seconds: str) -> None:
     host, port = listener.getsockname()[:2]
-    app = build_app(service, auth, only_loopback=host in LOOPBACK and not share)
     address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
     print(
         f"{', '.join(service.models.names)} by {service.engine.name}, loaded in {seconds} s: {address}",
@@ -122,6 +130,11 @@ def serve(
     )
     if share:
         print(f"public: {tunnel(host, port)}", flush=True)
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     server.run(sockets=[listener])
 

@@ -11,7 +11,7 @@ from abctune.core.params import load_params
 
 CACHE = Path("app/local/revisions")
 NOT_HERE = "its adapters are not in DVC's cache; `dvc pull --all-commits` brings them from the remote"
-FILES = ("params.yaml", "metrics/summary.json")
+FILES = ("params.yaml", "metrics/summary.json", "dvc.lock")
 
 
 def fetch_revision(rev: str, cache: Path = CACHE) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
@@ -23,22 +26,34 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'self'; object-src 'none'"
+    "form-action 'self'; base-uri 'self'; object-src 'none'; frame-ancestors "
 )
 
 
-def build_app(service: Service, auth: tuple[str, str] | None = None, only_loopback: bool = True) -> FastAPI:
+def build_app(
+    service: Service,
+    auth: tuple[str, str] | None = None,
+    only_loopback: bool = True,
+    origins: Sequence[str] = (),
+    frames: Sequence[str] = (),
+) -> FastAPI:
     """
     Args:
         auth: user and password, asked for by the page and, as `Authorization: Bearer <password>`, by the API.
         only_loopback: refuse requests that name another host, as a foreign page's scripts would after pointing
             their own name at 127.0.0.1.
+        origins: pages of other origins (`https://host`) whose scripts may call the API and read its answers.
+        frames: origins of pages that may show this one in a frame, as Hugging Face does.
     """
     app = FastAPI(title="abctune", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(openai_routes(service))
-    app.add_middleware(Guard, password=auth[1] if auth else None)
+    app.add_middleware(Guard, password=auth[1] if auth else None, origins=origins, frames=frames)
     if only_loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     page = build_page(service)
     page.queue(max_size=4 * 40, api_open=False)
     return gr.mount_gradio_app(
@@ -62,8 +77,11 @@ def build_app(service: Service, auth: tuple[str, str] | None = None, only_loopba
 class Guard:
     """Limits the size of requests, adds the headers, and asks the API's callers for the password."""
 
-    def __init__(self, app: ASGIApp, password: str | None) -> None:
-        self._app, self._password = app, password
+    def __init__(
+        self, app: ASGIApp, password: str | None, origins: Sequence[str], frames: Sequence[str]
+    ) -> None:
+        self._app, self._password, self._origins = app, password, origins
+        self._policy = (POLICY + " ".join(["'self'", *frames])).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +93,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
-                    (b"content-security-policy", POLICY.encode()),
+                    (b"content-security-policy", self._policy),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
@@ -87,6 +105,10 @@ class Guard:
             await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> PlainTextResponse | None:
+        if not self._may_call(headers):
+            return PlainTextResponse("pages of other origins may not call this; --cors allows one", 403)
+        if path.rstrip("/").endswith("/upload"):
+            return PlainTextResponse("nothing is uploaded here", 413)
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers:
             return PlainTextResponse("a request must say its length", 411)
@@ -95,6 +117,15 @@ class Guard:
         if self._password is not None and path.startswith("/v1/") and not self._knows_password(headers):
             return PlainTextResponse("a password is needed", 401, {"WWW-Authenticate": "Bearer"})
         return None
+
+    def _may_call(self, headers: dict[str, str]) -> bool:
+        """Whether a request comes from our own page, from a program, or from a page that is allowed.
+
+        A browser names the page's origin in every POST, also in those that are sent without asking first ("no-cors").
+        """
+        origin = headers.get("origin")
+        ours = {headers.get("host"), headers.get("x-forwarded-host")}  # a foreign page can set neither
+        return origin is None or origin in self._origins or urlsplit(origin).netloc in ours
 
     def _knows_password(self, headers: dict[str, str]) -> bool:
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()

@@ -46,7 +46,7 @@ RUN = '''"""What Hugging Face and Docker start."""
 import runpy
 import sys
 
-sys.argv[1:] = ["--host", "0.0.0.0", "--engine", "llama.cpp", *sys.argv[1:]]
+sys.argv[1:] = ["--host", "0.0.0.0", "--engine", "llama.cpp", "--framed-by", "https://huggingface.co", *sys.argv[1:]]
 runpy.run_module("app", run_name="__main__")
 '''
 LARGE_FILES = "".join(

@@ -88,7 +88,8 @@ def chat_tab(service: Service) -> None:
         return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
-    then_answer(box.submit(_ask, [conversation, box], view, **at_once))
+    # Through the queue: Gradio shows no warning of an event that is outside it.
+    then_answer(box.submit(_ask, [conversation, box], view, show_progress="hidden", **QUEUE, **PRIVATE))
     then_answer(chatbot.example_select(_example, [conversation], view, **at_once))
     then_answer(chatbot.retry(_retry, [conversation], view, **at_once))
     then_answer(chatbot.edit(_edit, [conversation], view, **at_once))

@@ -92,7 +92,7 @@ def compare_tab(service: Service) -> None:
         lambda now, choice: _vote(service, now, choice),
         [current, prefer],
         [*outputs, standing],
-        queue=False,
+        **QUEUE,  # Gradio shows no warning of an event that is outside its queue
         **PRIVATE,
     )
 

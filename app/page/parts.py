@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.request import SEEDS, Sampling, read_sampling
+from app.request import Sampling, read_sampling
 from app.safe_text import for_markdown
 from app.service import Reply
 
@@ -31,9 +31,7 @@ def sampling_controls() -> list[gr.components.Component]:
         gr.Slider(1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition"),
         gr.Number(
             None,
-            precision=0,
-            minimum=0,
-            maximum=SEEDS - 1,
+            precision=0,  # its range is checked by read_sampling: Gradio's own check would turn the chat into an error
             label="Seed",
             placeholder="drawn for each answer",
         ),

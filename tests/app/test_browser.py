@@ -139,6 +139,24 @@ def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
         assert "shadow" not in page.content()
 
 
+def test_every_refusal_is_seen_and_locks_nothing(page, address):
+    page.goto(address)
+    page.get_by_role("spinbutton", name="Seed").first.fill("-5")
+    send(page, "hello")
+    says(answers(page).last, "seed")
+    page.get_by_role("spinbutton", name="Seed").first.fill("5")
+    send(page, "   ")
+    says(page.get_by_test_id("toast-body"), "empty message")
+    send(page, "hello")
+    says(answers(page).last, re.compile("c{20}"))
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-box textarea").fill("hello")
+    page.locator("#ask-all").click()
+    visible(page.locator("#prefer"))
+    page.locator("#vote").click()
+    says(page.get_by_test_id("toast-body").last, "Choose an answer first")
+
+
 def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, address, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
     page.goto(address)

@@ -77,6 +77,43 @@ def test_an_adapter_that_the_engine_cannot_take_is_named_and_the_others_answer(
         assert replies[0].text == text
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_adapter_that_is_not_finite_is_served_by_no_engine(copy, dtype):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = copy / "models/B/adapter_model.safetensors"
+    weights = {key: value.to(getattr(torch, dtype)) for key, value in load_file(path).items()}
+    save_file(weights, path)
+    assert "B" in find_models(copy, copy / "models/base", load_params()).names
+    next(iter(weights.values()))[0, 0] = float("inf")
+    save_file(weights, path)
+    models = find_models(copy, copy / "models/base", load_params())
+    assert models.names == ["base", "A", "C"] and "not finite" in models.problems[0]
+
+
+def test_an_adapter_with_one_flipped_bit_is_not_served(tracked):
+    """`dvc commit` writes the hash to dvc.lock, so the test does not trust this code's own idea of it."""
+    (tracked.root / "dvc.yaml").write_text(
+        "stages:\n  train:\n    foreach: [A, B, C]\n    do: {cmd: 'true', outs: ['models/${item}']}\n"
+    )
+    for name in "ABC":
+        (tracked.root / f"models/{name}.dvc").unlink()
+    tracked.git("add", "-A", ".")
+    tracked.run("dvc", "commit", "-q", "-f")
+    base = tracked.root / "models/base"
+    assert find_models(tracked.root, base, load_params()).names == ["base", "A", "B", "C"]
+    weights = tracked.root / "models/B/adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 0x20  # an exponent bit of the last number
+    weights.write_bytes(data)
+    models = find_models(tracked.root, base, load_params())
+    assert models.names == ["base", "A", "C"]
+    assert (
+        "models/B is not what dvc.lock records" in models.problems[0] and "dvc checkout" in models.problems[0]
+    )
+
+
 def test_without_a_base_model_there_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="dvc repro fetch-model"):
         find_models(tmp_path, tmp_path / "models/base", load_params())

@@ -13,6 +13,7 @@ from app.context import fit
 from app.request import Refused, read_request, read_sampling
 from app.safe_text import for_markdown
 from tests import small
+from tests.app.conftest import serving
 
 
 def test_control_tokens_in_a_users_text_reach_the_model_as_text(tokenizer):
@@ -106,6 +107,8 @@ def test_no_file_and_no_inside_page_is_reachable(address, path):
 def test_uploads_and_large_bodies_are_refused(address):
     upload = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.txt", b"x" * 10_000)})
     assert upload.status_code == 413
+    small = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.txt", b"x")})
+    assert small.status_code == 413
     assert httpx.post(f"{address}/v1/chat/completions", content=b"x" * (5 * 2**20)).status_code == 413
 
 
@@ -115,6 +118,33 @@ def test_the_browser_may_load_nothing_from_elsewhere_and_a_foreign_name_is_refus
     assert "default-src 'self'" in policy and "http" not in policy
     assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
     assert "fonts.googleapis.com/css" not in page.text and 'analytics_enabled":true' not in page.text
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/gradio_api/queue/join", "/gradio_api/call/chat"])
+def test_a_foreign_page_cannot_make_it_work_even_blindly(address, origin, path):
+    headers = {"origin": origin, "content-type": "text/plain"}  # what a no-cors POST may send
+    asked = '{"model": "A", "data": ["hi"], "messages": [{"role": "user", "content": "hi"}]}'
+    answer = httpx.post(f"{address}{path}", content=asked, headers=headers)
+    assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+
+def test_the_page_itself_may_call_and_no_page_may_frame_it_unless_allowed(address, service):
+    asked = {"model": "A", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+    own = httpx.post(f"{address}/v1/chat/completions", json=asked, headers={"origin": address})
+    assert own.status_code == 200
+    assert "frame-ancestors 'self'" in httpx.get(address).headers["content-security-policy"]
+    page = "https://friend.example"
+    with serving(service, origins=[page], frames=[page]) as url:
+        friend = httpx.post(f"{url}/v1/chat/completions", json=asked, headers={"origin": page})
+        assert friend.status_code == 200 and friend.headers["access-control-allow-origin"] == page
+        assert httpx.get(url).headers["content-security-policy"].endswith(f"frame-ancestors 'self' {page}")
+        foreign = httpx.post(
+            f"{url}/v1/chat/completions", json=asked, headers={"origin": "https://evil.example"}
+        )
+        assert foreign.status_code == 403
 
 
 @pytest.fixture(scope="module")
