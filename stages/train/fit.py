@@ -142,7 +142,9 @@ class Fit:
         trainer = build_trainer(
             model,
             self._tokenizer,
-            training_arguments(run.recipe, self._replicate.seed, output_dir=str(self._store.writing)),
+            training_arguments(
+                run.recipe_of(self._replicate), self._replicate.seed, output_dir=str(self._store.writing)
+            ),
             as_dataset(rows),
             as_dataset(val),
             callbacks=callbacks,

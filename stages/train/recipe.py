@@ -27,6 +27,17 @@ class Run:
     eval_batch_tokens: int  # per forward pass of an evaluation, padding included
     replicates: tuple[Replicate, ...]
 
+    def recipe_of(self, replicate: Replicate) -> TrainParams:
+        """The recipe as one replicate runs it: the first evaluates on validation rows as it trains, for the curve.
+
+        The others do so only where a replicate or its best step is chosen by that loss: on a CPU it takes half as long
+        as the training itself, and an adapter's weights do not depend on it.
+        """
+        chosen_by_it = self.recipe.publish == "lowest_eval_loss" or self.recipe.keep == "eval_loss"
+        if replicate.number == 1 or chosen_by_it:
+            return self.recipe
+        return self.recipe.model_copy(update={"eval_steps": 0})
+
     @property
     def conversations_per_step(self) -> int:
         """How many conversations one optimizer step takes, over all devices."""

@@ -62,7 +62,7 @@ def _train_one(run, replicate, model, tokenizer, datasets, checkpoint, processes
         trainer = build_trainer(
             model,
             tokenizer,
-            training_arguments(run.recipe, replicate.seed, output_dir=nothing),
+            training_arguments(run.recipe_of(replicate), replicate.seed, output_dir=nothing),
             *datasets,
             callbacks=[],
             eval_batch_tokens=run.eval_batch_tokens,

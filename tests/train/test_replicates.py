@@ -74,12 +74,15 @@ def test_replicates_differ_and_each_has_a_record_of_its_own(twice):
     assert [entry["replicate"] for entry in one["replicates"]] == [1, 2] and one["published"] == 1
     assert one["replicates"][0]["seed"] == 3407 != one["replicates"][1]["seed"]
     assert all(entry["resources"]["seconds"] > 0 for entry in one["replicates"])
+    # Nothing is chosen by the loss on validation rows, so one curve of it is enough.
+    assert [entry["final"]["eval_loss"] is None for entry in one["replicates"]] == [False, True]
+    assert len(list(twice.root.glob("metrics/train/B/*/plots/metrics/train/loss.tsv"))) == 2
     # Samples show the style once; a generation per replicate would cost more than it shows.
     assert [path.parent.name for path in twice.root.glob("metrics/train/B/*/samples.jsonl")] == ["1"]
 
 
 def test_the_published_one_can_be_the_best_on_validation_rows(ready_to_train):
-    ready_to_train.set(profiles__tiny__replicates=2, train__publish="lowest_eval_loss")
+    ready_to_train.set(profiles__tiny__replicates=2, variants__B__train__publish="lowest_eval_loss")
     ready_to_train.stage("train", "B")
     one, found = record(ready_to_train), adapters(ready_to_train)
     best = min(one["replicates"], key=lambda entry: entry["final"]["eval_loss"])["replicate"]
