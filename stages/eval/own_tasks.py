@@ -63,7 +63,7 @@ def own_tasks(source: str, check: OwnCheck, rows: Sequence[Row]) -> list[OwnTask
     if not tasks:
         raise UserError(
             f"params.yaml: evaluation.checks.{source}: none of its test rows {NEEDS.get(check.kind, 'ends with a reply')};"
-            " change the check, or look at the rows with `python -m tools.show`"
+            " change the check, or look at column `messages` of data/split/*/test.parquet"
         )
     return list(tasks.values())
 

@@ -181,4 +181,6 @@ def test_labels_are_pushed_apart_and_stay_in_order(wanted):
 
 def test_what_was_mended_in_the_rows_is_in_both_reports_by_kind(plain):
     for name in ("report.html", "report.md"):
-        assert "mended: system messages joined: 1,234" in (Path("plots") / name).read_text(encoding="utf-8"), name
+        assert "mended: system messages joined: 1,234" in (Path("plots") / name).read_text(
+            encoding="utf-8"
+        ), name
