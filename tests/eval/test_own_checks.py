@@ -41,7 +41,7 @@ def passes(check: dict, reference: str, answer: str, calls: tuple = ()) -> bool:
         (CHOICE, "very positive", "It is very positive", True),
         (CHOICE, "positive", "very positive", False),
         (CHOICE, "positive", "positive or negative", False),
-        ({"kind": "choice", "labels": ["no", "no idea"]}, "no idea", "No idea!", True),
+        ({"kind": "choice", "labels": ["no", "no idea"]}, "no", "No idea!", False),
         (CHOICE, "positive", "postpositive", False),
         (CHOICE, "positive", "", False),
         (JSON, ANN, '```json\n{"age": 4, "name": "Ann"}\n```', True),
