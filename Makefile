@@ -6,13 +6,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
 .DEFAULT_GOAL := repro
-.PHONY: help repro check test test-faults lint format app report exp show watch verify promote prune bench lock audit
+.PHONY: help repro own check test test-faults lint format app report exp show watch verify promote prune bench lock audit
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 repro: $(BIN)/.installed ## the whole pipeline; runs only what changed
 	dvc repro
+
+own: $(BIN)/.installed ## your own data: `make own FILE=path` shows what is trained on, adds a source and a variant
+	$(if $(FILE),,$(error name the file: `make own FILE=path`, and ARGS="--help" for options))
+	@python -m tools.own "$(FILE)" $(ARGS)
 
 check: lint ## what to run before a commit: lint, types, and the tests that run no stage
 	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile -m "not project and not faults" tests

@@ -34,7 +34,7 @@ class Examination:
 
 
 def examine(
-    records: Iterable[str],
+    records: Iterable[tuple[str, str | None]],
     options: SourceParams,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -44,7 +44,7 @@ def examine(
     """Format a source's records without writing anything.
 
     Args:
-        records: JSON objects, as fetch stores them.
+        records: JSON objects as fetch stores them, each with what is wrong with the row's bytes, if anything is.
         options: the source's entry under `sources` in params.yaml.
         rows: how many to show, plain ones and of each kind of repair.
     """
@@ -53,7 +53,10 @@ def examine(
     numbered = enumerate(records)
     while batch := list(islice(numbered, BATCH_ROWS)):
         kept, _ = formatter.batch(
-            [{"source": source, "row": row, "record": one, "group": None} for row, one in batch]
+            [
+                {"source": source, "row": row, "record": text, "group": None, "problem": problem}
+                for row, (text, problem) in batch
+            ]
         )
         roles.update(message["role"] for row in kept for message in row["messages"])
     record = formatter.record()

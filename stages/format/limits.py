@@ -54,10 +54,16 @@ def _line(source: str, counts: FormattedRows, params: Params, rejected: Path) ->
     key, limit = _limit(source, params)
     by_count = sorted(counts.quarantined.items(), key=lambda pair: -pair[1])
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count[:5])
-    remedy = next(text for start, text in REMEDIES if by_count[0][0].startswith(start))
-    remedy = remedy.format(source=source, profile=params.profile)
     return (
         f"{counts.n_quarantined:,} of {counts.read:,} rows of {source} ({counts.n_quarantined / counts.read:.1%}) are unusable "
         f"({reasons}); the limit is {key} = {limit:g} in {PARAMS_FILE}. The rows are in {rejected}. "
-        f"To use them, {remedy}; to do without them, set sources.{source}.max_quarantined"
+        f"To use them, {remedy(source, counts, params.profile)}; to do without them, set sources.{source}.max_quarantined"
+    )
+
+
+def remedy(source: str, counts: FormattedRows, profile: str) -> str:
+    """What helps against the reason for which most rows of a source are refused."""
+    reason = max(counts.quarantined, key=lambda reason: counts.quarantined[reason])
+    return next(text for start, text in REMEDIES if reason.startswith(start)).format(
+        source=source, profile=profile
     )

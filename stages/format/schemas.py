@@ -82,7 +82,8 @@ class Reader:
             Rejected: with the reason.
         """
         fields = Fields(_parse(record))
-        if any(fields.has(name) for name in PREFERENCES) and not fields.has(*self._names.lists):
+        declared = {*self._options.columns.values(), *self._ignore}
+        if any(fields.has(name) for name in PREFERENCES if name not in declared) and not fields.has(*self._names.lists):
             raise Rejected("a preference pair, no conversation to learn")
         turns = self._turns(fields)
         if len(turns) > MAX_MESSAGES:
@@ -156,7 +157,7 @@ class Reader:
 
     def _verdict(self, fields: Fields) -> list[str]:
         for name in VERDICTS:
-            if fields.has(name):
+            if fields.has(name) and name not in self._options.columns.values():
                 value = fields.take(name)
                 if value is False:
                     raise Rejected(f"an answer to avoid ({name}: false)")

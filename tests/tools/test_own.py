@@ -1,0 +1,192 @@
+"""`make own`: a file of one's own becomes a source and a variant, after a look at what is trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abctune.core.params import PARAMS_FILE, load_params
+from tests import small
+from tools.own import main
+from tools.tidy_params import as_dvc_writes, comments_of
+
+ROOT = Path(__file__).parents[2]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+def tickets(rows: int = 200) -> str:
+    """A classification file: CSV with the columns text, label and id."""
+    kinds = {"billing": "I was charged twice", "shipping": "the parcel is late", "refund": "my money back"}
+    lines = [f'"Order {n}: {kinds[kind]}",{kind},{n}' for n in range(rows) for kind in [list(kinds)[n % 3]]]
+    return "\n".join(["text,label,id", *lines]) + "\n"
+
+
+def calls(rows: int = 30) -> str:
+    """A tool-calling file in OpenAI's format."""
+
+    def row(n: int) -> dict[str, Any]:
+        call = {"name": "get_weather", "arguments": json.dumps({"city": f"City{n}"})}
+        return {
+            "tools": [WEATHER],
+            "messages": [
+                {"role": "user", "content": f"How is the weather in City{n}?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"id": "1", "type": "function", "function": call}],
+                },
+                {"role": "tool", "tool_call_id": "1", "content": f"{n} degrees"},
+                {"role": "assistant", "content": f"It has {n} degrees."},
+            ],
+        }
+
+    return "".join(json.dumps(row(n)) + "\n" for n in range(rows))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the committed params.yaml and a fetched tokenizer whose template has a place for tools."""
+    monkeypatch.chdir(tmp_path)
+    committed = (ROOT / PARAMS_FILE).read_text()
+    PARAMS_FILE.write_text(committed.replace("max_length: 192", "max_length: 2048"))  # a token is a byte here
+    tokenizer = small.chatml_tokenizer()
+    tokenizer.chat_template = small.TOOLS_CHATML
+    tokenizer.save_pretrained("models/base")
+    return tmp_path
+
+
+def own(file: str, **options: Any) -> None:
+    defaults = {"name": None, "variant": "D", "column": [], "ignore": [], "dry_run": False}
+    main(Path(file), **(defaults | options))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], file: str, **options: Any) -> str:
+    """The one line of a refusal that changes nothing."""
+    before, copied = PARAMS_FILE.read_text(), list(Path().rglob("data/own/*"))
+    with pytest.raises(SystemExit):
+        own(file, **options)
+    assert PARAMS_FILE.read_text() == before and list(Path().rglob("data/own/*")) == copied
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+TEXT_AND_LABEL = {"column": ["user=text", "assistant=label"]}
+
+
+def test_a_classification_file_becomes_a_source_and_a_variant_scored_on_all_sources(project, capsys):
+    Path("tickets.csv").write_text(tickets())
+    before = PARAMS_FILE.read_text()
+    own("tickets.csv", **TEXT_AND_LABEL)
+    out = capsys.readouterr().out
+    assert "200 rows, 100.0% of them usable" in out
+    assert "columns: text (200), label (200), id (200)" in out
+    assert "turns: user (200), assistant (200)" in out
+    assert "user\nOrder 0: I was charged twice<|im_end|>" in out and "«billing<|im_end|>»" in out
+    params = load_params()
+    assert params.sources["tickets"].columns == {"user": "text", "assistant": "label"}
+    assert {profile.sources["tickets"].path for profile in params.profiles.values()} == {
+        "data/own/tickets.csv"
+    }
+    assert set(params.variants["D"].mix) == {"chat", "instruct", "tickets"}
+    assert params.evaluation.test_of == "D"
+    assert params.variants["D"].mix["tickets"] * params.active.data.rows_scale >= 200
+    assert params.train_of("D") == params.train_of("C")
+    after = PARAMS_FILE.read_text()
+    assert as_dvc_writes(after) == after
+    assert set(comments_of(before)) <= set(comments_of(after))
+    assert Path("data/own/tickets.csv").read_text() == tickets()
+
+
+def test_a_tool_calling_file_is_read_by_itself_and_calls_are_supervised(project, capsys):
+    Path("calls.jsonl").write_text(calls())
+    own("calls.jsonl", variant="tools")
+    out = capsys.readouterr().out
+    assert "30 rows, 100.0% of them usable" in out and "tool (30)" in out
+    supervised = [part.partition("»")[0] for part in out.split("«")[2:]]
+    assert any("get_weather" in part and "City0" in part for part in supervised)
+    assert not any("Weather of a city" in part for part in supervised)
+    assert load_params().variants["tools"].mix["calls"] >= 30
+
+
+def test_a_second_call_says_so_and_a_second_file_gets_its_own_variant(project, capsys):
+    Path("tickets.csv").write_text(tickets())
+    Path("calls.jsonl").write_text(calls())
+    own("tickets.csv", **TEXT_AND_LABEL)
+    before = PARAMS_FILE.read_text()
+    own("tickets.csv", **TEXT_AND_LABEL)
+    own("data/own/tickets.csv")
+    assert "source 'tickets' of params.yaml already; nothing was changed" in capsys.readouterr().out
+    assert PARAMS_FILE.read_text() == before
+    assert "has a variant 'D' already; give another name by `--variant NAME`" in refusal(
+        capsys, "calls.jsonl"
+    )
+    own("calls.jsonl", variant="E")
+    assert set(load_params().variants["E"].mix) == {"chat", "instruct", "tickets", "calls"}
+
+
+def test_another_file_of_the_same_name_replaces_nothing(project, capsys):
+    Path("tickets.csv").write_text(tickets())
+    own("tickets.csv", **TEXT_AND_LABEL)
+    capsys.readouterr()
+    Path("tickets.csv").write_text(tickets(3))
+    assert "data/own/tickets.csv exists with other contents" in refusal(capsys, "tickets.csv")
+    assert Path("data/own/tickets.csv").read_text() == tickets()
+
+
+def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
+    Path("tickets.csv").write_text(tickets())
+    line = refusal(capsys, "tickets.csv")
+    assert "200 of 200 rows of tickets.csv are refused" in line and "`--column user=COLUMN" in line
+    assert "write PART=COLUMN" in refusal(capsys, "tickets.csv", column=["text"])
+    Path("login.jsonl").write_text("<!doctype html><html></html>")
+    assert "login.jsonl is a web page (HTML)" in refusal(capsys, "login.jsonl")
+    assert "no.jsonl not found" in refusal(capsys, "no.jsonl")
+    Path("chat.jsonl").write_text(calls())
+    assert "has a source 'chat' already; give another name by `--name NAME`" in refusal(capsys, "chat.jsonl")
+
+
+def test_bytes_that_are_no_text_count_as_refused(project, capsys):
+    Path("mixed.csv").write_bytes(tickets(3).encode() + "caf\xe9,billing,9\n".encode("latin-1"))
+    assert "1 of 4 rows of mixed.csv are refused" in refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
+
+
+def test_a_dry_run_adds_nothing(project, capsys):
+    Path("calls.jsonl").write_text(calls())
+    before = PARAMS_FILE.read_text()
+    own("calls.jsonl", dry_run=True)
+    assert "100.0% of them usable" in capsys.readouterr().out
+    assert PARAMS_FILE.read_text() == before and not Path("data/own").exists()
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "json", "parquet", "folder"])
+def test_every_kind_of_file_is_added_and_named_as_it_is(project, suffix):
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(20)]
+    file = Path(f"sums.{suffix}" if suffix != "folder" else "sums")
+    if suffix == "folder":
+        file.mkdir()
+        (file / "a.json").write_text(json.dumps(rows[:10]))
+        (file / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[10:]))
+    elif suffix == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif suffix == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("question\tanswer\n" + "".join(f"{r['question']}\t{r['answer']}\n" for r in rows))
+    own(str(file))
+    params = load_params()
+    assert params.active.sources["sums"].path == f"data/own/{file.name}"
+    assert params.variants["D"].mix["sums"] == 1000
+    assert Path("data/own", file.name).exists()

@@ -1,0 +1,253 @@
+"""Add a data file of your own as a source and a variant: `make own FILE=path`, or `python -m tools.own path`.
+
+Shows what training would make of its rows before anything is written, then copies the file into data/own/ and adds the
+keys to params.yaml in place. The new variant is the one that `evaluation.test_of` names with these rows in addition, and
+takes its place there, so that every model is scored on held-out rows of every source.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import write_text
+from abctune.core.params import KEY, PARAMS_FILE, LocalSource, Params, SourceParams, load_params
+from abctune.core.provenance import sha256_of
+from abctune.llm.tokenizer import load_tokenizer
+from stages.fetch.local import data_files
+from stages.fetch.records import read_files
+from stages.format.examine import Examination, examine
+from stages.format.limits import remedy
+from stages.format.preview import lines
+from tools.tidy_params import as_dvc_writes
+
+OWN = Path("data/own")
+NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class New(NamedTuple):
+    """What is added to params.yaml."""
+
+    source: str
+    variant: str
+    target: Path  # where the file will lie, below data/own/
+    options: dict[str, Any]  # the entry under `sources`
+    rows: int
+
+
+@exits_with_one_line
+def main(
+    file: Annotated[Path, typer.Argument(help="a data file, or a folder of them")],
+    name: Annotated[str | None, typer.Option(help="the source's name; default: the file's")] = None,
+    variant: Annotated[str, typer.Option(help="the new variant's name")] = "D",
+    column: Annotated[list[str], typer.Option(help="PART=COLUMN, as user=question; several times")] = [],  # noqa: B006
+    ignore: Annotated[list[str], typer.Option(help="a column to leave out; several times")] = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what becomes of the rows; add nothing")
+    ] = False,
+) -> None:
+    """Show what becomes of a file's rows, and add it to params.yaml."""
+    params, target = load_params(), OWN / file.name
+    if not file.exists():
+        raise UserError(f"{file} not found; name a data file or a folder of them")
+    if target.exists() and not is_same(file, target):
+        raise UserError(f"{target} exists with other contents; rename {file}, or remove that one")
+    if known := source_of(params, target):
+        print(f"{target} is source {known!r} of {PARAMS_FILE} already; nothing was changed")
+        return
+    source = name or NOT_IN_A_NAME.sub("_", file.name.split(".")[0])
+    check_names(params, source, variant)
+    options = options_of(column, ignore)
+    columns: Counter[str] = Counter()
+    found = examine(
+        records_of(file, columns),
+        SourceParams(**options),
+        load_tokenizer(**params.active.model.template),
+        params.active.data.max_length,
+        source,
+    )
+    print(description(found, columns, source))
+    check_usable(found, source, file, params)
+    if not dry_run:
+        print(add(New(source, variant, target, options, found.record.sources[source].read), file, params))
+
+
+def source_of(params: Params, target: Path) -> str | None:
+    """The source of the active profile that is this file; None if none is."""
+    origins = params.active.sources.items()
+    return next(
+        (
+            name
+            for name, origin in origins
+            if isinstance(origin, LocalSource) and target.as_posix() in origin.paths
+        ),
+        None,
+    )
+
+
+def check_names(params: Params, source: str, variant: str) -> None:
+    """Refuse names that params.yaml has, or cannot have.
+
+    Raises:
+        UserError: with the option that gives another name.
+    """
+    for kind, option, name, names in (
+        ("source", "--name", source, params.sources),
+        ("variant", "--variant", variant, params.variants),
+    ):
+        by = f"`{option} NAME` (with make: ARGS='{option} NAME')"
+        if not KEY.fullmatch(name):
+            raise UserError(f"{name!r} is no name; give one of letters, digits, '_' and '-' by {by}")
+        if name in names:
+            raise UserError(f"{PARAMS_FILE} has a {kind} {name!r} already; give another name by {by}")
+
+
+def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
+    """The source's entry under `sources`.
+
+    Raises:
+        UserError: a column is given otherwise than as PART=COLUMN, or there is no such part.
+    """
+    pairs = [one.partition("=") for one in columns]
+    mapped: dict[str, Any] = {"columns": {part: column for part, _, column in pairs}} if pairs else {}
+    options: dict[str, Any] = {"schema": "auto", **mapped, **({"ignore": list(ignore)} if ignore else {})}
+    try:
+        SourceParams(**options)
+    except ValidationError:
+        parts = "messages, system, user, context, assistant, history, tools"
+        raise UserError(f"--column {' '.join(columns)}: write PART=COLUMN with PART one of {parts}") from None
+    return options
+
+
+def records_of(file: Path, columns: Counter[str]) -> Iterator[tuple[str, str | None]]:
+    """The file's rows as `examine` takes them; their columns are counted."""
+    for record in read_files(data_files([file.as_posix()], "FILE")):
+        try:
+            value = json.loads(record.text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            columns.update(value.keys())
+        yield record.text, record.problem
+
+
+def description(found: Examination, columns: Counter[str], source: str) -> str:
+    """Columns, roles, lengths, what was mended and refused, and rows with the supervised text marked."""
+    if source not in found.record.sources:
+        raise UserError("the file holds no rows; name one that does")
+    counts, lengths = found.record.sources[source], found.record.lengths
+    at = lengths.quantiles
+    told = [
+        f"{counts.read:,} rows, {found.usable:.1%} of them usable; {counts.duplicate:,} are duplicates",
+        "columns: " + ", ".join(f"{name} ({n:,})" for name, n in columns.most_common()),
+    ]
+    if found.roles:
+        told += [
+            "turns: " + ", ".join(f"{role} ({n:,})" for role, n in found.roles.items()),
+            f"tokens: median {at['0.5']:,}, longest {at['1.0']:,}; {counts.truncated:,} rows have more than"
+            f" max_length ({lengths.max_length:,}) and are cut",
+        ]
+    told += [line.removeprefix(f"{source}: ") for line in lines(source, counts)]
+    if found.roles:
+        _, _, shown = found.preview.partition("=== ")
+        told += [
+            "",
+            "«Supervised text» stands between guillemets; all else is context.",
+            f"=== {shown.rstrip()}\n",
+        ]
+    return "\n".join(told)
+
+
+def check_usable(found: Examination, source: str, file: Path, params: Params) -> None:
+    """Refuse a file of which the stage `format` would refuse too many rows.
+
+    Raises:
+        UserError: with the remedy for the most frequent reason.
+    """
+    counts, limit = found.record.sources[source], params.format.max_quarantined
+    if counts.n_quarantined <= limit * counts.read:
+        return
+    helps = remedy(source, counts, params.profile)
+    if "columns" in helps or "ignore" in helps:
+        helps = "name columns: `--column user=COLUMN --column assistant=COLUMN`, `--ignore COLUMN` for what may be left out (with make: in ARGS='...')"
+    raise UserError(
+        f"{counts.n_quarantined:,} of {counts.read:,} rows of {file} are refused, more than format.max_quarantined"
+        f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps}"
+    )
+
+
+def add(new: New, file: Path, params: Params) -> str:
+    """Copy the file below data/own/ and write params.yaml; return what was done, for people."""
+    text = as_dvc_writes(with_source(PARAMS_FILE.read_text(encoding="utf-8"), new, params))
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / PARAMS_FILE
+        write_text(tried, text)
+        variants = load_params(tried).variants
+    if not new.target.exists():
+        OWN.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            shutil.copytree(file, new.target)
+        else:
+            shutil.copyfile(file, new.target)
+    write_text(PARAMS_FILE, text)
+    mix = ", ".join(f"{name} {rows:,}" for name, rows in variants[new.variant].mix.items())
+    return (
+        f"Added to {PARAMS_FILE}: source {new.source!r} ({new.target}) and variant {new.variant!r}: the recipe of"
+        f" {params.evaluation.test_of!r} on {mix} rows (times rows_scale, {params.active.data.rows_scale:g} in profile"
+        f" {params.profile}). All models are scored on {new.variant!r}'s test rows, which hold every source"
+        f" (evaluation.test_of). Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
+    )
+
+
+def with_source(text: str, new: New, params: Params) -> str:
+    """params.yaml with the source in every profile and the variant, comments kept."""
+    yaml = YAML()
+    yaml.preserve_quotes = True  # type: ignore[assignment]
+    yaml.width = 4096  # type: ignore[assignment]
+    document = yaml.load(text)
+    document["sources"][new.source] = new.options
+    for profile in document["profiles"].values():
+        profile["sources"][new.source] = {
+            "origin": "local",
+            "path": new.target.as_posix(),
+            "license": "own data",
+        }
+    like = document["variants"][params.evaluation.test_of]
+    asked = max(new.rows, -int(-new.rows // params.active.data.rows_scale))  # all rows in either profile
+    recipe = {part: copy.copy(like[part]) for part in ("train", "lora", "replicates") if part in like}
+    document["variants"][new.variant] = {"mix": {**like["mix"], new.source: asked}, **recipe}
+    document["evaluation"]["test_of"] = new.variant
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def is_same(file: Path, target: Path) -> bool:
+    """Whether a file, or a folder's files, are those that lie at the target."""
+    if file.resolve() == target.resolve():
+        return True
+    if file.is_dir() != target.is_dir():
+        return False
+    if file.is_file():
+        return sha256_of(file) == sha256_of(target)
+    there, here = (
+        {p.relative_to(top): sha256_of(p) for p in top.rglob("*") if p.is_file()} for top in (file, target)
+    )
+    return there == here
+
+
+if __name__ == "__main__":
+    typer.run(main)
