@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import make_data_page
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "Makefile")),
@@ -49,3 +51,8 @@ def headings(file: Path) -> set[str]:
     """The anchors that forges give to a page's headings."""
     titles = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_tables_of_the_data_page_are_those_of_the_tests_cases() -> None:
+    page = make_data_page.PAGE.read_text(encoding="utf-8")
+    assert make_data_page.filled(page) == page, "run `python -m tests.make_data_page`"
