@@ -22,8 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, read_table
 from app.engines.choose import gguf_of_base
-from stages.export import __main__ as stage
-from stages.export import llama_gguf
+from stages.export import llama_gguf, write
 from stages.export.check import TOLERANCE
 from stages.export.quantize import encode, type_of
 from tests import small
@@ -111,7 +110,7 @@ def project(request, models, ready_to_train, monkeypatch):
 
 @pytest.mark.parametrize("fmt", list(TOLERANCE))
 def test_each_format_says_what_the_adapter_says(project, fmt):
-    record = stage.export("B", fmt, *inputs())
+    record = write.export("B", fmt, *inputs())
     print(f"{fmt}: mean KL {record['mean_kl']:.2g} nats of at most {record['tolerance']}")
     assert record["positions"] > 20 and -1e-6 < record["mean_kl"] < TOLERANCE[fmt]
     assert record["file_loss"] == pytest.approx(record["adapter_loss"], abs=0.3)
@@ -120,16 +119,16 @@ def test_each_format_says_what_the_adapter_says(project, fmt):
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
 def test_the_base_as_gguf_is_the_base_and_where_the_chat_demo_looks(project):
-    record = stage.export("base", "q8_0", *inputs())
+    record = write.export("base", "q8_0", *inputs())
     assert gguf_of_base(Path("models/base")) == Path("models/exported/base/q8_0/base.q8_0.gguf")
     # Without an adapter: what the file says is what the base says, and not what B says.
-    of_b = stage.export("B", "f16", *inputs())["file_loss"]
+    of_b = write.export("B", "f16", *inputs())["file_loss"]
     assert abs(record["file_loss"] - record["adapter_loss"]) < abs(of_b - record["adapter_loss"]) / 3
 
 
 def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
     """Not by the stage's own check: another program's reader, on other tokens."""
-    stage.export("B", "f16", *inputs())
+    write.export("B", "f16", *inputs())
     file = project.root / "models/exported/B/f16/B.f16.gguf"
     tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     tied = AutoConfig.from_pretrained(project.root / "models/base").tie_word_embeddings
@@ -148,14 +147,14 @@ def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
 def test_a_file_with_one_mistake_is_not_published(project, monkeypatch):
     monkeypatch.setattr(llama_gguf, "interleaved", lambda weight, heads: weight)
     with pytest.raises(UserError, match=r"B as f16 is not the adapter: mean KL .* nothing is published"):
-        stage.export("B", "f16", *inputs())
+        write.export("B", "f16", *inputs())
     assert not (project.root / "models/exported/B/f16").exists()
 
 
 def inputs():
     return (
-        read_json(stage.BASE_MODEL / "config.json", made_by="fetch-model"),
-        read_table(stage.SPLIT / "B/val.parquet", made_by="split@B"),
+        read_json(write.BASE_MODEL / "config.json", made_by="fetch-model"),
+        read_table(Path("data/split/B/val.parquet"), made_by="split@B"),
         {"chat_template": "model"},
     )
 
