@@ -10,11 +10,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pyarrow.compute as pc
 import typer
 
-from abctune.core.errors import UserError, exits_with_one_line
-from abctune.core.files import atomic_output, read_table
+from abctune.core.errors import exits_with_one_line
+from abctune.core.files import atomic_output
 from abctune.core.params import ItemArgument, load_params
 from abctune.core.records import (
     EvalRecord,
@@ -27,6 +26,7 @@ from abctune.core.records import (
     write_record,
 )
 from abctune.study.places import COLLECTED, DATA, EVAL, TRAIN
+from stages.collect.held_out import require_held_out
 
 
 @exits_with_one_line
@@ -51,28 +51,6 @@ def documents_of(variant: str) -> list[tuple[Path, str, type[Record], str]]:
         (DATA / "formatted" / variant / "summary.json", "formatted.json", FormatRecord, "format"),
         (DATA / "split" / variant / "summary.json", "split.json", SplitRecord, "split"),
     ]
-
-
-def require_held_out(variant: str) -> None:
-    """No test row, nor another row of its group, may be among the variant's training rows.
-
-    `split` ensures it; this checks what was really written and scored.
-
-    Raises:
-        UserError: some are.
-    """
-    path = DATA / "split" / variant / "train.parquet"
-    train = read_table(path, f"split@{variant}", ["id", "group"])
-    test = read_table(
-        EVAL / variant / "conversations.parquet", f"eval@{variant}", ["id", "group", "replicate"]
-    )
-    test = test.filter(pc.equal(test["replicate"], pc.min(test["replicate"])))
-    for column, what in (("id", "test rows are"), ("group", "test rows have a row of their group")):
-        if n := pc.sum(pc.is_in(test[column], train[column].combine_chunks())).as_py():
-            raise UserError(
-                f"unfair comparison: {n:,} of {len(test):,} {what} among the rows {variant} was trained on "
-                f"({path}); run `dvc repro --force split@{variant}`"
-            )
 
 
 if __name__ == "__main__":

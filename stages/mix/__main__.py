@@ -27,11 +27,9 @@ def main(variant: ItemArgument) -> None:
         params.seed, [(source, row) for source, (rows, _) in drawn.items() for row in rows]
     )
     sources = [SourceRows(source, rows_file(source), place) for source, place in places(order).items()]
-    # Both or neither: a full disk must not leave the rows of one run beside the counts of another.
-    with (
-        atomic_output(MIXED / f"{variant}.parquet") as rows,
-        atomic_output(MIXED / f"{variant}.json") as about,
-    ):
+    out = MIXED / f"{variant}.parquet"
+    # Both or neither: a full disk must not leave the rows of one run and the counts of another.
+    with atomic_output(out) as rows, atomic_output(out.with_suffix(".json")) as about:
         with parquet_writer(rows, ROWS) as writer:
             for table in shuffled(sources, MIXED):
                 writer.write_table(table)

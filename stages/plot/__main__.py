@@ -67,9 +67,8 @@ def forget_removed_variants(params: Params) -> None:
         if path.is_relative_to(COLLECTED):
             shutil.rmtree(path)
     if others := [str(path) for path in left if not path.is_relative_to(COLLECTED)]:
-        print(
-            f"note: no variant or source of params.yaml has {', '.join(others)}; `python -m tools.prune` removes them"
-        )
+        named = ", ".join(others)
+        print(f"note: no variant or source of params.yaml has {named}; `python -m tools.prune` removes them")
 
 
 if __name__ == "__main__":
