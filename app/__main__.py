@@ -25,7 +25,7 @@ import typer
 import abctune
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
-from abctune.llm.chat import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from app.engines.choose import EngineName, load_engine
 from app.models import Models, find_models
 from app.revision import fetch_revision

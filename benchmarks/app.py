@@ -30,7 +30,7 @@ import typer
 from abctune.core.files import read_rows, write_json
 from abctune.core.params import BASE, load_params
 from abctune.core.provenance import hardware, versions
-from abctune.llm.chat import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL
 from benchmarks import app_engines as engines
 from benchmarks.app_engines import Way
 

@@ -19,8 +19,9 @@ import httpx
 
 from abctune.core.params import BASE, load_params
 from abctune.core.provenance import peak_rss_gib
-from abctune.llm.chat import BASE_MODEL, load_tokenizer, prompt_ids
+from abctune.llm.chat import prompt_ids
 from abctune.llm.prompts import PROMPTS
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from app.engines import Engine, Job
 from app.engines.lora_gguf import gguf_of
 from app.models import Models, find_models
@@ -135,8 +136,8 @@ def _ask_generate(models: Models, tokenizer: Any) -> Ask:
     import torch
     from transformers.generation import BaseStreamer
 
-    from abctune.llm.chat import stop_token_ids
     from abctune.llm.inference import load_for_inference
+    from abctune.llm.tokenizer import stop_token_ids
 
     adapted = list(models.adapters)[-1]
     loaded = {name: load_for_inference(torch.float32, path) for name, path in

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
-from abctune.llm.chat import load_tokenizer
 from abctune.llm.conversation import Message
+from abctune.llm.tokenizer import load_tokenizer
 from stages.format.render import Renderer
 from stages.format.repairs import Conversation
 from stages.format.turns import Rejected

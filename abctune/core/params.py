@@ -101,7 +101,7 @@ class _Model(_Section):
 
     @property
     def template(self) -> dict[str, Any]:
-        """The arguments of abctune.llm.chat.load_tokenizer that params decide."""
+        """The arguments of abctune.llm.tokenizer.load_tokenizer that params decide."""
         return {"chat_template": self.chat_template, "template_args": self.template_args}
 
 

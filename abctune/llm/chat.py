@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.llm.conversation import Message, Tools
-from abctune.llm.tokenizer import (  # noqa: F401  (load_tokenizer and its kin are part of this module's interface)
-    BASE_MODEL,
-    REPLY_MARKUP,
-    control_tokens,
-    load_tokenizer,
-    stop_token_ids,
-    template_hash,
-)
+from abctune.llm.tokenizer import REPLY_MARKUP, control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +51,7 @@ def render(
         Unrenderable: the template fails on this conversation.
     """
     try:
-        return tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             [_for_template(message) for message in messages],
             tools=tools,
             tokenize=False,
@@ -66,6 +59,7 @@ def render(
         )
     except Exception as error:  # whatever a model's own template raises
         raise Unrenderable(f"chat template fails ({' '.join(str(error).split())[:100]})") from error
+    return text
 
 
 def _for_template(message: Message) -> Mapping[str, Any]:
@@ -203,7 +197,7 @@ class Encoder:
                 return {masked(key, pattern): masked(inner, pattern) for key, inner in value.items()}
             return [masked(inner, pattern) for inner in value] if isinstance(value, list) else value
 
-        changed = [
+        changed: list[Any] = [
             {**masked(message, self._pattern(message)), "role": message["role"]} for message in messages
         ]
         return changed, masked(tools, self._any), {mark: token for token, mark in characters.items()}

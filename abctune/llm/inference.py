@@ -13,9 +13,10 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.provenance import require_same_base
-from abctune.llm.chat import BASE_MODEL, prompt_ids, stop_token_ids
+from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.device import device
+from abctune.llm.tokenizer import BASE_MODEL, stop_token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

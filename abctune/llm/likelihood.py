@@ -54,7 +54,10 @@ def conversation_nll(
         batch_tokens: tokens per forward pass, padding included. Bounds memory; does not change the result
             beyond floating-point rounding.
     """
-    return conversation_sums(model, input_ids, labels, batch_tokens, {"nll": token_nll})["nll"]
+    sums: dict[str, list[float]] = conversation_sums(
+        model, input_ids, labels, batch_tokens, {"nll": token_nll}
+    )
+    return sums["nll"]
 
 
 @torch.inference_mode()
@@ -82,10 +85,8 @@ def conversation_sums(
     for batch in batches([len(ids) for ids in input_ids], batch_tokens):
         ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
         ids = ids.to(model.device)
-        if head is None:
-            states, project = causal_of(model)(input_ids=ids, use_cache=False).logits, _as_they_are
-        else:
-            states, project = head.hidden(ids), head.logits
+        project = _as_they_are if head is None else head.logits
+        states = head.hidden(ids) if head else causal_of(model)(input_ids=ids, use_cache=False).logits
         owners, parts = torch.tensor(batch), wanted[:, 1:]
         _add_sums(sums, owners, states, project, targets=parts, measures=tuple(measures.values()))
     return dict(zip(measures, sums.tolist(), strict=True))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from abctune.core.errors import UserError
-from abctune.llm.chat import BASE_MODEL, prompt_ids
+from abctune.llm.chat import prompt_ids
 from abctune.llm.inference import load_for_inference
 from abctune.llm.prompts import PROMPTS
+from abctune.llm.tokenizer import BASE_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,4 +81,4 @@ def logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> torch.Te
 
 
 def rms(values: torch.Tensor) -> float:
-    return values.pow(2).mean().sqrt().item()
+    return float(values.pow(2).mean().sqrt())

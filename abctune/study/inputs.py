@@ -64,7 +64,8 @@ class Evaluated:
 
     def sums(self, metric: Metric) -> Floats:
         """The metric's sum per conversation (replicates x conversations)."""
-        return self.rows[metric.sum].to_numpy(float).reshape(len(self.replicates), -1)
+        sums: Floats = self.rows[metric.sum].to_numpy(float)
+        return sums.reshape(len(self.replicates), -1)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _one_study(
 ) -> _OneStudy:
     """The difference averaged over the study's replicates, and what each cluster of its rows pulls."""
     rows = scores.rows
-    difference = paired(*(scores.sums[name] for name in pair), pair, fixed).mean(axis=0)
+    difference = paired(scores.sums[pair[0]], scores.sums[pair[1]], pair, fixed).mean(axis=0)
     masks = [rows.sources == source for source in sources]
     strata = [statistics.cluster_sums(rows.groups[m], rows.weights[m], difference[m, None]) for m in masks]
     # In the order of cluster_sums; a group's name says nothing about its source.

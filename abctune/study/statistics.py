@@ -54,8 +54,8 @@ def cluster_sums(clusters: NDArray[np.generic], tokens: Floats, nll: Floats) -> 
     """Add up the rows (n x quantities) of each cluster."""
     _, codes = np.unique(clusters, return_inverse=True)
     k = int(codes.max()) + 1
-    sums = [np.bincount(codes, column, k) for column in nll.T]
-    return Stratum(np.bincount(codes, tokens, k), np.stack(sums, axis=1))
+    sums = [np.bincount(codes, column, k).astype(float) for column in nll.T]
+    return Stratum(np.bincount(codes, tokens, k).astype(float), np.stack(sums, axis=1))
 
 
 def bootstrap(
@@ -99,7 +99,8 @@ def _standard_error(strata: Sequence[Stratum], value: Floats) -> Floats:
         k = len(stratum.tokens)
         residuals = stratum.sums - stratum.tokens[:, None] * value
         variance += k / (k - 1) * ((residuals - residuals.mean(axis=0)) ** 2).sum(axis=0)
-    return np.sqrt(variance) / sum(stratum.tokens.sum() for stratum in strata)
+    tokens = float(sum(stratum.tokens.sum() for stratum in strata))
+    return np.asarray(np.sqrt(variance) / tokens)
 
 
 def _resampled_t(
@@ -112,16 +113,17 @@ def _resampled_t(
     """
     n, q = resamples, len(value)
     tokens, shift = np.zeros(n), np.zeros((n, q))
-    moments = []
+    moments: list[tuple[int, list[Floats]]] = []
     for stratum in strata:
         t, z = stratum.tokens[:, None], stratum.sums - stratum.tokens[:, None] * value
         drawn = _resampled_sums(np.hstack([t, t**2, z, z**2, z * t]), rng, resamples)
-        moments.append((len(t), drawn[:, :1], drawn[:, 1:2], *np.split(drawn[:, 2:], 3, axis=1)))
+        residuals, squares, products = np.split(drawn[:, 2:], 3, axis=1)
+        moments.append((len(t), [drawn[:, :1], drawn[:, 1:2], residuals, squares, products]))
         tokens += drawn[:, 0]
-        shift += moments[-1][3]
+        shift += residuals
     shift /= tokens[:, None]  # value* - value
     variance = np.zeros((n, q))
-    for k, t, tt, z, zz, zt in moments:
+    for k, (t, tt, z, zz, zt) in moments:
         residual, squared = z - shift * t, zz - 2 * shift * zt + shift**2 * tt
         variance += k / (k - 1) * np.maximum(squared - residual**2 / k, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -218,7 +220,7 @@ def paired_shares(
     first, second = both + first_only, both + second_only
     p1, p2 = first / n, second / n
     (low1, high1), (low2, high2) = wilson(first, n, level), wilson(second, n, level)
-    cross = both * neither - first_only * second_only
+    cross: float = both * neither - first_only * second_only
     if cross > 0:
         cross = max(cross - n / 2, 0)  # Newcombe's correction for continuity
     margins = first * (n - first) * second * (n - second)

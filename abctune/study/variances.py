@@ -110,7 +110,7 @@ def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, 
     known = [one for one in parts if one.between is not None and one.between > NO_SPREAD**2]
     if len(known) < 2:
         return Prior(0.0, 0.0)
-    variances = np.array([one.between / one.unit for one in known])
+    variances = np.array([one.between or 0.0 for one in known]) / [one.unit for one in known]
     df = np.array([len(one.by_replicate) - 1 for one in known], float)
     prior = prior_of_variances(variances, df)
     own = [k - 1 for k in trainings]

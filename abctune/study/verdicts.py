@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from abctune.core.params import BASE
 from abctune.core.records import GENERAL, LOSS
-from abctune.study.comparison import Comparison, Difference, Outcome
+from abctune.study.comparison import Comparison, Difference
 from abctune.study.inputs import OVERALL
+from abctune.study.recipes import Outcome
 from abctune.study.wording import at_two_digits, duration, interval, listed, sorted_by_size, with_unit
 
 DECIDED = ("better", "worse")

@@ -43,9 +43,9 @@ def number(x: float, digits: int) -> str:
 
 def at_two_digits(n: float) -> int:
     """Rounded up to two significant digits: the third would be false precision."""
-    n = math.ceil(n)
-    step = 10 ** max(0, len(str(n)) - 2)
-    return math.ceil(n / step) * step
+    whole = math.ceil(n)
+    step = int(10 ** max(0, len(str(whole)) - 2))
+    return math.ceil(whole / step) * step
 
 
 def duration(seconds: float) -> str:

@@ -16,8 +16,8 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
-from abctune.llm.chat import stop_token_ids
 from abctune.llm.inference import load_for_inference
+from abctune.llm.tokenizer import stop_token_ids
 from app.engines import Job, Piece
 from app.engines.streaming import StreamingAnswer
 from app.request import Sampling

@@ -186,7 +186,8 @@ def json_value(answer: str, wanted: dict[str, Any]) -> bool:
         return False
     values = list(value.values()) if isinstance(value, dict) else value
     if "values" in wanted:
-        kind = {"string": str, "number": (int, float), "boolean": bool}[wanted["values"]]
+        kinds: dict[str, tuple[type, ...]] = {"string": (str,), "number": (int, float), "boolean": (bool,)}
+        kind = kinds[wanted["values"]]
         return isinstance(values, list) and all(isinstance(item, kind) for item in values)
     return True
 

@@ -109,7 +109,7 @@ def whole(row: Row) -> tuple[list[Message], Tools | None]:
 def line_of(check: OwnCheck, task: OwnTask, answer: Answer) -> Row:
     """One answer, checked."""
     held = check_answer(check, task.reference, answer.text)
-    choice = isinstance(check, ChoiceCheck)
+    labels = check.labels if isinstance(check, ChoiceCheck) else None
     calls = [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
     return {
         "id": task.id,
@@ -120,8 +120,8 @@ def line_of(check: OwnCheck, task: OwnTask, answer: Answer) -> Row:
         "stopped": answer.stopped,
         "checks": held,
         "passed": all(held.values()),
-        "expected": label_of(task.reference.text, check.labels)
-        if isinstance(check, ChoiceCheck)
+        "expected": label_of(task.reference.text, labels)
+        if labels
         else "\n".join([task.reference.text, *calls]).strip(),
-        "predicted": label_of(answer.text, check.labels) if choice else None,
+        "predicted": label_of(answer.text, labels) if labels else None,
     }

@@ -106,7 +106,8 @@ def documents(rows: Iterable[dict[str, str | None]]) -> Iterator[tuple[str, str]
     """
     lines = [(_text(row["record"] or ""), row["group"]) for row in rows]
     articles = any(HEADING.fullmatch(text) for text, _ in lines)
-    number, parts = 0, []
+    number = 0
+    parts: list[str] = []
     for at, (text, group) in enumerate(lines):
         if not articles:
             yield group or str(at), text

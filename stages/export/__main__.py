@@ -14,7 +14,7 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import read_json, read_table
 from abctune.core.params import BASE, ExportFormat, Params, key_from_dvc, load_params
-from abctune.llm.chat import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL
 
 SPLIT = Path("data/split")
 VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]

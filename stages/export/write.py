@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json
 from abctune.core.params import BASE
-from abctune.llm.chat import BASE_MODEL, load_tokenizer
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from stages.export import llama_gguf
 from stages.export.check import TOLERANCE, Distributions, by_llama_cpp, by_transformers, compare, prefixes
 
@@ -45,14 +45,12 @@ def export(
         folder.mkdir()
         write = write_merged if fmt == "merged_16bit" else write_gguf
         found = write(folder, variant, fmt, merged, config)
-        record = {"variant": variant, "format": fmt, **compare(places, expected, found)}
-        record |= {
-            "tolerance": TOLERANCE[fmt],
-            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-        }
-        if not record["mean_kl"] <= TOLERANCE[fmt]:  # not `>`: NaN must not pass
+        agreement = compare(places, expected, found)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        record = {"variant": variant, "format": fmt, **agreement, "tolerance": TOLERANCE[fmt], "bytes": size}
+        if not agreement["mean_kl"] <= TOLERANCE[fmt]:  # not `>`: NaN must not pass
             raise UserError(
-                f"{variant} as {fmt} is not the adapter: mean KL {record['mean_kl']:.3g} nats, more than "
+                f"{variant} as {fmt} is not the adapter: mean KL {agreement['mean_kl']:.3g} nats, more than "
                 f"{TOLERANCE[fmt]}; nothing is published. Take a finer format in export.formats"
             )
         write_json(folder / "check.json", record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the client is imported
 
 import httpx
-from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import DatasetInfo, HfApi, ModelInfo, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -191,6 +191,7 @@ class Repository:
                 "something else than a model hub answers (a login page of the network?);"
                 " check the network and HF_ENDPOINT"
             ) from None
+        assert isinstance(info, ModelInfo | DatasetInfo)  # what `kind` asks for
         return [HubFile.of(file) for file in info.siblings or []]
 
     def _asking(self, ask: Callable[[], T], doing: str) -> T:

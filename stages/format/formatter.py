@@ -43,7 +43,8 @@ class Formatter:
 
     def batch(self, records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Format some records of data/mixed; returns the rows to keep and the rows to quarantine."""
-        parsed, rejected, kept = [], [], []
+        parsed, rejected = [], []
+        kept: list[dict[str, Any]] = []
         for record in records:
             try:
                 conversation = self._readers[record["source"]].read(record["record"])

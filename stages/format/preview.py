@@ -51,12 +51,15 @@ def lines(source: str, counts: FormattedRows) -> list[str]:
 
 def mark_supervised(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """The example's text with each supervised run between « and »."""
-    text, run, supervised = "", [], False
+    text, supervised = "", False
+    run: list[int] = []  # of tokens that are all supervised, or all not
     for token, label in [*zip(example.input_ids, example.labels, strict=True), (None, None)]:
         now = label is not None and label != IGNORE
         if run and (now != supervised or token is None):
             piece = tokenizer.decode(run, skip_special_tokens=False)
             text += f"«{piece}»" if supervised else piece
             run = []
-        run, supervised = [*run, token], now
+        if token is not None:
+            run.append(token)
+        supervised = now
     return text

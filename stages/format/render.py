@@ -15,17 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from abctune.llm.chat import (
-    THINK_CLOSE,
-    Encoder,
-    Piece,
-    TemplateError,
-    Unrenderable,
-    reply_pieces,
-    segments,
-    stop_token_ids,
-)
+from abctune.llm.chat import THINK_CLOSE, Encoder, Piece, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, Message, Tools
+from abctune.llm.tokenizer import stop_token_ids
 from stages.format.repairs import Conversation, merged
 from stages.format.turns import Rejected
 

@@ -59,7 +59,7 @@ class Names:
             "history": ("history",),
             "tools": ("tools", "functions"),
         }
-        mapped = {part: (column,) for part, column in options.columns.items()}
+        mapped: dict[str, tuple[str, ...]] = {part: (column,) for part, column in options.columns.items()}
         if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
             known |= {"messages": (), "context": ()}
         return cls(*(mapped.get(part, names) for part, names in known.items()))

@@ -80,9 +80,9 @@ class HeldOut:
         shared = common_ngrams(everything, common)
         grams = [row - shared for row in everything]
         index = MinHashLSH(threshold=LSH_SLACK * near, num_perm=NUM_PERM)
-        for number, row in enumerate(grams):
-            if row:
-                index.insert(number, _sketch(row))
+        for number, mine in enumerate(grams):
+            if mine:
+                index.insert(number, _sketch(mine))
         return cls(frozenset(ids), frozenset(groups), grams, shared, near, index)
 
     def near(self, row: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.params import ItemArgument, Params, load_params
-from abctune.llm.chat import load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from stages.train.checkpoints import clear, only_run
 from stages.train.processes import Processes, joined, launch, wanted
 from stages.train.publish import publish, variant_record

@@ -25,7 +25,7 @@ from abctune.core.errors import UserError, disk_full, is_disk_full
 from abctune.core.files import atomic_output, sync, write_json, write_text
 from abctune.core.params import Params
 from abctune.core.provenance import sha256_of, versions
-from abctune.llm.chat import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL
 from stages.train.data import SPLIT
 from stages.train.recipe import Replicate, Run
 

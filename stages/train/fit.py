@@ -31,7 +31,7 @@ from abctune.core.records import (
     read_record,
     write_record,
 )
-from abctune.llm.chat import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL
 from stages.train.callbacks import DVCLiveLogger, KeepBest, LiveSamples, TerminateOnNonFinite, ThroughputTimer
 from stages.train.checkpoints import CheckpointStore, explaining_errors, identity
 from stages.train.data import as_dataset, exposure, load_subset
@@ -39,7 +39,7 @@ from stages.train.micro_batching import micro_batching_for
 from stages.train.processes import Processes
 from stages.train.publish import METRICS, Finished
 from stages.train.recipe import Replicate, Run
-from stages.train.resume import Checkpoints
+from stages.train.resume import Checkpoints, Stateful
 from stages.train.schedule import describe
 from stages.train.trainer import Probe, TokenWeightedTrainer, build_trainer, training_arguments
 
@@ -128,7 +128,8 @@ class Fit:
 
     def _trainer(self, model: PeftModel, rows: pa.Table, val: pa.Table, live: Live) -> TokenWeightedTrainer:
         """The trainer with its callbacks; where a checkpoint is resumed, they have their state back."""
-        run, stateful = self._run, {"clock": self._timer, "keep": self._keep}
+        run = self._run
+        stateful: dict[str, Stateful] = {"clock": self._timer, "keep": self._keep}
         callbacks: list[TrainerCallback] = [self._timer, DVCLiveLogger(live, self._timer), self._keep]
         if self._replicate.number == 1:  # one replicate's samples show the style; each costs a generation
             samples = LiveSamples(
@@ -193,7 +194,8 @@ class Fit:
             dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
             chat_template_sha256=template_hash(self._tokenizer),
             lora=run.lora.model_dump(mode="json"),
-            **decisions,
+            base_weights=decisions["base_weights"],
+            gradient_checkpointing=decisions["gradient_checkpointing"],
             micro_batching={"tokens_at_start": self._tokens_at_start} | asdict(trainer.micro_batching),
             schedule=Schedule.model_validate(describe(run.recipe)),
             processes=self._processes.world,

@@ -16,9 +16,9 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
-from abctune.llm.chat import BASE_MODEL
 from abctune.llm.device import capability, resolve_dtype, why_no_gpu
 from abctune.llm.kernels import adapter_first
+from abctune.llm.tokenizer import BASE_MODEL
 from stages.train.memory import (
     choose_checkpointing,
     free_bytes,
@@ -101,7 +101,7 @@ def load_base(
     how = {"base_weights": str(resolve_dtype(recipe.dtype)).removeprefix("torch.")}
     if supports_packing(capability(), resolve_dtype(recipe.dtype)):
         _lend_kernels()
-    asked = recipe.gradient_checkpointing
+    asked: str = recipe.gradient_checkpointing
     why = "as params say"
     if asked == "auto" and not torch.cuda.is_available():
         asked, why = "none", "a CPU's memory is no concern"

@@ -199,8 +199,8 @@ def joined() -> Iterator[Processes]:
 
     An error of a process beside the first goes to torchrun, by whom it is shown once instead of once per process.
     """
-    told = {name: os.environ.pop(name, None) for name in TOLD}
-    if told["RANK"] is None:
+    told = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
+    if "RANK" not in told:
         _see_one_gpu(0)  # of several, which the Trainer would share among threads
         yield Processes()
         return

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from abctune.core.errors import UserError
 from abctune.core.params import Params
-from abctune.llm.chat import load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from stages.train.checkpoints import differences, identity
 from stages.train.data import as_dataset, load_subset
 from stages.train.processes import Processes
 from stages.train.recipe import Replicate, Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 
 def train_worker(run: Run, params: Params, processes: Processes) -> None:
@@ -54,7 +60,15 @@ def _agreed_checkpoint(run: Run, params: Params, replicate: Replicate, processes
     return checkpoint
 
 
-def _train_one(run, replicate, model, tokenizer, datasets, checkpoint, processes) -> None:
+def _train_one(
+    run: Run,
+    replicate: Replicate,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: tuple[Dataset, Dataset],
+    checkpoint: str | None,
+    processes: Processes,
+) -> None:
     from stages.train.micro_batching import micro_batching_for
     from stages.train.trainer import Probe, build_trainer, training_arguments
 
@@ -63,7 +77,8 @@ def _train_one(run, replicate, model, tokenizer, datasets, checkpoint, processes
             model,
             tokenizer,
             training_arguments(run.recipe_of(replicate), replicate.seed, output_dir=nothing),
-            *datasets,
+            datasets[0],
+            datasets[1],
             callbacks=[],
             eval_batch_tokens=run.eval_batch_tokens,
             micro_batching=micro_batching_for(model, run.recipe, run.max_length),

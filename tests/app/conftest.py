@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 
 from abctune.core.params import load_params
-from abctune.llm.chat import load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from app.__main__ import listen
 from app.engines import Engine
 from app.engines.choose import load_engine

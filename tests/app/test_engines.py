@@ -8,7 +8,8 @@ import pytest
 
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
-from abctune.llm.chat import load_tokenizer, prompt_ids
+from abctune.llm.chat import prompt_ids
+from abctune.llm.tokenizer import load_tokenizer
 from app.engines import Job
 from app.engines.choose import load_engine
 from app.engines.lora_gguf import convert

@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from abctune.core.errors import UserError
-from abctune.llm.chat import load_tokenizer
 from abctune.llm.merge import Agreement, load_merged
+from abctune.llm.tokenizer import load_tokenizer
 from tests.finished import set_base
 from tests.hub_server import Hub
 from tests.workspace import Workspace

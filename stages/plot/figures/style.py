@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from abctune.core.params import BASE
 
@@ -102,8 +103,8 @@ def svg_of(figure: Figure) -> str:
 
 def panels(heights: list[float], **kwargs: Any) -> tuple[Figure, list[Axes]]:
     """Panels above one another, `heights` inches each, plus room for titles and labels."""
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.55 * len(heights)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.06, hspace=0.04)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(h_pad=0.06, hspace=0.04)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.55 * len(heights)), layout=layout)
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights, **kwargs)
     return figure, list(axes[:, 0])
 
