@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,11 +218,11 @@ def compare_recipes(
         [len(values) for model, values in sums.items() if model not in fixed],
         len(clustered),
     )
-    values = [value_of(model, on, parts[on, model, None], priors[on]) for on in sets for model in sums]
+    found = [value_of(model, on, parts[on, model, None], priors[on]) for on in sets for model in sums]
     differences = [
         difference_of(*pair, on, parts[on, *pair], priors[on], trained[pair]) for on in sets for pair in pairs
     ]
-    return RecipeComparison(values, with_verdicts(differences, margin, lower_is_better), margin, priors)
+    return RecipeComparison(found, with_verdicts(differences, margin, lower_is_better), margin, priors)
 
 
 def paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Collection[str]) -> Floats:
@@ -281,12 +281,23 @@ def _parts_of_set(
 # --- interval and test -----------------------------------------------------------------------------
 
 
-def estimate_of(parts: Parts, priors: Sequence[Prior]) -> dict[str, float | None]:
+class Estimate(TypedDict):
     """The fields that values and differences share; None for what too few groups leave unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+    se: float | None
+    se_rows: float | None
+    se_replicates: float | None
+    df: float | None
+
+
+def estimate_of(parts: Parts, priors: Sequence[Prior]) -> Estimate:
+    """The mean over replicates, with its interval and standard errors."""
     value = float(parts.by_replicate.mean())
     if np.isnan(parts.rows_df):
-        names = ("low", "high", "se", "se_rows", "se_replicates", "df")
-        return {"value": value, **dict.fromkeys(names)}
+        return Estimate(value=value, low=None, high=None, se=None, se_rows=None, se_replicates=None, df=None)
     training, training_df = from_replicates(parts, priors)
     shared = parts.shared
     df = (
@@ -326,7 +337,7 @@ def difference_of(
         reference,
         on,
         about="recipes" if k > 1 or trained == 0 else "adapters",
-        p=_two_sided(found["value"], found["se"], found["df"]),
+        p=_two_sided(found),
         rows_df=None if np.isnan(parts.rows_df) else parts.rows_df,
         replicates_df=replicates_df,
         by_replicate=tuple(parts.by_replicate.tolist()),
@@ -337,8 +348,9 @@ def difference_of(
     )
 
 
-def _two_sided(value: float, se: float | None, df: float | None) -> float | None:
-    if se is None:
+def _two_sided(found: Estimate) -> float | None:
+    value, se, df = found["value"], found["se"], found["df"]
+    if se is None or df is None:
         return None
     if se < NO_SPREAD:
         return float(abs(value) < NO_SPREAD)
@@ -354,7 +366,7 @@ def with_verdicts(
     """Correct for all differences and conclude. Two families: "different", and "within the margin"."""
     tested = [i for i, d in enumerate(differences) if d.p is not None]
     sign = 1 if lower_is_better else -1
-    p_holm = statistics.holm([differences[i].p for i in tested])
+    p_holm = statistics.holm([d.p for d in differences if d.p is not None])
     margins = holm_of_margins(
         np.array([_margin_p(differences[i], margin, sign) for i in tested]).reshape(-1, 2)
     )
@@ -370,11 +382,13 @@ def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, flo
 
     Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
     """
+    assert d.se is not None and d.df is not None  # what is tested has an interval
     worse = sign * d.value
     if d.se < NO_SPREAD:
         return float(worse >= margin), float(worse <= -margin)
     one_sided = stdtr(d.df, -np.array([margin - worse, margin + worse]) / d.se)
-    return tuple(np.minimum(1.0, 2 * one_sided).tolist())
+    p_worse, p_better = np.minimum(1.0, 2 * one_sided).tolist()
+    return p_worse, p_better
 
 
 def holm_of_margins(p: Floats) -> Floats:
@@ -387,7 +401,7 @@ def holm_of_margins(p: Floats) -> Floats:
     seen = np.zeros(len(p), int)
     for flat in np.argsort(p, axis=None, kind="stable"):
         row, column = np.unravel_index(flat, p.shape)
-        running = max(running, min(1.0, (len(p) - closed) * p[row, column]))
+        running = max(running, min(1.0, float((len(p) - closed) * p[row, column])))
         adjusted[row, column] = running
         seen[row] += 1
         closed += seen[row] == 2
@@ -396,7 +410,8 @@ def holm_of_margins(p: Floats) -> Floats:
 
 def outcome_of(d: RecipeDifference, sign: int) -> Outcome:
     """The strongest statement that holds after correction."""
-    if d.p_holm < ALPHA and not d.low <= 0 <= d.high:
+    assert d.low is not None and d.high is not None  # what is tested has an interval
+    if _is_below(d.p_holm, ALPHA) and not d.low <= 0 <= d.high:
         return "better" if sign * d.value < 0 else "worse"
     if d.is_within_margin:
         return "equivalent"
@@ -463,6 +478,7 @@ def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -
 
 def _future_components(d: RecipeDifference, k: int, factor: float) -> tuple[float, float, float]:
     """Variances of the mean from rows and from replicates, and degrees of freedom, in a larger study."""
+    assert d.se_rows is not None and d.se_replicates is not None and d.rows_df is not None  # as d.se is
     rows = (d.se_rows**2 / factor, d.rows_df * factor)
     if d.replicates_df is None:
         return rows[0], 0.0, rows[1]

@@ -83,7 +83,9 @@ class Reader:
         """
         fields = Fields(_parse(record))
         declared = {*self._options.columns.values(), *self._ignore}
-        if any(fields.has(name) for name in PREFERENCES if name not in declared) and not fields.has(*self._names.lists):
+        if any(fields.has(name) for name in PREFERENCES if name not in declared) and not fields.has(
+            *self._names.lists
+        ):
             raise Rejected("a preference pair, no conversation to learn")
         turns = self._turns(fields)
         if len(turns) > MAX_MESSAGES:
