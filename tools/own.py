@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -30,7 +31,7 @@ from abctune.llm.tokenizer import load_tokenizer
 from stages.fetch.local import data_files
 from stages.fetch.records import read_files
 from stages.format.examine import Examination, examine
-from stages.format.limits import remedy
+from stages.format.limits import remedy, unread_fields, unwanted
 from stages.format.preview import lines
 from tools.tidy_params import as_dvc_writes
 
@@ -178,14 +179,16 @@ def check_usable(found: Examination, source: str, file: Path, params: Params) ->
         UserError: with the remedy for the most frequent reason.
     """
     counts, limit = found.record.sources[source], params.format.max_quarantined
-    if counts.n_quarantined <= limit * counts.read:
+    if unwanted(counts) <= limit * counts.read:
         return
-    helps = remedy(source, counts, params.profile)
-    if "columns" in helps or "ignore" in helps:
-        helps = "name columns: `--column user=COLUMN --column assistant=COLUMN`, `--ignore COLUMN` for what may be left out (with make: in ARGS='...')"
+    if fields := unread_fields(counts):
+        options = " ".join(f"--ignore {shlex.quote(field)}" for field in fields)
+        helps = f"say what may be left out (`{options}`), or what belongs to the conversation (`--column PART=COLUMN`)"
+    elif "sources" in (helps := remedy(source, counts, params.profile)):
+        helps = "say which columns are the user's and the assistant's: `--column user=COLUMN --column assistant=COLUMN`"
     raise UserError(
-        f"{counts.n_quarantined:,} of {counts.read:,} rows of {file} are refused, more than format.max_quarantined"
-        f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps}"
+        f"{unwanted(counts):,} of {counts.read:,} rows of {file} are refused, more than format.max_quarantined"
+        f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps} (options of make: ARGS='...')"
     )
 
 

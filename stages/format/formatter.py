@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOTHING_LEFT = "nothing supervised after truncation"
+TOO_LONG = "longer than max_length"  # where the source says `overlong: drop`
 
 
 class Formatter:
@@ -70,7 +71,7 @@ class Formatter:
         if self._sources[source].overlong == "drop":
             pairs = [pair for pair in pairs if pair[1].full_length <= self._renderer.max_length]
             if not pairs:
-                raise Rejected("longer than max_length")
+                raise Rejected(TOO_LONG)
         pairs = [pair for pair in pairs if pair[1].n_supervised]
         if not pairs:
             raise Rejected(NOTHING_LEFT)

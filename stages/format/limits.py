@@ -7,13 +7,13 @@ from pathlib import Path
 from abctune.core.errors import UserError
 from abctune.core.params import PARAMS_FILE, Params
 from abctune.core.records import FormatRecord, FormattedRows
-from stages.format.formatter import NOTHING_LEFT
+from stages.format.formatter import NOTHING_LEFT, TOO_LONG
 
+UNREAD = "unread field: "
 # What helps, by how the reason begins; the first that fits.
 REMEDIES = (
-    ("unread field", "name the column under sources.{source}.columns if it belongs to the conversation, else under sources.{source}.ignore"),
+    (UNREAD, "set sources.{source}.ignore: [{fields}], or name under sources.{source}.columns what belongs to the conversation"),
     (NOTHING_LEFT, "raise profiles.{profile}.data.max_length: the questions alone are longer"),
-    ("longer than max_length", "raise profiles.{profile}.data.max_length, or set sources.{source}.overlong to cut"),
     ("chat template", "choose another profiles.{profile}.model.chat_template, one that has a place for it"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("no list of turns", "check sources.{source}.schema"),
@@ -35,12 +35,19 @@ def check_quarantine(record: FormatRecord, params: Params, mixed: Path, rejected
     lines = [
         _line(source, counts, params, rejected)
         for source, counts in record.sources.items()
-        if counts.n_quarantined / counts.read > _limit(source, params)[1]
+        if unwanted(counts) / counts.read > _limit(source, params)[1]
     ]
     if lines:
         raise UserError(f"{mixed}: " + "\n       ".join(lines))
     if not any(counts.kept for counts in record.sources.values()):
-        raise UserError(f"{mixed} has no usable row")
+        helps = f"; raise profiles.{params.profile}.data.max_length, or set overlong to cut"
+        too_long = any(TOO_LONG in counts.quarantined for counts in record.sources.values())
+        raise UserError(f"{mixed} has no usable row{helps if too_long else ''}")
+
+
+def unwanted(counts: FormattedRows) -> int:
+    """Refused rows, without those that `overlong: drop` asks to leave out."""
+    return counts.n_quarantined - counts.quarantined.get(TOO_LONG, 0)
 
 
 def _limit(source: str, params: Params) -> tuple[str, float]:
@@ -55,7 +62,7 @@ def _line(source: str, counts: FormattedRows, params: Params, rejected: Path) ->
     by_count = sorted(counts.quarantined.items(), key=lambda pair: -pair[1])
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count[:5])
     return (
-        f"{counts.n_quarantined:,} of {counts.read:,} rows of {source} ({counts.n_quarantined / counts.read:.1%}) are unusable "
+        f"{unwanted(counts):,} of {counts.read:,} rows of {source} ({unwanted(counts) / counts.read:.1%}) are unusable "
         f"({reasons}); the limit is {key} = {limit:g} in {PARAMS_FILE}. The rows are in {rejected}. "
         f"To use them, {remedy(source, counts, params.profile)}; to do without them, set sources.{source}.max_quarantined"
     )
@@ -63,7 +70,14 @@ def _line(source: str, counts: FormattedRows, params: Params, rejected: Path) ->
 
 def remedy(source: str, counts: FormattedRows, profile: str) -> str:
     """What helps against the reason for which most rows of a source are refused."""
-    reason = max(counts.quarantined, key=lambda reason: counts.quarantined[reason])
-    return next(text for start, text in REMEDIES if reason.startswith(start)).format(
-        source=source, profile=profile
+    reasons = sorted(
+        (reason for reason in counts.quarantined if reason != TOO_LONG),
+        key=lambda one: -counts.quarantined[one],
     )
+    text = next(text for start, text in REMEDIES if reasons[0].startswith(start))
+    return text.format(source=source, profile=profile, fields=", ".join(unread_fields(counts)))
+
+
+def unread_fields(counts: FormattedRows) -> list[str]:
+    """The fields that nobody reads, for which rows are refused."""
+    return [reason.removeprefix(UNREAD) for reason in counts.quarantined if reason.startswith(UNREAD)]

@@ -53,8 +53,8 @@ def _cause(variant: str, subset: Subset, assigner: Assigner, refused: Path) -> s
     if groups < min(FEW_GROUPS, rows):
         (source, _), largest = assigner.groups.most_common(1)[0]
         return (
-            f"its {rows:,} rows are {groups} groups (the largest has {largest:,} rows of {source}), and a group stays together:"
-            " rows with the same first message or the same value of group_by. Name a column that tells the rows apart as"
+            f"its {rows:,} rows are {groups} group{'s' * (groups > 1)} (the largest has {largest:,} rows of {source}), and"
+            " a group stays together: rows with the same first message or the same value of group_by. Name a column that tells the rows apart as"
             f" profiles.*.sources.{source}.group_by in {PARAMS_FILE}; more rows of these groups would not help"
         )
     return (

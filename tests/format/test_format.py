@@ -71,6 +71,39 @@ def test_over_the_limit_the_stage_says_why_and_leaves_what_was_there(project):
     assert (refused["row"], refused["record"]) == (50, "no JSON")
 
 
+def test_a_field_that_nobody_reads_is_named_in_the_remedy_which_works(project):
+    write_mixed(project, [{**record, "rationale": "why"} for record in small.chat_records(20)])
+    done = project.stage("format", "A", check=False)
+    assert done.returncode == 1 and "(unread field: rationale: 20)" in done.stderr
+    assert "set sources.chat.ignore: [rationale]" in done.stderr
+    project.set(sources__chat__ignore=["rationale"])
+    project.stage("format", "A")
+    assert summary(project)["sources"]["chat"]["kept"] == 20
+
+
+def test_rows_that_a_source_says_to_drop_do_not_stop_the_stage_and_are_counted(project):
+    long = {"conversations": [{"from": "human", "value": "word " * 40}, {"from": "gpt", "value": "Yo"}]}
+    project.set(profiles__tiny__data__max_length=120, sources__chat__overlong="drop")
+    write_mixed(
+        project, [long, {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}]
+    )
+    project.stage("format", "A")
+    counts = summary(project)["sources"]["chat"]
+    assert (counts["kept"], counts["quarantined"]) == (1, {"longer than max_length": 1})
+    write_mixed(project, [long])
+    done = project.stage("format", "A", check=False)
+    assert done.returncode == 1 and "no usable row; raise profiles.tiny.data.max_length" in done.stderr
+
+
+def test_a_limit_of_the_sources_own_stands_for_the_common_one(project):
+    write_mixed(project, [*small.chat_records(50), "no JSON"])
+    project.set(sources__chat__max_quarantined=0.02)
+    project.stage("format", "A")
+    project.set(sources__chat__max_quarantined=0.01)
+    done = project.stage("format", "A", check=False)
+    assert done.returncode == 1 and "sources.chat.max_quarantined = 0.01" in done.stderr
+
+
 def test_rows_have_ids_groups_and_lengths(project):
     record = {"conversations": [{"from": "human", "value": " Hi "}, {"from": "gpt", "value": "Yo"}]}
     other = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}

@@ -127,7 +127,7 @@ def test_rows_of_one_group_are_told_apart_from_too_few_rows(workspace):
     write(workspace, "C", formatted(200, "instruct", 9, "other"))
     done = workspace.stage("split", "A", check=False)
     assert done.returncode == 1
-    assert "its 300 rows are 1 groups" in done.stderr and "profiles.*.sources.chat.group_by" in done.stderr
+    assert "its 300 rows are 1 group (" in done.stderr and "profiles.*.sources.chat.group_by" in done.stderr
     write(workspace, "A", formatted(300))  # the remedy
     workspace.stage("split", "A")
 

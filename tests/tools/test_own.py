@@ -147,6 +147,8 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
     Path("tickets.csv").write_text(tickets())
     line = refusal(capsys, "tickets.csv")
     assert "200 of 200 rows of tickets.csv are refused" in line and "`--column user=COLUMN" in line
+    line = refusal(capsys, "tickets.csv", column=["user=text", "assistant=id"])
+    assert "`--ignore label`" in line
     assert "write PART=COLUMN" in refusal(capsys, "tickets.csv", column=["text"])
     Path("login.jsonl").write_text("<!doctype html><html></html>")
     assert "login.jsonl is a web page (HTML)" in refusal(capsys, "login.jsonl")
