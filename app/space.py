@@ -29,6 +29,8 @@ ROOT = Path(__file__).parent.parent
 REQUIREMENTS = (
     "gradio",
     "jinja2",
+    "markdown-it-py",
+    "nh3",
     "numpy",
     "psutil",
     "pyarrow",

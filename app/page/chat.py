@@ -1,7 +1,8 @@
 """The Chat tab.
 
-The conversation lives in a State on the server; the Chatbot only shows it. No handler raises: Gradio's chat
-locks its box for good on an exception, so whatever goes wrong becomes a message in the conversation.
+The conversation lives in a State on the server; the page only shows it (app.page.view: Gradio's own Chatbot knows no
+difference between a message and how it looks). No handler raises: whatever goes wrong becomes a message in the
+conversation.
 
 Whoever stops an answer or takes it back marks its turn, and the handler that writes it ends by itself, its last view
 being the conversation as it then is. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
@@ -10,8 +11,9 @@ their way arrived after the stop and left the page as if the answer were growing
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -20,6 +22,7 @@ import gradio as gr
 from abctune.llm.prompts import PROMPTS
 from app.page.conversation import Conversation, Turn, as_json, display, fail, messages, update
 from app.page.parts import PRIVATE, QUEUE, sampling_controls, sampling_of
+from app.page.view import SCRIPT, conversation_html
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
 from app.service import FAILED, Service
 
@@ -31,7 +34,7 @@ SAVE = """(text) => {
     link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
     link.download = "conversation.json"; link.click(); URL.revokeObjectURL(link.href);
 }"""
-Shown = tuple[Conversation, list[dict[str, str]], Any]
+Shown = tuple[Conversation, list[dict[str, Any]], Any]
 SEND = {"submit_btn": True, "stop_btn": False}
 STOP = {"submit_btn": False, "stop_btn": True}
 
@@ -47,17 +50,8 @@ def chat_tab(service: Service) -> None:
                 label="Model",
                 elem_id="model",
             )
-            chatbot = gr.Chatbot(
-                show_label=False,
-                height="58vh",
-                min_height=340,
-                layout="bubble",
-                editable="user",
-                buttons=["copy", "copy_all"],
-                feedback_options=None,
-                placeholder="### Ask something, or start with an example",
-                examples=[{"text": text} for text in EXAMPLES],
-                elem_id="chatbot",
+            chatbot = gr.HTML(
+                conversation_html([], EXAMPLES), js_on_load=SCRIPT, apply_default_css=False, elem_id="chatbot"
             )
             box = gr.Textbox(
                 show_label=False, placeholder="Write a message; Shift+Enter for a new line", lines=1, max_lines=8,
@@ -82,23 +76,35 @@ def chat_tab(service: Service) -> None:
     view = [conversation, chatbot, box]
 
     def answer(turns: Conversation, name: Any, instructions: Any, *values: Any) -> Iterator[Shown]:
-        yield from _answer(service, turns, name, instructions, values)
+        for shown in _answer(service, turns, name, instructions, values):
+            yield drawn(shown)
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
         return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
 
+    def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
+        return functools.wraps(handler)(lambda *given: drawn(handler(*given)))
+
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
-    then_answer(box.submit(_ask, [conversation, box], view, show_progress="hidden", **QUEUE, **PRIVATE))
-    then_answer(chatbot.example_select(_example, [conversation], view, **at_once))
-    then_answer(chatbot.retry(_retry, [conversation], view, **at_once))
-    then_answer(chatbot.edit(_edit, [conversation], view, **at_once))
-    box.stop(_settle, [conversation], view, **at_once)
-    chatbot.undo(_undo, [conversation], view, **at_once)
-    gr.on([clear.click, chatbot.clear], _clear, [conversation], view, **at_once)
+    then_answer(
+        box.submit(drawing(_ask), [conversation, box], view, show_progress="hidden", **QUEUE, **PRIVATE)
+    )
+    then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
+    then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
+    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
+    box.stop(drawing(_settle), [conversation], view, **at_once)
+    chatbot.undo(drawing(_undo), [conversation], view, **at_once)
+    clear.click(drawing(_clear), [conversation], view, **at_once)
     save.click(lambda turns: as_json(turns, service.engine.name), [conversation], [file], **at_once).then(
         None, [file], None, js=SAVE, **PRIVATE
     )
+
+
+def drawn(shown: Shown) -> tuple[Conversation, str, Any]:
+    """The same with the conversation as the page shows it."""
+    turns, rows, box = shown
+    return turns, conversation_html(rows, EXAMPLES), box
 
 
 def _answer(
@@ -141,9 +147,8 @@ def _ask(turns: Conversation, text: Any) -> Shown:
     return turns, display(turns), gr.update(value="", **STOP)
 
 
-def _example(turns: Conversation, event: gr.SelectData) -> Shown:
-    value = event.value
-    return _ask(turns, value.get("text") if isinstance(value, dict) else value)
+def _example(turns: Conversation, event: gr.EventData) -> Shown:
+    return _ask(turns, event.value)
 
 
 def _retry(turns: Conversation) -> Shown:
@@ -166,10 +171,10 @@ def _undo(turns: Conversation) -> Shown:
     return turns, display(turns), gr.update(value=text, **SEND)
 
 
-def _edit(turns: Conversation, event: gr.EditData) -> Shown:
+def _edit(turns: Conversation, event: gr.EventData) -> Shown:
     """Replace a question of the past; what followed it goes."""
-    index = event.index if isinstance(event.index, int) else event.index[0]
-    if not (0 <= index < len(turns)) or turns[index].role != "user":
+    index = event.index
+    if not isinstance(index, int) or not (0 <= index < len(turns)) or turns[index].role != "user":
         return turns, display(turns), gr.update()
     for turn in turns[index:]:
         turn.ended = True

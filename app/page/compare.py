@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -16,13 +17,11 @@ from app.page.parts import (
     PRIVATE,
     QUEUE,
     figures,
-    growing,
     in_line,
-    note,
     sampling_controls,
     sampling_of,
-    shown,
 )
+from app.page.view import body_html, note_html
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
 from app.service import FAILED, Reply, Service, Waiting
 from app.votes import VOTES, record, tally
@@ -68,7 +67,7 @@ def compare_tab(service: Service) -> None:
     gr.Examples([[text] for text in (*PROMPTS[2:4], *PROMPTS[7:9])], [box], label="Examples")
     with gr.Row(equal_height=True):
         answers = [
-            gr.Markdown("", container=True, min_height=120, elem_classes="answer", elem_id=f"answer-{place}")
+            gr.HTML("", container=True, min_height=120, elem_classes="answer", elem_id=f"answer-{place}")
             for place, _ in enumerate(models.names, 1)
         ]
     with gr.Row(visible=False) as ballot:
@@ -92,6 +91,7 @@ def compare_tab(service: Service) -> None:
         lambda now, choice: _vote(service, now, choice),
         [current, prefer],
         [*outputs, standing],
+        show_progress="hidden",
         **QUEUE,  # Gradio shows no warning of an event that is outside its queue
         **PRIVATE,
     )
@@ -115,7 +115,12 @@ def _run(service: Service, prompt: Any, blind: bool, values: tuple[Any, ...]) ->
                 if now.stopped:
                     break
                 if isinstance(progress, Waiting):
-                    yield [now, gr.update(visible=False), None, *[in_line(progress.ahead)] * len(names)]
+                    yield [
+                        now,
+                        gr.update(visible=False),
+                        None,
+                        *[note_html(in_line(progress.ahead))] * len(names),
+                    ]
                     continue
                 now.replies = progress
                 yield _view(now)
@@ -127,13 +132,13 @@ def _run(service: Service, prompt: Any, blind: bool, values: tuple[Any, ...]) ->
                 None,
                 gr.update(visible=False),
                 None,
-                *[note("Stopped before it was your turn.")] * len(names),
+                *[note_html("Stopped before it was your turn.")] * len(names),
             ]
     except Refused as refusal:
-        yield [None, gr.update(visible=False), None, note(str(refusal)), *[""] * (len(names) - 1)]
+        yield [None, gr.update(visible=False), None, note_html(str(refusal)), *[""] * (len(names) - 1)]
     except Exception:
         log.exception("the comparison failed")
-        yield [None, gr.update(visible=False), None, note(FAILED), *[""] * (len(names) - 1)]
+        yield [None, gr.update(visible=False), None, note_html(FAILED), *[""] * (len(names) - 1)]
 
 
 def _view(now: Round) -> list[Any]:
@@ -148,13 +153,12 @@ def _view(now: Round) -> list[Any]:
 
 def _answer(now: Round, place: int) -> str:
     reply, name = now.replies[place], now.order[place]
-    title = f"**Answer {place + 1}**" if now.hidden else f"**{name}**"
-    ended = reply.finish or now.done
-    text = shown(reply.text) if ended else growing(reply)
+    title = f"Answer {place + 1}" if now.hidden else name
+    ended = bool(reply.finish or now.done)
+    text = body_html({"role": "assistant", "content": reply.text, "growing": not ended})
     # Speed tells the base from the adapters, so a blind answer keeps it back until the vote.
-    return f"{title}\n\n{text}" + (
-        figures(reply, None if now.hidden else name, reply.finish or "stopped") if ended else ""
-    )
+    small = figures(reply, None if now.hidden else name, reply.finish or "stopped") if ended else ""
+    return f'<strong>{escape(title)}</strong>\n<div class="body">{text}</div><div class="figures">{escape(small)}</div>'
 
 
 def _stop(now: Round | None) -> None:

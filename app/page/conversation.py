@@ -8,7 +8,7 @@ from typing import Any
 
 from abctune.llm.conversation import Message
 from app.models import Models
-from app.page.parts import figures, growing, in_line, note, shown
+from app.page.parts import figures, in_line
 from app.service import Reply, Waiting
 
 
@@ -24,24 +24,24 @@ class Turn:
     ended: bool = False  # a person stopped it or took it back; whoever writes it looks here at every step
     record: dict[str, Any] = field(default_factory=dict)
 
-    def display(self) -> dict[str, str]:
+    def display(self) -> dict[str, Any]:
+        """What app.page.view draws: the raw text, and beside it what is said about it."""
+        row: dict[str, Any] = {"role": self.role, "content": self.text}
         if self.note is not None:
-            return {"role": self.role, "content": self.note}
+            return row | {"content": self.note, "note": True}
         if self.reply is None:
-            return {"role": self.role, "content": shown(self.text)}
+            return row
         if self.growing and not self.ended:
-            return {"role": self.role, "content": growing(self.reply)}
-        finish = self.reply.finish or "stopped"
-        return {
-            "role": self.role,
-            "content": shown(self.text) + figures(self.reply, self.reply.request.model, finish),
+            return row | {"growing": True}
+        return row | {
+            "figures": figures(self.reply, self.reply.request.model, self.reply.finish or "stopped")
         }
 
 
 Conversation = list[Turn]
 
 
-def display(conversation: Conversation) -> list[dict[str, str]]:
+def display(conversation: Conversation) -> list[dict[str, Any]]:
     return [turn.display() for turn in conversation]
 
 
@@ -68,7 +68,7 @@ def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
 
 
 def fail(turn: Turn, reason: str) -> None:
-    turn.note = note(reason)
+    turn.note = reason
 
 
 def _record(reply: Reply, models: Models) -> dict[str, Any]:

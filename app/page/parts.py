@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from app.request import Sampling, read_sampling
-from app.safe_text import for_markdown
 from app.service import Reply
 
 DEFAULTS = Sampling()
@@ -50,14 +49,6 @@ def sampling_of(
     )
 
 
-def shown(text: str) -> str:
-    return for_markdown(text) or "*(the model ended its turn without a word)*"
-
-
-def growing(reply: Reply) -> str:
-    return for_markdown(reply.text) or "…"
-
-
 def figures(reply: Reply, name: str | None, finish: str | None) -> str:
     """The small print: which model, how fast, why it ended, what was left out."""
     parts = [name] if name else []
@@ -70,17 +61,8 @@ def figures(reply: Reply, name: str | None, finish: str | None) -> str:
         parts.append(FINISH[finish])
     if reply.dropped:
         parts.append(f"the oldest {reply.dropped} messages no longer fit the context and were left out")
-    return small(" · ".join(parts))
-
-
-def small(text: str) -> str:
-    return f'\n\n<span class="figures">{text}</span>'
-
-
-def note(text: str) -> str:
-    """A message of the demo itself, in the place of an answer."""
-    return f'<span class="note">{for_markdown(text)}</span>'
+    return " · ".join(parts)
 
 
 def in_line(ahead: int) -> str:
-    return note(f"waiting: {ahead} {'answer' if ahead == 1 else 'answers'} before yours …")
+    return f"waiting: {ahead} {'answer' if ahead == 1 else 'answers'} before yours …"

@@ -11,7 +11,7 @@ import pytest
 from app.page import compare
 from app.service import BUSY, FAILED, Service
 from tests.app.conftest import serving
-from tests.app.test_load import BrokenEngine, SlowEngine
+from tests.app.test_load import BrokenEngine, Says, SlowEngine
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (dev group)")
 CHROMIUM = shutil.which("chromium")
@@ -214,3 +214,108 @@ def test_the_dark_theme_is_dark_and_its_text_readable(browser, address):
         text, behind = page.evaluate(light, selector)
         assert text - behind > 0.4, (selector, text, behind)
     context.close()
+
+
+@pytest.fixture(scope="module")
+def saying(models, tokenizer):
+    """Serves a model that says what it is told to."""
+
+    def serve(*texts: str):
+        engine = Says(texts)
+        engine.context = 100_000  # the small model's would hold few of the texts
+        return serving(Service(models, engine, tokenizer))
+
+    return serve
+
+
+def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, service, models, tokenizer):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    engine = Says(["is 3 < 5 & `a<b>`?"])
+    with serving(Service(models, engine, tokenizer)) as url:
+        page.goto(url)
+        send(page, "3 < 5 & 2*3*4\n<b>")
+        says(answers(page).last, "is 3 < 5 & a<b>?")
+        user = page.locator("#chatbot [data-testid=user]")
+        assert user.inner_text().startswith("3 < 5 & 2*3*4")
+        page.locator(".turn.assistant [data-do=copy]").click()
+        says(page.locator(".turn.assistant [data-do=copy]"), "Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == "is 3 < 5 & `a<b>`?"
+        page.locator(".turn.user [data-do=edit]").click()
+        area = page.locator(".turn.user textarea")
+        assert area.input_value().startswith("3 < 5 & 2*3*4")
+        area.fill("4 < 5 & 6 > 5")
+        area.press("Enter")
+        says(user, "4 < 5 & 6 > 5")
+        sync_api.expect(answers(page)).to_have_count(1)
+        says(answers(page).last, "is 3 < 5")
+        assert "4 < 5 & 6 > 5" in tokenizer.decode(engine.asked[-1][0].prompt)
+        page.locator("[data-do=retry]").click()
+        sync_api.expect(page.locator("[data-do=retry]")).to_have_count(1)
+        page.locator("[data-do=undo]").click()
+        sync_api.expect(answers(page)).to_have_count(0)
+        assert page.locator("#box textarea").input_value() == "4 < 5 & 6 > 5"
+
+
+HREFS = [
+    "javascript:alert(1)",
+    "//evil.example",
+    "http://evil.example/a.png",
+    "data:text/html,<script>top.hit=1</script>",
+]
+CARRIERS = [
+    "<a href='{}' style='position:fixed;inset:0'>x</a>", "``x ``` <a href='{}' style='position:fixed;inset:0'>x</a>``",
+    "[x]({})", "![x]({})", "[x][1]\n\n[1]: {}", "<{}>", "<img src='{}' onerror='top.hit=1'>", "<svg onload='top.hit=1'><a href='{}'>",
+    "<iframe src='{}'></iframe>", "<object data='{}'></object>", "<form action='{}'><button>x", "<link rel=stylesheet href='{}'>",
+    "<style>@import '{}';*{{display:none}}</style>", "<meta http-equiv=refresh content='0;url={}'>", "<base href='{}'>",
+    "```\n</code></pre><script src='{}'></script>\n```", "`</code><img src={} onerror=top.hit=1>`", "| a |\n|---|\n| <video src='{}' autoplay> |",
+    "$<img src='{}' onerror='top.hit=1'>$", "\\(<img src='{}'>\\)", "</div></div><div style='position:fixed;inset:0;z-index:9'>{}</div>",
+    "${{top.hit=1}} {{{{value}}}} <%= {} %>", "<math><mtext><table><mglyph><style><img src='{}' onerror=top.hit=1>", "&lt;img src='{}'&gt; &#60;script&#62;top.hit=1",
+    "<details open ontoggle='top.hit=1'><summary>{}", "# <h1 id='box' onclick='top.hit=1' style='{}'>", "<input autofocus onfocus='top.hit=1' value='{}'>",
+]  # fmt: skip
+PAYLOADS = [carrier.format(href) for carrier in CARRIERS for href in HREFS]
+
+
+def test_no_payload_leaves_its_bubble_loads_or_runs_anything(page, saying):
+    """Every payload as a model's answer and as a person's message, in one page each; the fixture fails on any load."""
+    assert len(PAYLOADS) >= 100
+    check = """() => {
+        const talk = document.querySelector("#chatbot"), box = talk.getBoundingClientRect(), bad = [];
+        for (const one of talk.querySelectorAll(".body *")) {
+            if (/^(a|img|script|style|iframe|object|form|svg|link|meta|base|video|math|input|details|h1 id)$/i.test(one.tagName)) bad.push(one.outerHTML);
+            if ([...one.attributes].some((a) => !["dir", "class", "start"].includes(a.name))) bad.push(one.outerHTML);
+            if (getComputedStyle(one).position === "fixed") bad.push(one.outerHTML);
+            const r = one.getBoundingClientRect();
+            if (r.left < box.left - 1 || r.right > box.right + 1) if (!one.closest("pre, table")) bad.push(one.outerHTML);
+        }
+        return [bad, window.hit || null];
+    }"""
+    for part in range(0, len(PAYLOADS), 18):
+        some = PAYLOADS[part : part + 18]
+        with saying("\n\n".join(some)) as url:
+            page.goto(url)
+            send(page, "\n\n".join(some))
+            says(answers(page).last, "1 token")
+            assert page.evaluate(check) == [[], None], some
+            for one in some:  # what a person wrote is there, all of it
+                assert one in page.locator("#chatbot [data-testid=user]").text_content()
+
+
+def test_wide_code_tables_and_formulas_scroll_inside_the_bubble(page, saying):
+    wide = (
+        "```\n"
+        + "x = 1; " * 60
+        + "\n```\n\n|"
+        + " long column |" * 14
+        + "\n|"
+        + "---|" * 14
+        + "\n|"
+        + " cell |" * 14
+    )
+    with saying(wide + "\n\n$" + "x^2+" * 90 + "1$") as url:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto(url)
+        send(page, "hello")
+        says(answers(page).last, "1 token")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('.body pre'))")
+        assert page.evaluate("(e => e.scrollWidth <= e.clientWidth + 1)(document.querySelector('#chatbot'))")

@@ -198,11 +198,12 @@ class Says(SlowEngine):
 
     def __init__(self, pieces) -> None:
         super().__init__()
-        self.pieces = pieces
+        self.pieces, self.asked = pieces, []
 
     def stream(self, jobs):
         from app.engines import Piece
 
+        self.asked.append(jobs)
         for n, text in enumerate(self.pieces, 1):
             yield Piece(0, text, n)
         yield Piece(0, "", len(self.pieces), "stop")

@@ -25,7 +25,7 @@ def test_an_answer_shows_its_model_speed_and_time_to_first_token(service):
     assert display[0] == {"role": "user", "content": "hello"}
     assert display[1]["content"].startswith("b" * 16)
     for part in ("B · 16 tokens", "tokens/s", "first after", "cut at the token limit"):
-        assert part in display[1]["content"]
+        assert part in display[1]["figures"]
 
 
 def test_retry_undo_and_edit_change_the_conversation_as_they_say(service):
@@ -72,7 +72,7 @@ def test_what_was_written_before_a_stop_stays_and_is_marked(models, tokenizer):
         next(answer)
     answer.close()
     turns, display, _ = chat._settle(turns)
-    assert display[-1]["content"].startswith("x") and "stopped" in display[-1]["content"]
+    assert display[-1]["content"].startswith("x") and "stopped" in display[-1]["figures"]
 
 
 def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(models, tokenizer):
@@ -83,7 +83,7 @@ def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(m
         next(answer)
     chat._settle(turns)
     *_, (_, display, box) = answer
-    assert "stopped" in display[-1]["content"] and box["submit_btn"] is True
+    assert "stopped" in display[-1]["figures"] and box["submit_btn"] is True
     assert engine.inside == 0
 
 
@@ -105,7 +105,9 @@ def test_a_stopped_comparison_keeps_what_is_there_and_asks_for_no_vote(models, t
     compare._stop(now)
     *_, (now, ballot, _, *answers) = round_
     assert ballot["visible"] is False and any("x" in text and "stopped" in text for text in answers)
-    assert all(text.startswith(f"**{name}**") for text, name in zip(answers, now.order, strict=True))
+    assert all(
+        text.startswith(f"<strong>{name}</strong>") for text, name in zip(answers, now.order, strict=True)
+    )
 
 
 def test_a_question_that_got_an_error_is_not_read_by_the_model_again():
@@ -120,7 +122,7 @@ def test_old_turns_left_out_are_mentioned_under_the_answer(service):
     turns = []
     for place in range(4):
         turns, display, _ = talk(service, turns, f"{place} " * 60)
-    assert "were left out" in display[-1]["content"] and "were left out" not in display[1]["content"]
+    assert "were left out" in display[-1]["figures"] and "were left out" not in display[1]["figures"]
 
 
 def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts_it(
@@ -131,11 +133,11 @@ def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts
     now, answers = last[0], last[3:]
     assert sorted(now.order) == ["A", "B", "C", "base"]
     for place, text in enumerate(answers):
-        assert text.startswith(f"**Answer {place + 1}**") and "tokens/s" not in text
+        assert text.startswith(f"<strong>Answer {place + 1}</strong>") and "tokens/s" not in text
     choice = f"Answer {now.order.index('C') + 1}"
     *shown, standing = compare._vote(service, now, choice)
     assert "| C | 1 of 1 |" in standing and "| base | 0 of 1 |" in standing
-    assert any(str(text).startswith("**C**") for text in shown[3:])
+    assert any(str(text).startswith("<strong>C</strong>") for text in shown[3:])
     *_, again = compare._vote(service, now, choice)
     assert "| C | 1 of 1 |" in again, "a second vote in one round must not count"
 
