@@ -14,7 +14,7 @@ from app.service import Service
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #title p { margin: 0; } #title h1 { margin: 0 0 .1em; }
-.figures { margin-top: .4em; font-size: .8em; color: var(--body-text-color-subdued); }
+.figures { margin-top: .4em; font-size: .8em; color: var(--neutral-600); } .dark .figures { color: var(--neutral-300); }
 .block.answer { min-width: 240px !important; border: 1px solid var(--border-color-primary) !important; border-radius: 8px; }
 .body, .answer { overflow-wrap: anywhere; min-width: 0; line-height: 1.5; }
 .body p, .body ul, .body ol, .body pre, .body table, .body blockquote { margin: 0 0 .6em; }
@@ -24,10 +24,11 @@ CSS = """
 .body blockquote { border-inline-start: 3px solid var(--border-color-primary); padding-inline-start: .8em; }
 .body pre { overflow-x: auto; overflow-wrap: normal; padding: .7em .9em; border-radius: 6px; background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .body code { font-family: var(--font-mono); font-size: .92em; } .body pre code { white-space: pre; }
-.body table { display: block; width: max-content; max-width: 100%; overflow-x: auto; overflow-wrap: normal; border-collapse: collapse; }
+.body table { display: block; width: max-content; max-width: 100%; overflow-x: auto; overflow-wrap: normal; border-collapse: collapse; border: 0 !important; padding: 0 !important; }
+.body li { margin: 0; } .body table { margin-left: 0 !important; }
 .body th, .body td { border: 1px solid var(--border-color-primary); padding: .25em .6em; }
 .body .plain { white-space: pre-wrap; } .note { font-style: italic; }
-#chatbot { contain: inline-size; height: 58vh; min-height: 340px; overflow-y: auto; padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--background-fill-primary); }
+#chatbot { contain: inline-size; height: 58vh; min-height: 340px; overflow: hidden auto !important; padding: 12px !important; border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--background-fill-primary); }
 .talk { display: flex; flex-direction: column; gap: .7em; }
 .answer { contain: inline-size; }
 .turn { max-width: min(85%, 46em); } .turn.user { align-self: flex-end; } .turn.assistant { align-self: flex-start; }
@@ -35,7 +36,7 @@ CSS = """
 .bubble { padding: .6em .9em; border-radius: 10px; color: var(--body-text-color); background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .turn.user .bubble { background: var(--color-accent-soft); border-color: var(--border-color-accent-subdued); }
 .turn .actions { display: flex; gap: .2em; } .turn.user .actions { justify-content: flex-end; }
-.turn .actions button { font-size: .8em; min-height: 24px; padding: 0 .5em; border-radius: 4px; color: var(--body-text-color-subdued); }
+.turn .actions button { font-size: .8em; min-height: 24px; padding: 0 .5em; border-radius: 4px; color: var(--neutral-600); } .dark .turn .actions button { color: var(--neutral-300); }
 .turn .actions button:hover, .start button:hover { background: var(--background-fill-secondary); color: var(--body-text-color); }
 .turn button:focus-visible, .start button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 1px; }
 .start { height: 100%; display: flex; flex-direction: column; justify-content: center; gap: 1em; text-align: center; }

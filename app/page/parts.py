@@ -28,12 +28,8 @@ def sampling_controls() -> list[gr.components.Component]:
         gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p"),
         gr.Slider(16, 1024, DEFAULTS.max_new_tokens, step=16, label="Max tokens"),
         gr.Slider(1, 2, DEFAULTS.repetition_penalty, step=0.05, label="Repetition"),
-        gr.Number(
-            None,
-            precision=0,  # its range is checked by read_sampling: Gradio's own check would turn the chat into an error
-            label="Seed",
-            placeholder="drawn for each answer",
-        ),
+        # Text, because Gradio's number field shows 0 where there is none, and sends it.
+        gr.Textbox(label="Seed", placeholder="drawn for each answer", max_lines=1, max_length=10),
     ]
 
 
@@ -45,7 +41,7 @@ def sampling_of(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
-        seed=seed,
+        seed=None if isinstance(seed, str) and not seed.strip() else seed,
     )
 
 

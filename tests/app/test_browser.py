@@ -141,10 +141,10 @@ def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
 
 def test_every_refusal_is_seen_and_locks_nothing(page, address):
     page.goto(address)
-    page.get_by_role("spinbutton", name="Seed").first.fill("-5")
+    page.get_by_role("textbox", name="Seed").first.fill("-5")
     send(page, "hello")
     says(answers(page).last, "seed")
-    page.get_by_role("spinbutton", name="Seed").first.fill("5")
+    page.get_by_role("textbox", name="Seed").first.fill("5")
     send(page, "   ")
     says(page.get_by_test_id("toast-body"), "empty message")
     send(page, "hello")
@@ -256,6 +256,25 @@ def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, se
         assert page.locator("#box textarea").input_value() == "4 < 5 & 6 > 5"
 
 
+def test_retry_asks_with_another_seed_and_a_set_seed_is_kept(page, models, tokenizer):
+    engine = Says(["x"])
+    with serving(Service(models, engine, tokenizer)) as url:
+        page.goto(url)
+        send(page, "hello")
+        for count in (2, 3):
+            page.locator("[data-do=retry]").click()
+            page.wait_for_function("() => document.querySelectorAll('[data-do=retry]').length === 1")
+            while len(engine.asked) < count:
+                page.wait_for_timeout(50)
+        assert len({jobs[0].sampling.seed for jobs in engine.asked}) == 3
+        page.get_by_role("textbox", name="Seed").first.fill("7")
+        sync_api.expect(page.locator("[data-do=retry]")).to_have_count(1)
+        page.locator("[data-do=retry]").click()
+        while len(engine.asked) < 4:
+            page.wait_for_timeout(50)
+        assert engine.asked[-1][0].sampling.seed == 7
+
+
 HREFS = [
     "javascript:alert(1)",
     "//evil.example",
@@ -319,3 +338,14 @@ def test_wide_code_tables_and_formulas_scroll_inside_the_bubble(page, saying):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('.body pre'))")
         assert page.evaluate("(e => e.scrollWidth <= e.clientWidth + 1)(document.querySelector('#chatbot'))")
+        talk, box = page.locator("#chatbot").bounding_box(), page.locator("#box").bounding_box()
+        for _ in range(4):
+            count = answers(page).count()
+            send(page, "more")
+            sync_api.expect(answers(page)).to_have_count(count + 1)
+            says(answers(page).last, "1 token")
+        page.wait_for_timeout(300)
+        last = page.locator(".turn").last.bounding_box()
+        assert last["y"] + last["height"] <= talk["y"] + talk["height"] + 1 <= box["y"] + 2, (
+            "nothing covers the composer"
+        )
