@@ -71,7 +71,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Version = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+!-]*$")]
 # The model's own, one that abctune brings, or a file of the user's own.
-ChatTemplate = Annotated[str, Field(pattern=r"^(model|llama-3\.1|models/own/[\w./-]+\.jinja)$")]
+ChatTemplate = Annotated[str, Field(pattern=r"^(model|llama-3\.1|chatml-tools|models/own/[\w./-]+\.jinja)$")]
 # Arguments of a chat template become variables inside it.
 TemplateArguments = dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | str]
 ExportFormat = Literal["merged_16bit", "f16", "q8_0", "q4_k_m"]

@@ -91,6 +91,28 @@ def test_the_llama_template_needs_no_date_from_outside(tmp_path):
     assert "Today Date: 26 July 2024" in text
 
 
+def test_the_chatml_template_with_tools_prints_tools_calls_and_results_and_plain_chats_as_chatml(tmp_path):
+    tokenizer = load_tokenizer(save(tmp_path / "base", small.chatml_tokenizer()), "chatml-tools")
+    plain = [{"role": "system", "content": "Be brief."}, *ASK, {"role": "assistant", "content": "Yo"}]
+    usual = small.chatml_tokenizer().apply_chat_template(plain, tokenize=False)
+    assert tokenizer.apply_chat_template(plain, tokenize=False) == usual
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked = [
+        {"role": "user", "content": "1?"},
+        {"role": "assistant", "content": "So:", "tool_calls": [call, call]},
+        {"role": "tool", "content": "2"},
+    ]
+    text = tokenizer.apply_chat_template(
+        asked, tools=[{"name": "add"}], tokenize=False, add_generation_prompt=True
+    )
+    assert '<|im_start|>system\nYou may call these functions:\n<tools>\n{"name": "add"}\n</tools>' in text
+    one = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    assert text.endswith(
+        f"<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\nSo:\n{one}\n{one}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n2\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_a_byte_level_tokenizer_that_calls_itself_llama_keeps_its_spaces(tmp_path):
     tokenizer = small.byte_tokenizer(
         ("<s>", "</s>", "<unk>"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"

@@ -118,6 +118,19 @@ def test_a_tool_calling_file_is_read_by_itself_and_calls_are_supervised(project,
     assert load_params().variants["tools"].mix["calls"] >= 30
 
 
+def test_a_model_whose_template_has_no_tools_is_told_and_the_remedy_works(project, capsys):
+    Path("calls.jsonl").write_text(calls())
+    tokenizer = small.chatml_tokenizer()
+    tokenizer.save_pretrained("models/base")
+    assert "one that has a place for it (chatml-tools, for models with ChatML)" in refusal(
+        capsys, "calls.jsonl"
+    )
+    text = PARAMS_FILE.read_text()
+    PARAMS_FILE.write_text(text.replace("chat_template: model", "chat_template: chatml-tools"))
+    own("calls.jsonl")
+    assert "30 rows, 100.0% of them usable" in capsys.readouterr().out
+
+
 def test_a_second_call_says_so_and_a_second_file_gets_its_own_variant(project, capsys):
     Path("tickets.csv").write_text(tickets())
     Path("calls.jsonl").write_text(calls())
