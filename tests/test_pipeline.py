@@ -182,3 +182,8 @@ def test_only_the_model_module_imports_unsloth():
         if re.search(r"^\s*(from|import) unsloth\b", path.read_text(), re.M)
     }
     assert importers == {"stages/train/model.py"}
+
+
+def test_a_stages_entry_is_read_at_a_glance():
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "stages").glob("*/__main__.py")}
+    assert len(lengths) >= 9 and {path.parent.name for path, n in lengths.items() if n > 75} == set()

@@ -12,8 +12,8 @@ import typer
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, write_jsonl
 from abctune.core.params import BASE, ItemArgument, load_params
-from abctune.core.records import EvalRecord, write_record
-from abctune.llm.tokenizer import load_tokenizer, template_hash
+from abctune.core.records import write_record
+from abctune.llm.tokenizer import load_tokenizer
 from stages.eval.rows import COLUMNS, general_rows, test_rows
 
 METRICS = Path("metrics/eval")
@@ -32,12 +32,10 @@ def main(name: ItemArgument) -> None:
     from abctune.llm.device import resolve_dtype
     from abctune.llm.inference import load_for_inference
     from stages.eval.asked import ask
-    from stages.eval.generation import summarise
-    from stages.eval.replicates import METRIC_RECORDS, Adapters, measured
-    from stages.eval.resources import resources_since
-    from stages.eval.scores import lines_of, scores
+    from stages.eval.record import record_of
+    from stages.eval.replicates import Adapters, measured
+    from stages.eval.scores import lines_of
     from stages.eval.served import served
-    from stages.eval.tasks import pass_rates
 
     dtype, settings = resolve_dtype(params.train_of(params.evaluation.test_of).dtype), params.active.eval
     adapters = None if name == BASE else Adapters(name)
@@ -48,10 +46,10 @@ def main(name: ItemArgument) -> None:
     for number in [] if adapters is None else adapters.others(model):
         tables[number] = measured(model, scored, number, settings.batch_tokens)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))
-    overall, sources = scores(conversations)
     del model
-    folder_of = None if adapters is None else adapters.folder
-    as_served = served(rows, folder_of, settings.served_formats, dtype, settings.batch_tokens)
+    as_served = served(
+        rows, adapters.folder if adapters else None, settings.served_formats, dtype, settings.batch_tokens
+    )
 
     with atomic_output(METRICS / name) as folder:
         folder.mkdir()
@@ -59,19 +57,7 @@ def main(name: ItemArgument) -> None:
         pq.write_table(as_served, folder / "served.parquet")
         write_jsonl(folder / "samples.jsonl", samples)
         write_jsonl(folder / "tasks.jsonl", tasks)
-        record = EvalRecord(
-            model=name,
-            test_of=params.evaluation.test_of,
-            metrics=METRIC_RECORDS,
-            replicates=len(tables),
-            published=published,
-            chat_template_sha256=template_hash(tokenizer),
-            overall=overall,
-            sources=sources,
-            generation=summarise(samples),
-            tasks=pass_rates(tasks),
-            resources=resources_since(started),
-        )
+        record = record_of(name, params, tokenizer, conversations, published, samples, tasks, started)
         write_record(folder / "metrics.json", record)
     for line in lines_of(record):
         print(line)

@@ -157,7 +157,7 @@ def test_a_failed_fetch_leaves_the_last_good_one(here: ProjectHere) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["pyarrow.parquet.ParquetWriter.write_table", "stages.fetch.__main__.write_json"]
+    "place", ["pyarrow.parquet.ParquetWriter.write_table", "stages.fetch.outputs.write_json"]
 )
 def test_a_full_disk_is_one_line(here: ProjectHere, place: str) -> None:
     def full(*_: Any, **__: Any) -> None:
