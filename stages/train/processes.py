@@ -34,8 +34,16 @@ T = TypeVar("T")
 # torchrun's own variables (each of its options is read from PET_<OPTION>) that ask for more than this process.
 ASKING = ("PET_NPROC_PER_NODE", "PET_NNODES")
 # What torchrun tells a process; taken out of the environment, where accelerate and Unsloth would act on it.
-TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK")
-PATIENCE = timedelta(minutes=10)  # for a process that is slower to load, evaluates, or writes a checkpoint
+TORCHRUN_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+)
+TIMEOUT = timedelta(minutes=10)  # for a process that is slower to load, evaluates, or writes a checkpoint
 FIRST_ONES_TURN = (
     3  # seconds that others leave the first process to say what is wrong, if it is wrong there too
 )
@@ -124,32 +132,32 @@ class Processes:
         return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
 
     def begin(self, replicate: int) -> None:
-        """Turn to a replicate: what is said from here on is about it."""
+        """Start a replicate: keys of the store carry its number from here on."""
         self._replicate = replicate
 
     def broadcast(self, name: str, value: Any) -> None:
-        """Let the other processes `hear` a value; from the first one."""
+        """Send a value, as JSON, to every other rank; the main rank calls it."""
         if self.world > 1:
-            self._meeting_point().set(f"{self._replicate}/{name}", json.dumps(value))
+            self._rendezvous_store().set(f"{self._replicate}/{name}", json.dumps(value))
 
     def receive(self, name: str) -> Any:
-        """What the first process tells, waiting for it."""
+        """The value that the main rank broadcasts under `name`; waits for it."""
         with _unless_lost():
-            return json.loads(self._meeting_point().get(f"{self._replicate}/{name}"))
+            return json.loads(self._rendezvous_store().get(f"{self._replicate}/{name}"))
 
     def ready(self, problem: str = "") -> None:
-        """Let the first process know that this one is about to train, or why not."""
-        self._meeting_point().set(f"{self._replicate}/ready/{self.rank}", problem)
+        """Tell the main rank that this one is about to train, or why it cannot."""
+        self._rendezvous_store().set(f"{self._replicate}/ready/{self.rank}", problem)
 
     def wait_for_others(self) -> None:
-        """Wait until all are `ready`.
+        """Wait, as the main rank, until all others are `ready`.
 
         Raises:
-            UserError: one of them has a problem.
+            UserError: one of them cannot train.
         """
         for rank in range(1, self.world):
             with _unless_lost():
-                problem = self._meeting_point().get(f"{self._replicate}/ready/{rank}").decode()
+                problem = self._rendezvous_store().get(f"{self._replicate}/ready/{rank}").decode()
             if problem:
                 raise UserError(f"process {rank} cannot train: {problem}")
 
@@ -164,10 +172,10 @@ class Processes:
                 backend = "nccl" if values.is_cuda else "gloo"
                 torch.distributed.init_process_group(
                     backend,
-                    store=self._meeting_point(),
+                    store=self._rendezvous_store(),
                     rank=self.rank,
                     world_size=self.world,
-                    timeout=PATIENCE,
+                    timeout=TIMEOUT,
                 )
                 self._connected = True
             torch.distributed.all_reduce(values)
@@ -175,41 +183,41 @@ class Processes:
                 torch.cuda.synchronize()  # here, where a lost process is an error of this line
         return values
 
-    def part(self) -> None:
-        """Leave the others in good order, once all work is done."""
+    def leave(self) -> None:
+        """Leave the process group, once all work is done."""
         if self._connected:
             import torch.distributed
 
             torch.distributed.destroy_process_group()
             self._connected = False
 
-    def _meeting_point(self) -> Any:
+    def _rendezvous_store(self) -> Any:
         if self._store is None:
             from torch.distributed import rendezvous
 
             place = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            self._store, _, _ = next(rendezvous(place, self.rank, self.world, timeout=PATIENCE))
-            self._store.set_timeout(PATIENCE)
+            self._store, _, _ = next(rendezvous(place, self.rank, self.world, timeout=TIMEOUT))
+            self._store.set_timeout(TIMEOUT)
         return self._store
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """This process's place, from what torchrun has told it; alone if nothing has.
+    """This process's rank and world, from torchrun's variables; a world of one without them.
 
-    An error of a process beside the first goes to torchrun, by whom it is shown once instead of once per process.
+    An error of a rank other than the main one goes to torchrun, which shows it once instead of once per process.
     """
-    told = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
-    if "RANK" not in told:
+    given = {name: os.environ.pop(name) for name in TORCHRUN_VARIABLES if name in os.environ}
+    if "RANK" not in given:
         _see_one_gpu(0)  # of several, which the Trainer would share among threads
         yield Processes()
         return
-    processes = Processes(int(told["RANK"]), int(told["WORLD_SIZE"]))
-    _see_one_gpu(int(told["LOCAL_RANK"]))
+    processes = Processes(int(given["RANK"]), int(given["WORLD_SIZE"]))
+    _see_one_gpu(int(given["LOCAL_RANK"]))
     _die_with(os.getppid())
     if processes.is_main:
         yield processes
-        processes.part()
+        processes.leave()
         return
     # Told to stop, the first process finishes the step, for which it needs the others.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -217,7 +225,7 @@ def joined() -> Iterator[Processes]:
     os.environ["UNSLOTH_COMPILE_LOCATION"] = f"unsloth_compiled_cache/{processes.rank}"  # one writer a folder
     try:
         yield processes
-        processes.part()
+        processes.leave()
     except UserError as error:
         _report(str(error))
         with _unless_lost():
