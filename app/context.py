@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from abctune.llm.chat import prompt_ids
+from abctune.llm.chat import Unrenderable, prompt_ids
 from abctune.llm.conversation import Message
 from app.request import Refused
 
@@ -34,11 +34,16 @@ def fit(
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     # A conversation may only start with a user's message, or the model sees an answer to nothing.
-    starts = [index for index, message in enumerate(turns) if message["role"] == "user"]
+    starts = [index for index, message in enumerate(turns) if message["role"] == "user"] or [
+        max(len(turns) - 1, 0)
+    ]
     rendered: dict[int, list[int]] = {}
 
     def fits(start: int) -> bool:
-        rendered[start] = prompt_ids(tokenizer, [*system, *turns[start:]])
+        try:
+            rendered[start] = prompt_ids(tokenizer, [*system, *turns[start:]])
+        except Unrenderable as error:
+            raise Refused(f"this model's chat template does not take such a conversation: {error}") from None
         return len(rendered[start]) + reserved <= context
 
     start = 0
@@ -54,3 +59,17 @@ def fit(
         fits(start)
     ids = rendered[start]
     return Prompt(ids, dropped=start, room=min(max_new_tokens, context - len(ids)))
+
+
+def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int, context: int) -> Prompt:
+    """A text to go on with, as it is; the names of control tokens in it stay characters.
+
+    Raises:
+        Refused: it does not fit.
+    """
+    ids = list(tokenizer(text, split_special_tokens=True)["input_ids"])
+    if not ids:
+        raise Refused("an empty prompt; write something first")
+    if len(ids) + min(max_new_tokens, context // 2) > context:
+        raise Refused(f"your prompt is too long: it takes {len(ids):,} tokens of the context's {context:,}")
+    return Prompt(ids, dropped=0, room=min(max_new_tokens, context - len(ids)))

@@ -18,12 +18,18 @@ from abctune.llm.conversation import Message
 CONTEXT_TOKENS = 2048  # the report's max_seq_length; longer conversations lose their oldest turns
 MAX_CHARACTERS = 16_000  # per message: about twice what the context holds of English text
 MAX_MESSAGES = 200
+MAX_NEW_TOKENS = 1024
+MAX_STOPS = 4  # as OpenAI's API
 SEEDS = 2**32
 ROLES = ("system", "user", "assistant")
 
 
 class Refused(Exception):
     """A request that is not served. The message is written for the person who asked and safe to show."""
+
+
+class NoSuchModel(Refused):
+    """The model that is asked for is not served here."""
 
 
 class Sampling(BaseModel):
@@ -34,9 +40,13 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    temperature: Annotated[float, Field(ge=0, le=1.5)] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(ge=0.05, le=1)] = 0.9
-    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 256
+    top_k: Annotated[int, Field(ge=0)] = 0  # the likeliest tokens that are kept; 0: all
+    min_p: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # of the likeliest token's probability; less likely ones go
+    )
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 256
     repetition_penalty: Annotated[float, Field(ge=1, le=2)] = 1.1
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
 
@@ -48,6 +58,8 @@ class Request:
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these
+    prompt: str | None = None  # in place of messages: a text to go on with, without a chat template
 
 
 def draw_seeds(requests: Sequence[Request]) -> list[Request]:
@@ -77,23 +89,40 @@ def read_request(known: Sequence[str], model: Any, messages: Any, sampling: Samp
         Refused: with what is wrong and what would be right.
     """
     if not isinstance(model, str) or model not in known:
-        raise Refused(f"no such model here; there is {', '.join(known)}")
+        refusal = NoSuchModel if isinstance(model, str) else Refused
+        raise refusal(f"no such model here; there is {', '.join(known)}")
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise Refused("messages must be a list with at least one message")
     if len(messages) > MAX_MESSAGES:
         raise Refused(f"{len(messages)} messages; at most {MAX_MESSAGES} are read. Start a new conversation")
-    checked = tuple(_message(message) for message in messages)
-    if checked[-1]["role"] != "user":
-        raise Refused("the last message must be the user's")
-    if any(message["role"] == "system" for message in checked[1:]):
-        raise Refused("a system message can only come first")
-    return Request(model, checked, sampling)
+    checked = [_message(message) for message in messages]
+    # Clients send an empty system message for none.
+    kept = tuple(message for message in checked if message["content"] or message["role"] != "system")
+    if not kept:
+        raise Refused("messages must hold more than an empty system message")
+    return Request(model, kept, sampling)
+
+
+def read_stop(value: Any) -> tuple[str, ...]:
+    """`stop` of OpenAI's API: nothing, a string or a few of them."""
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MAX_STOPS
+        or not all(isinstance(one, str) for one in stops)
+    ):
+        raise Refused(f"stop must be a string or a list of at most {MAX_STOPS}")
+    return tuple(one for one in stops if one)
 
 
 def _message(message: Any) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise Refused(f"each message needs a role ({', '.join(ROLES)}) and content")
-    return {"role": message["role"], "content": read_text(message.get("content"))}
+    content = message.get("content")
+    # The API itself gives an empty answer where the model ends its turn at once; clients send it back.
+    if message["role"] != "user" and content in (None, "", []):
+        return {"role": message["role"], "content": ""}
+    return {"role": message["role"], "content": read_text(content)}
 
 
 def read_text(content: Any) -> str:

@@ -11,9 +11,9 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
-from app.openai_api import openai_routes
+from app.openai_api import api_error, openai_routes
 from app.page import CSS, THEME, build_page
 from app.service import Service
 
@@ -104,18 +104,28 @@ class Guard:
         else:
             await self._app(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> PlainTextResponse | None:
+    def _refusal(self, path: str, headers: dict[str, str]) -> Response | None:
+        found = self._reason(path, headers)
+        if found is None:
+            return None
+        status, reason = found
+        answer = api_error(status, reason) if path.startswith("/v1/") else PlainTextResponse(reason, status)
+        if status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+
+    def _reason(self, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
         if not self._may_call(headers):
-            return PlainTextResponse("pages of other origins may not call this; --cors allows one", 403)
+            return 403, "pages of other origins may not call this; --cors allows one"
         if path.rstrip("/").endswith("/upload"):
-            return PlainTextResponse("nothing is uploaded here", 413)
+            return 413, "nothing is uploaded here"
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers:
-            return PlainTextResponse("a request must say its length", 411)
+            return 411, "a request must say its length"
         if not length.isdigit() or int(length) > MAX_BODY:
-            return PlainTextResponse("the request is too large", 413)
+            return 413, "the request is too large"
         if self._password is not None and path.startswith("/v1/") and not self._knows_password(headers):
-            return PlainTextResponse("a password is needed", 401, {"WWW-Authenticate": "Bearer"})
+            return 401, "a password is needed"
         return None
 
     def _may_call(self, headers: dict[str, str]) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.context import fit
+from app.context import fit, fit_text
 from app.engines import Engine, Job, Piece
 from app.models import Models
 from app.request import Refused, Request, draw_seeds
@@ -43,7 +43,26 @@ class Reply:
     @property
     def text(self) -> str:
         """The answer so far. What is in it stays in it: later texts begin with earlier ones."""
-        return self.raw.strip()
+        return self.raw[: len(self.raw) - self._held_back()].strip()
+
+    def add(self, text: str) -> None:
+        """Take up what the model wrote; a stop string ends the answer before it."""
+        self.raw += text
+        found = [place for stop in self.request.stop if (place := self.raw.find(stop)) >= 0]
+        if found:
+            self.raw, self.finish = self.raw[: min(found)], "stop"
+
+    def _held_back(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        if self.finish is not None:
+            return 0
+        sizes = (
+            size
+            for stop in self.request.stop
+            for size in range(1, len(stop))
+            if self.raw.endswith(stop[:size])
+        )
+        return max(sizes, default=0)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -114,7 +133,10 @@ class Service:
         replies, jobs = [], []
         for request in draw_seeds(requests):
             wanted = request.sampling.max_new_tokens
-            prompt = fit(self.tokenizer, request.messages, wanted, self.engine.context)
+            if request.prompt is None:
+                prompt = fit(self.tokenizer, request.messages, wanted, self.engine.context)
+            else:
+                prompt = fit_text(self.tokenizer, request.prompt, wanted, self.engine.context)
             replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
             jobs.append(Job(request.model, prompt.ids, prompt.room, request.sampling))
         with self._line.place() as ticket:
@@ -135,11 +157,15 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
     for piece in pieces:
         now, reply = time.perf_counter(), replies[piece.index]
-        reply.raw += piece.text
+        if reply.finish == "stop":  # at a stop string, of which the engine does not know
+            continue
+        reply.add(piece.text)
         reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds
         reply.finish = piece.finish or reply.finish
+        if all(one.finish for one in replies):
+            break
         if now - started > ANSWER_SECONDS * len(replies):
             for late in replies:
                 late.finish = late.finish or "time"

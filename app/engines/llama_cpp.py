@@ -196,7 +196,9 @@ class LlamaCpp:
                 {"samplers": ["penalties", "top_k"], "top_k": 1}
                 if job.sampling.temperature == 0
                 else {
-                    "samplers": ["penalties", "temperature", "top_p"],
+                    "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+                    "top_k": job.sampling.top_k,
+                    "min_p": job.sampling.min_p,
                     "temperature": job.sampling.temperature,
                     "top_p": job.sampling.top_p,
                 }

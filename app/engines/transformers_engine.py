@@ -141,4 +141,7 @@ def next_token(scores: torch.Tensor, seen: list[int], sampling: Sampling, random
     probabilities, order = (scores / sampling.temperature).softmax(dim=0).sort(descending=True)
     # Keep the fewest tokens whose probabilities reach top_p; the likeliest always stays.
     probabilities[probabilities.cumsum(dim=0) - probabilities > sampling.top_p] = 0
+    if sampling.top_k:
+        probabilities[sampling.top_k :] = 0
+    probabilities[probabilities < sampling.min_p * probabilities[0]] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=random)])

@@ -220,6 +220,19 @@ def test_top_p_keeps_only_the_likeliest_tokens():
     assert math.isclose(counts / 2000, 0.5, abs_tol=0.05)
 
 
+@pytest.mark.parametrize("limit", [{"top_k": 2}, {"min_p": 0.5}])
+def test_top_k_and_min_p_keep_only_the_likeliest_tokens(limit, random_pair):
+    import torch
+
+    scores, random = torch.tensor([0.15, 0.5, 0.05, 0.3]).log(), torch.Generator().manual_seed(0)
+    wanted = Sampling(temperature=1, top_p=1, repetition_penalty=1, **limit)
+    assert {next_token(scores, [], wanted, random) for _ in range(200)} == {1, 3}
+    tokenizer, engines = random_pair
+    narrow = Sampling(temperature=2, top_p=1, repetition_penalty=1, seed=3, top_k=1)
+    greedy = [answers(engine, [job(tokenizer, "A", n=8)])[0] for engine in engines]
+    assert [answers(engine, [job(tokenizer, "A", n=8, sampling=narrow)])[0] for engine in engines] == greedy
+
+
 @pytest.mark.parametrize("key", ["use_dora", "use_rslora"])
 def test_an_adapter_that_llama_cpp_would_misread_is_refused(key, project, tmp_path):
     import json

@@ -155,6 +155,7 @@ def test_a_full_line_is_http_429_and_a_reader_who_leaves_frees_the_model_within_
             next(lines)
             refused = httpx.post(f"{url}/v1/chat/completions", json=body("B"))
             assert (refused.status_code, refused.json()["error"]["message"]) == (429, BUSY)
+            assert int(refused.headers["retry-after"]) > 0
         started = time.perf_counter()
         while engine.inside and time.perf_counter() - started < 5:
             time.sleep(0.01)

@@ -43,12 +43,16 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"model": "D"}, "no such model here; there is base, A, B, C"),
-        ({"model": "../../etc/passwd"}, "no such model"),
         ({"temperature": 3}, "temperature"),
-        ({"max_tokens": 100_000}, "max_new_tokens"),
+        ({"max_tokens": 0}, "max_new_tokens"),
         ({"n": 2}, "n is not supported"),
-        ({"stop": ["x"]}, "stop is not supported"),
+        ({"stop": ["x"] * 5}, "stop must be"),
+        ({"stop": 7}, "stop must be"),
+        ({"logprobs": True}, "logprobs is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"extra_body": {"grammar": "root ::= 'a'"}}, "grammar is not supported"),
+        ({"extra_body": {"typical_p": 0.5}}, "typical_p is not supported"),
+        ({"extra_body": {"min_p": 2}}, "min_p"),
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty message"),
         ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "200,000 characters is too long"),
@@ -59,6 +63,88 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
 def test_a_wrong_request_is_refused_with_its_reason(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.chat.completions.create(**{"model": "A", "messages": HELLO} | wrong)
+
+
+@pytest.mark.parametrize("model", ["D", "../../etc/passwd", ""])
+def test_an_unknown_model_is_not_found_and_the_others_are_named(client, model):
+    with pytest.raises(openai.NotFoundError, match="there is base, A, B, C") as refused:
+        client.chat.completions.create(model=model, messages=HELLO)
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("D")
+    assert client.models.retrieve("B").id == "B"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "hi"}, HELLO[1]],
+        [{"role": "assistant", "content": "hi"}],
+        [HELLO[1], {"role": "assistant", "content": ""}, HELLO[1]],
+        [HELLO[1], {"role": "assistant", "content": None}, HELLO[1]],
+        [{"role": "system", "content": ""}, HELLO[1]],
+        [HELLO[1], {"role": "assistant", "content": "and"}],
+        [HELLO[1], HELLO[0], HELLO[1]],
+        [{"role": "developer", "content": "be brief"}, HELLO[1]],
+        [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
+    ],
+)
+def test_conversations_that_clients_send_are_answered(client, messages):
+    done = client.chat.completions.create(model="A", messages=messages, max_tokens=3)
+    assert done.choices[0].message.content == "aaa"
+
+
+def test_settings_that_clients_send_are_honoured(client):
+    ask = client.chat.completions.create
+    done = ask(
+        model="A", messages=HELLO, max_tokens=100_000, temperature=2, extra_body={"top_k": 1, "min_p": 0.1}
+    )
+    assert done.choices[0].finish_reason == "length" and set(done.choices[0].message.content) == {"a"}
+    done = ask(model="A", messages=HELLO, max_tokens=20, stop="aaaa")
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("", "stop")
+    assert ask(model="A", messages=HELLO, max_completion_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_stop_string_ends_streamed_and_whole_answers_alike(models, tokenizer):
+    from app.service import Service
+    from tests.app.test_load import Says
+
+    with (
+        serving(Service(models, Says(["one t", "w", "o thr", "ee four"]), tokenizer)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for stop, text in (("thr", "one two"), (["four", "tw"], "one"), ("twx", "one two three four")):
+            whole = client.chat.completions.create(model="A", messages=HELLO, stop=stop)
+            parts = client.chat.completions.create(model="A", messages=HELLO, stop=stop, stream=True)
+            assert whole.choices[0].message.content == text
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+
+
+def test_a_text_is_gone_on_with_whole_and_streamed(client):
+    done = client.completions.create(model="C", prompt="once upon", max_tokens=5)
+    assert (done.choices[0].text, done.usage.completion_tokens, done.object) == (
+        "ccccc",
+        5,
+        "text_completion",
+    )
+    parts = client.completions.create(model="C", prompt="once upon", max_tokens=5, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == "ccccc"
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="C", prompt="y " * 7_000)
+
+
+def test_it_is_healthy_and_every_error_is_one_that_clients_read(address, service):
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/chat/completions", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/chat/completions", 413),
+    ):
+        answer = httpx.request(method, f"{address}{path}", content=b"x" * (5 * 2**20 if status == 413 else 0))
+        assert answer.status_code == status and answer.json()["error"]["message"], path
+    with serving(service, auth=("me", "word")) as url:
+        assert httpx.get(f"{url}/v1/models").json()["error"]["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize(
