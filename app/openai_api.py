@@ -186,9 +186,16 @@ def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
     sampling, stop = read_sampling(**given), read_stop(body.get("stop"))
     names, model = service.models.names, body.get("model")
     if not form.chat:
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1:  # LangChain sends a list of one
+            prompt = prompt[0]
+        if not isinstance(prompt, str):
+            raise Refused("prompt must be one text")
         # Checked as a message is: its size, its characters.
-        asked = read_request(names, model, [{"role": "user", "content": body.get("prompt")}], sampling)
-        return replace(asked, messages=(), prompt=body["prompt"], stop=stop)
+        asked = read_request(names, model, [{"role": "user", "content": prompt}], sampling)
+        return replace(
+            asked, messages=(), prompt=prompt.encode("utf-8", "replace").decode("utf-8"), stop=stop
+        )
     messages = body.get("messages")
     if isinstance(messages, list):  # OpenAI's newer name for the system's role
         messages = [

@@ -129,8 +129,10 @@ def test_a_text_is_gone_on_with_whole_and_streamed(client):
     )
     parts = client.completions.create(model="C", prompt="once upon", max_tokens=5, stream=True)
     assert "".join(part.choices[0].text for part in parts) == "ccccc"
-    with pytest.raises(openai.BadRequestError):
-        client.completions.create(model="C", prompt="y " * 7_000)
+    assert client.completions.create(model="C", prompt=["once"], max_tokens=2).choices[0].text == "cc"
+    for prompt in ("y " * 7_000, "", ["one", "two"], [[1, 2]], [7]):
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="C", prompt=prompt)
 
 
 def test_it_is_healthy_and_every_error_is_one_that_clients_read(address, service):
