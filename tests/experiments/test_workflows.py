@@ -99,6 +99,30 @@ def test_a_queued_grid_runs_the_code_of_the_moment_it_was_queued(restored):
     assert len(losses) == 2  # one for each rate: a margin trains nothing
 
 
+@pytest.mark.faults  # minutes long
+def test_two_branches_that_trained_merge_without_a_training(restored):
+    """As docs/experiments.md says in "When Git and DVC disagree"."""
+    start = restored.git("rev-parse", "HEAD").strip()
+    for branch, variant in (("b-longer", "B"), ("c-longer", "C")):
+        restored.git("checkout", "--quiet", "-b", branch, start)
+        restored.run("dvc", "exp", "run", "--set-param", f"variants.{variant}.train.max_steps=6")
+        restored.commit(f"{variant} trains longer")
+    try:
+        restored.run("git", "merge", "b-longer", check=False)
+        assert "UU dvc.lock" in restored.git("status", "--porcelain")
+        restored.git("checkout", "--ours", "dvc.lock", "plots", "metrics")
+        restored.git("add", "--all")
+        merged = restored.run("dvc", "repro").stdout
+        assert not re.search(r"> python -m stages\.(train|eval)", merged), merged
+        restored.commit("merge")
+        variants = restored.params()["variants"]
+        assert {name: variants[name]["train"]["max_steps"] for name in "BC"} == {"B": 6, "C": 6}
+        assert "Data and pipelines are up to date." in restored.run("dvc", "status").stdout
+        assert not restored.git("status", "--porcelain")
+    finally:
+        restored.git("checkout", "--quiet", "--force", "main")
+
+
 def finished_tasks(project) -> list[str]:
     """The queue's experiments, once all have ended well."""
     deadline = time.monotonic() + DEADLINE
