@@ -43,7 +43,7 @@ CSS = """
 .start h2 { font-weight: 600; font-size: 1.1em; } .start div { display: flex; flex-wrap: wrap; gap: .6em; justify-content: center; }
 .start button { max-width: 22em; padding: .6em .9em; text-align: start; border: 1px solid var(--border-color-primary); border-radius: 8px; color: var(--body-text-color); }
 #problems { border-left: 4px solid #d97706; padding-left: .8em; }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
+@media (max-width: 640px) { .gradio-container { padding: 8px !important; } #chatbot { height: 46vh; min-height: 260px; } }
 """
 # System fonts: Gradio's themes would fetch theirs from Google.
 THEME = gr.themes.Soft(
