@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -418,12 +419,43 @@ class ChoiceCheck(_OwnCheck):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
 
 
+def _references(schema: Any) -> Iterator[str]:
+    """Every `$ref` of a JSON Schema."""
+    if isinstance(schema, dict):
+        if isinstance(ref := schema.get("$ref"), str):
+            yield ref
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _references(part)
+
+
 class JsonCheck(_OwnCheck):
-    """The answer is a JSON object with these fields."""
+    """The answer is a JSON object with these fields, or valid against a JSON Schema."""
 
     kind: Literal["json"]
     fields: dict[str, Literal["string", "number", "integer", "boolean", "array", "object", "null"]] = {}
     equal: tuple[str, ...] = ()  # fields whose values must be the held-out reply's
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}  # JSON Schema, draft 2020-12
+
+    @field_validator("schema_")
+    @classmethod
+    def _is_a_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        from jsonschema import Draft202012Validator, SchemaError
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import DRAFT202012
+
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"{error.json_path} is no JSON Schema ({error.message})") from None
+        try:
+            for ref in _references(schema):
+                Registry().resolver_with_root(DRAFT202012.create_resource(schema)).lookup(ref)
+        except Unresolvable as error:
+            raise ValueError(f"$ref {error.ref!r} is not in the schema; nothing is downloaded") from None
+        return schema
 
 
 class ToolCallCheck(_OwnCheck):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import regex
+from jsonschema import Draft202012Validator
+from referencing import Registry
 
 from abctune.core.params import (
     ChoiceCheck,
@@ -100,11 +102,14 @@ def label_of(text: str, labels: tuple[str, ...]) -> str | None:
 
 
 def json_fields(check: JsonCheck, reference: Reference, answer: str) -> Held:
-    """One JSON object, alone or in one fenced block; its fields' types, and values that equal the reply's."""
+    """One JSON object, alone or in one fenced block; its schema, its fields' types, and values that equal the reply's."""
     value, wanted = json_object(answer), json_object(reference.text) or {}
     if value is None:
         return {"json_object": False}
     held = {"json_object": True}
+    if check.schema_:
+        # An empty registry: a `$ref` to another place is an unresolved reference, not a download.
+        held["schema"] = Draft202012Validator(check.schema_, registry=Registry()).is_valid(value)
     for name, kind in check.fields.items():
         held[f"field {name}"] = name in value and is_of(value[name], kind)
     for name in check.equal:

@@ -16,6 +16,14 @@ DEEP = "[" * 19_000
 CALL = {"name": "weather", "arguments": {"city": "Paris", "days": 2}}
 CHOICE = {"kind": "choice", "labels": ["positive", "very positive", "negative"]}
 JSON = {"kind": "json", "fields": {"name": "string", "age": "integer"}, "equal": ["name"]}
+SCHEMA = {
+    "kind": "json",
+    "schema": {
+        "properties": {"tags": {"$ref": "#/$defs/tags"}},
+        "required": ["name"],
+        "$defs": {"tags": {"type": "array", "items": {"type": "string"}}},
+    },
+}
 ANN = '{"name": "Ann", "age": 30}'
 
 
@@ -51,6 +59,9 @@ def passes(check: dict, reference: str, answer: str, calls: tuple = ()) -> bool:
         (JSON, ANN, "[1]", False),
         (JSON, ANN, DEEP, False),
         (JSON, ANN, '{"a":' * 3_000, False),
+        (SCHEMA, ANN, ANN, True),
+        (SCHEMA, ANN, '{"name": "Ann", "age": 30, "tags": [1]}', False),
+        (SCHEMA, ANN, '{"age": 30}', False),
         ({"kind": "python"}, "", "```python\nx = 1\n```", True),
         ({"kind": "python"}, "", "x = (", False),
         ({"kind": "python"}, "", "", False),
@@ -174,3 +185,11 @@ def test_eval_asks_the_sources_own_rows(ready_to_train):
     assert all(task["expected"] and task["n_tokens"] <= 5 for task in own)
     record = json.loads((ready_to_train.root / "metrics/eval/base/metrics.json").read_text())
     assert record["tasks"]["own_chat"]["n"] == 4
+
+
+def test_a_schema_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"type is no JSON Schema"):
+        TypeAdapter(OwnCheck).validate_python({"kind": "json", "schema": {"type": "objct"}})
+    elsewhere = {"properties": {"a": {"$ref": "https://example.invalid/a.json"}}}
+    with pytest.raises(ValueError, match="nothing is downloaded"):
+        TypeAdapter(OwnCheck).validate_python({"kind": "json", "schema": elsewhere})
