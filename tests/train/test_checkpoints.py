@@ -112,7 +112,7 @@ def test_a_checkpoint_made_with_other_params_data_or_code_is_refused_and_said_wh
     )
     assert find_flaw(before.path(3)) is None  # not ours to remove before this run is through
     clear("B")
-    assert {path.name for path in before.folder.parent.iterdir()} <= {"lock"}
+    assert {path.name for path in before.folder.parent.parent.iterdir()} <= {"lock"}
 
 
 def test_only_the_newest_stay():
