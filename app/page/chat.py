@@ -75,7 +75,11 @@ def chat_tab(service: Service) -> None:
     answer_inputs = [conversation, model, system, *settings]
     view = [conversation, chatbot, box]
 
-    def answer(turns: Conversation, name: Any, instructions: Any, *values: Any) -> Iterator[Shown]:
+    def answer(turns: Conversation, name: Any, instructions: Any, *values: Any) -> Iterator[tuple[Any, Any, Any]]:
+        if not turns or turns[-1].role != "user":
+            # Nothing to answer, and nothing to write: after a refusal the next message may have been sent already.
+            yield gr.skip(), gr.skip(), gr.skip()
+            return
         for shown in _answer(service, turns, name, instructions, values):
             yield drawn(shown)
 
@@ -110,10 +114,7 @@ def drawn(shown: Shown) -> tuple[Conversation, str, Any]:
 def _answer(
     service: Service, turns: Conversation, name: Any, system: Any, values: tuple[Any, ...]
 ) -> Iterator[Shown]:
-    """Answer the last message, if it is a person's."""
-    if not turns or turns[-1].role != "user":
-        yield turns, display(turns), gr.update(**SEND)
-        return
+    """Answer the last message, which is a person's."""
     turn = Turn("assistant", "", growing=True)
     asked = messages(turns, str(system or ""))
     turns.append(turn)
