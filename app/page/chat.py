@@ -75,7 +75,9 @@ def chat_tab(service: Service) -> None:
     answer_inputs = [conversation, model, system, *settings]
     view = [conversation, chatbot, box]
 
-    def answer(turns: Conversation, name: Any, instructions: Any, *values: Any) -> Iterator[tuple[Any, Any, Any]]:
+    def answer(
+        turns: Conversation, name: Any, instructions: Any, *values: Any
+    ) -> Iterator[tuple[Any, Any, Any]]:
         if not turns or turns[-1].role != "user":
             # Nothing to answer, and nothing to write: after a refusal the next message may have been sent already.
             yield gr.skip(), gr.skip(), gr.skip()
