@@ -51,7 +51,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "modalities": (None, ["text"]),
 }
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "adapter_strength")
 # What changes no answer, and what is read elsewhere in this module. Any other field is refused: none is ignored in silence.
 KNOWN = {
     *ONLY,

@@ -21,6 +21,8 @@ MAX_MESSAGES = 200
 MAX_NEW_TOKENS = 1024
 MAX_STOPS = 4  # as OpenAI's API
 SEEDS = 2**32
+MAX_STRENGTH = 2.0
+MAX_LIKELIEST = 20  # alternatives to a token that can be asked for, as in OpenAI's API
 ROLES = ("system", "user", "assistant")
 
 
@@ -49,6 +51,8 @@ class Sampling(BaseModel):
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 256
     repetition_penalty: Annotated[float, Field(ge=1, le=2)] = 1.1
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
+    # What the adapter adds to the base's weights is multiplied by it: 0 is the base, 1 the variant as it was trained.
+    adapter_strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = 1.0
 
 
 @dataclass(frozen=True)

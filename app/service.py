@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.context import fit, fit_text
-from app.engines import Engine, Job, Piece
+from app.context import Prompt, fit, fit_text
+from app.engines import Engine, Job, Piece, TokenScore
 from app.models import Models
-from app.request import Refused, Request, draw_seeds
+from app.request import MAX_LIKELIEST, Refused, Request, draw_seeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,11 +132,7 @@ class Service:
         """
         replies, jobs = [], []
         for request in draw_seeds(requests):
-            wanted = request.sampling.max_new_tokens
-            if request.prompt is None:
-                prompt = fit(self.tokenizer, request.messages, wanted, self.engine.context)
-            else:
-                prompt = fit_text(self.tokenizer, request.prompt, wanted, self.engine.context)
+            prompt = self._prompt(request)
             replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
             jobs.append(Job(request.model, prompt.ids, prompt.room, request.sampling))
         with self._line.place() as ticket:
@@ -150,6 +146,49 @@ class Service:
                 raise Refused(FAILED) from None
             finally:
                 pieces.close()
+
+    def token_scores(
+        self, request: Request, answer: str, likeliest: int = 5
+    ) -> Iterator[Waiting | list[TokenScore]]:
+        """How likely each token of an answer was, and what was likelier. Scores an answer that is there already.
+
+        Args:
+            request: what was asked; `Reply.request` of the answer.
+            answer: the answer's text; `Reply.raw`, or what is left of it, or any other text.
+            likeliest: alternatives per token, at most MAX_LIKELIEST.
+
+        Yields:
+            Places in line, then the scores so far, growing token by token; closing it stops.
+
+        Raises:
+            Refused: as `answer` does, or the answer does not fit the context behind its prompt.
+        """
+        if not 0 <= likeliest <= MAX_LIKELIEST:
+            raise Refused(f"likeliest: at most {MAX_LIKELIEST} alternatives per token")
+        prompt = self._prompt(request)
+        ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        if len(prompt.ids) + len(ids) > self.engine.context:
+            raise Refused(
+                f"the answer is too long: with its prompt it exceeds {self.engine.context:,} tokens"
+            )
+        job = Job(request.model, prompt.ids, len(ids), request.sampling)
+        with self._line.place() as ticket:
+            while ahead := self._line.ahead(ticket, POLL_SECONDS):
+                yield Waiting(ahead)
+            scores: list[TokenScore] = []
+            try:
+                for score in self.engine.score(job, ids, likeliest):
+                    scores.append(score)
+                    yield scores
+            except Exception:
+                log.exception("scoring failed")
+                raise Refused(FAILED) from None
+
+    def _prompt(self, request: Request) -> Prompt:
+        wanted = request.sampling.max_new_tokens
+        if request.prompt is not None:
+            return fit_text(self.tokenizer, request.prompt, wanted, self.engine.context)
+        return fit(self.tokenizer, request.messages, wanted, self.engine.context)
 
 
 def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:

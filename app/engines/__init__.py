@@ -33,6 +33,24 @@ class Piece:
     finish: Literal["stop", "length"] | None = None  # set on the job's last piece
 
 
+@dataclass(frozen=True)
+class Likely:
+    """A token that could come next."""
+
+    id: int
+    text: str
+    logprob: (
+        float  # natural logarithm of its probability: by the plain scores, before temperature and penalties
+    )
+
+
+@dataclass(frozen=True)
+class TokenScore(Likely):
+    """A token of an answer, and what the model would most likely have said in its place."""
+
+    likeliest: tuple[Likely, ...] = ()  # likeliest first; holds the token itself if it is among them
+
+
 class Engine(Protocol):
     """Used by one caller at a time (app.service sees to that).
 
@@ -44,3 +62,7 @@ class Engine(Protocol):
     context: int
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]: ...
+
+    def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
+        """Score the tokens `ids` as the answer to the job's prompt, one after the other."""
+        ...

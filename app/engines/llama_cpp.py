@@ -12,12 +12,13 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
-from app.engines import Job, Piece
+from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.streaming import StreamingAnswer
 from app.request import CONTEXT_TOKENS, Sampling
 
@@ -49,8 +50,9 @@ class LlamaCpp:
 
         self.context, self._tokenizer = context, tokenizer
         self._models = [BASE, *adapters]
-        # What each model's slot holds: llama.cpp keeps it and does not tell.
+        # What each model's slot holds, and at which strength it was read: llama.cpp keeps it and does not tell.
         self._held: dict[str, list[int]] = {name: [] for name in self._models}
+        self._strength = dict.fromkeys(self._models, 1.0)
 
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
@@ -86,6 +88,10 @@ class LlamaCpp:
 
         A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
         """
+        if (
+            self._strength[job.model] != job.sampling.adapter_strength
+        ):  # llama.cpp then forgets what it has read
+            self._strength[job.model], self._held[job.model] = job.sampling.adapter_strength, []
         known = shared_prefix(self._held[job.model], job.prompt)
         for end in range(known + PROMPT_PART, len(job.prompt), PROMPT_PART):
             self._held[job.model] = job.prompt[:end]
@@ -132,20 +138,40 @@ class LlamaCpp:
                 return self._tokenizer.encode(choice["text"], add_special_tokens=False)
         return self._tokenizer.encode("\ufffd", add_special_tokens=False)  # no character after all
 
+    def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
+        """Each token of `ids` behind the job's prompt; costs what generating them costs."""
+        for _ in self._read(0, job):
+            pass
+        text = self._tokenizer.decode
+        for place, token in enumerate(ids):
+            read = [*job.prompt, *ids[:place]]
+            self._held[job.model] = read
+            scores = self._scores(job, read, token, likeliest)
+            order = sorted(scores, key=scores.__getitem__, reverse=True)[:likeliest]
+            yield TokenScore(
+                token,
+                text([token]),
+                scores[token],
+                tuple(Likely(one, text([one]), scores[one]) for one in order),
+            )
+
     def log_probability(self, model: str, ids: list[int], token: int) -> float:
         """Natural logarithm of the probability that the model gives the token behind `ids`, by its plain scores."""
-        # A bias makes llama.cpp choose a token; the probabilities that it reports are those before any bias.
-        scores = self._scores(model, ids, chosen=token, top=1)
-        if (
-            not scores
-        ):  # it reports nothing where a token ends within a character: choose another, list them all
-            end = self._tokenizer.eos_token_id
-            scores = self._scores(model, ids, chosen=end, top=len(self._tokenizer))
-        return scores[token]
+        return self._scores(Job(model, ids, 1, Sampling()), ids, token, 1)[token]
 
-    def _scores(self, model: str, ids: list[int], chosen: int, top: int) -> dict[int, float]:
-        """Log-probabilities by token: the chosen one's and the `top` likeliest."""
-        body = self._body(Job(model, ids, 1, Sampling(temperature=0, repetition_penalty=1)))
+    def _scores(self, job: Job, ids: list[int], token: int, top: int) -> dict[int, float]:
+        """Log-probabilities by token behind `ids`: the given one's and the `top` likeliest."""
+        # A bias makes llama.cpp choose a token; the probabilities that it reports are those before any bias.
+        found = self._likeliest(job, ids, token, max(top, 1))
+        if (
+            not found
+        ):  # where a token ends within a character it reports nothing: choose another, list them all
+            found = self._likeliest(job, ids, self._tokenizer.eos_token_id, len(self._tokenizer))
+        return found
+
+    def _likeliest(self, job: Job, ids: list[int], chosen: int, top: int) -> dict[int, float]:
+        plain = job.sampling.model_copy(update={"temperature": 0, "repetition_penalty": 1})
+        body = self._body(replace(job, prompt=ids, max_new_tokens=1, sampling=plain))
         reply = self._server.handle_completions(body | {"logprobs": top, "logit_bias": [[chosen, 1e6]]})
         found = reply["choices"][0]["logprobs"]
         if not found:
@@ -187,7 +213,7 @@ class LlamaCpp:
             "prompt": job.prompt,
             "id_slot": self._models.index(job.model),
             "lora": [
-                {"id": place, "scale": float(name == job.model)}
+                {"id": place, "scale": job.sampling.adapter_strength if name == job.model else 0.0}
                 for place, name in enumerate(self._models[1:])
             ],
             "max_tokens": job.max_new_tokens,

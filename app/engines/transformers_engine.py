@@ -8,17 +8,18 @@ failure could leave hanging (transformers' TextIteratorStreamer blocks for ever 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
 from abctune.llm.inference import load_for_inference
 from abctune.llm.tokenizer import stop_token_ids
-from app.engines import Job, Piece
+from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.streaming import StreamingAnswer
 from app.request import Sampling
 
@@ -66,9 +67,45 @@ class TransformersEngine:
             )
             raise BrokenAdapter(name, reason) from None
         self._model, self._has_adapters = model.eval(), bool(adapters)
+        self._strength: dict[str, float] = {}
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
-        """All jobs in one batch."""
+        """All jobs in one batch; an adapter that is asked for at two strengths takes a batch for each."""
+        strengths: list[dict[str, float]] = []
+        batches: list[list[int]] = []
+        for index, job in enumerate(jobs):
+            strength = job.sampling.adapter_strength
+            fitting = (n for n, known in enumerate(strengths) if known.get(job.model, strength) == strength)
+            place = next(fitting, len(batches))
+            if place == len(batches):
+                strengths.append({})
+                batches.append([])
+            strengths[place][job.model] = strength
+            batches[place].append(index)
+        for batch in batches:
+            for piece in self._batch([jobs[index] for index in batch]):
+                yield replace(piece, index=batch[piece.index])
+
+    def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
+        """Each token of `ids` behind the job's prompt."""
+        cache, text = None, self._tokenizer.decode
+        for place in range(-1, len(ids) - 1):
+            read = [ids[place]] if place >= 0 else job.prompt
+            mask = torch.ones(1, len(job.prompt) + place + 1, dtype=torch.long)
+            logits, cache = self._forward([job], torch.tensor([read]), mask, cache)
+            scores, token = logits[0].log_softmax(dim=0), ids[place + 1]
+            best = scores.topk(likeliest)
+            yield TokenScore(
+                token,
+                text([token]),
+                float(scores[token]),
+                tuple(
+                    Likely(one, text([one]), score)
+                    for score, one in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                ),
+            )
+
+    def _batch(self, jobs: Sequence[Job]) -> Iterator[Piece]:
         rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed or 0)) for job in jobs]
         width = max(len(job.prompt) for job in jobs)
         # Padding goes in front, so that every prompt ends where generation begins.
@@ -98,6 +135,7 @@ class TransformersEngine:
         """The next-token scores of each row, and the cache that now holds `ids` too."""
         position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         names = {"adapter_names": [_adapter(job.model) for job in jobs]} if self._has_adapters else {}
+        self._scale({job.model: job.sampling.adapter_strength for job in jobs if job.model != BASE})
         output = self._model(
             input_ids=ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
@@ -108,6 +146,15 @@ class TransformersEngine:
             **names,
         )
         return output.logits[:, -1].float().cpu(), output.past_key_values
+
+    def _scale(self, strengths: Mapping[str, float]) -> None:
+        """Multiply each adapter's effect, as PEFT's `set_scale` does for the active adapter alone."""
+        for name, strength in strengths.items():
+            if self._strength.get(name, 1.0) != strength:
+                for layer in self._model.modules():
+                    if isinstance(layer, LoraLayer) and name in layer.scaling:
+                        layer.set_scale(name, strength)
+                self._strength[name] = strength
 
 
 def _adapter(model: str) -> str:

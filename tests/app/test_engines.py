@@ -321,3 +321,39 @@ def test_pieces_together_are_the_whole_decoded_text(tokenizer, seed):
         piece = growing.take(0, token, tokenizer, stops=False)
         text += piece.text if piece else ""
     assert text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_adapter_strength_goes_from_the_base_to_twice_the_effect_and_is_forgotten_after(random_pair):
+    """0 is the base, 1 the variant; the next answer at full strength is the one it was before."""
+    tokenizer, engines = random_pair
+    for engine in engines:
+
+        def said(model, strength, engine=engine):
+            sampling = GREEDY.model_copy(update={"adapter_strength": strength})
+            return answers(engine, [job(tokenizer, model, n=20, sampling=sampling)])[0]
+
+        full, half, none, twice = (said("A", strength) for strength in (1, 0.5, 0, 2))
+        assert none == said("base", 1) == said("base", 0.5), engine.name
+        assert full not in (none, twice) and half != full, engine.name
+        assert said("A", 1) == full, engine.name
+
+
+def test_a_comparison_of_strengths_gives_each_its_own_answer(engine, tokenizer):
+    strengths = [GREEDY.model_copy(update={"adapter_strength": strength}) for strength in (1.0, 0.0, 1.0)]
+    asked = [job(tokenizer, "A", n=5, sampling=sampling) for sampling in strengths]
+    assert answers(engine, asked)[0] == ["aaaaa", "zzzzz", "aaaaa"]
+
+
+def test_both_engines_score_an_answers_tokens_alike_and_by_its_adapter(random_pair):
+    tokenizer, engines = random_pair
+    asked = job(tokenizer, "A")
+    ids = tokenizer.encode("jmé", add_special_tokens=False)
+    ours, theirs = (list(engine.score(asked, ids, 3)) for engine in engines)
+    assert [score.id for score in ours] == [score.id for score in theirs] == ids
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=0.02)
+        assert [likely.id for likely in one.likeliest] == [likely.id for likely in other.likeliest]
+        probabilities = [likely.logprob for likely in one.likeliest]
+        assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
+    plain = list(engines[0].score(job(tokenizer, "base"), ids, 3))
+    assert [score.logprob for score in plain] != pytest.approx([score.logprob for score in ours], abs=0.02)

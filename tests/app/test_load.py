@@ -261,3 +261,14 @@ def test_a_seed_is_drawn_for_each_answer_unless_one_is_set_and_is_told(models, t
 
     assert len({seed_of() for _ in range(5)}) == 5
     assert seed_of(seed=7) == seed_of(seed=7) == 7
+
+
+def test_the_service_scores_an_answer_that_it_gave_and_refuses_what_does_not_fit(service):
+    *_, replies = service.answer([request(service)])
+    *_, scores = service.token_scores(replies[0].request, replies[0].raw, likeliest=2)
+    assert "".join(score.text for score in scores) == replies[0].text != ""
+    assert all(score.logprob > -0.1 and score.likeliest[0].text == "a" for score in scores)
+    with pytest.raises(Refused, match="too long"):
+        next(service.token_scores(replies[0].request, "a " * 3000))
+    with pytest.raises(Refused, match="at most 20"):
+        next(service.token_scores(replies[0].request, "a", likeliest=21))
