@@ -23,6 +23,7 @@ PROJECT_FILES = (
     ".dvc",
     ".dvcignore",
     "data/own",
+    "data/votes",
     "models/own",
     ".gitignore",
     ".gitattributes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from abctune.core.records import (
 from abctune.core.schemas import SCORED_ROWS, SERVED
 from abctune.study.fairness import require_known_sources, require_same_test
 from abctune.study.places import COLLECTED, EVAL
+from abctune.study.votes import VoteRecord, read_votes
 
 OVERALL = "overall"  # the set of all sources but GENERAL
 CURVES = {"train_loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
@@ -86,6 +87,7 @@ class Study:
     params: Params
     models: dict[str, Evaluated]
     trained: dict[str, Trained]  # the variants
+    votes: list[VoteRecord] = field(default_factory=list)  # people's, blind
 
     @property
     def test_rows(self) -> pd.DataFrame:
@@ -133,7 +135,8 @@ def read_study(params: Params) -> Study:
     models = {name: read_evaluated(name, folder) for name, folder in folders.items()}
     require_same_test(models)
     require_known_sources(models[BASE].conversations, params)
-    return Study(params, models, {name: read_trained(name) for name in params.variants})
+    trained = {name: read_trained(name) for name in params.variants}
+    return Study(params, models, trained, read_votes())
 
 
 def made_by(model: str) -> str:

@@ -14,6 +14,7 @@ from abctune.core.records import (
 from abctune.study.comparison import Comparison
 from abctune.study.coverage import untested
 from abctune.study.inputs import Study
+from abctune.study.preferences import preference_headlines, preferences_of
 from abctune.study.served import Served, served_headlines
 from abctune.study.tasks import TaskComparison, task_headlines
 from abctune.study.verdicts import Verdict, headlines
@@ -60,7 +61,13 @@ def all_headlines(
 ) -> list[str]:
     """What to know if one reads nothing else: first, what the verdicts leave out."""
     warnings = [f"Warning: {line}" for line in untested(study).values()]
-    return warnings + headlines(verdicts, comparison) + task_headlines(tasks) + served_headlines(served)
+    return [
+        *warnings,
+        *headlines(verdicts, comparison),
+        *task_headlines(tasks),
+        *preference_headlines(preferences_of(study)),
+        *served_headlines(served),
+    ]
 
 
 def values_of(comparison: Comparison) -> tuple[ValueRecord, ...]:

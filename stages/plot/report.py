@@ -11,6 +11,7 @@ from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound, ledger
 from abctune.study.inputs import Study
 from abctune.study.origins import data_origins, made_with
+from abctune.study.preferences import preferences_of
 from abctune.study.rendering import environment
 from abctune.study.results import all_headlines
 from abctune.study.served import Served
@@ -63,6 +64,7 @@ def report_of(
         "task_kinds": {kind: words_of(kind) for kind in tasks.kinds},
         "own_checks": own_rows(study),
         "task_rows": task_rows(study),
+        "preferences": preferences_of(study),
         "served": served,
         "losses": loss_rows(study, comparison),
         "ledger": ledger(study),
