@@ -483,7 +483,6 @@ OwnCheck = Annotated[
     TextCheck | RegexCheck | ChoiceCheck | JsonCheck | ToolCallCheck | PythonCheck | CommandCheck,
     Field(discriminator="kind"),
 ]
-OWN_KINDS = ("exact", "normalized", "regex", "choice", "json", "tool_call", "python", "command")
 
 
 class EvaluationParams(_Section):
@@ -673,6 +672,10 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 Layers = tuple[tuple[str, dict[str, Any]], ...]
+# Below these places pydantic's location names the kind of section (hub, json, ...), which no key in the file does.
+TAGGED = ("profiles.*.model", "profiles.*.general", "profiles.*.sources.*", "evaluation.checks.*")
+# Last in a location where a value may be of several types, the one that was tried.
+TRIED_TYPE = re.compile(r"(literal|tuple|constrained-tuple)\[.*\]|str|int|bool", re.DOTALL)
 LENGTHS = ("max_steps", "num_train_epochs")  # of which a layer that sets one overrides both
 
 
@@ -690,7 +693,7 @@ def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:
     """One line per problem: the key as written in the file, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"] if part not in ("hub", "wheel", "local", *OWN_KINDS)]
+        location = _written(problem)
         key = ".".join(location)
         if layers and location:
             # The layer that wins is the one to mend; a key that no layer has belongs to the variant.
@@ -700,6 +703,18 @@ def _explain(error: ValidationError, path: Path, layers: Layers = ()) -> str:
             key = layers[1][0]
         lines.append(f"{path}: {key + ': ' if key else ''}{_reason(problem)}")
     return "\n       ".join(lines)
+
+
+def _written(problem: Any) -> list[str]:
+    """A problem's location in keys as the file has them."""
+    parts = [str(part) for part in problem["loc"]]
+    for pattern in TAGGED:
+        place = pattern.split(".")
+        if len(parts) > len(place) and all(a in ("*", b) for a, b in zip(place, parts, strict=False)):
+            del parts[len(place)]
+    if parts and problem["type"].endswith(("_type", "literal_error")) and TRIED_TYPE.fullmatch(parts[-1]):
+        del parts[-1]
+    return parts
 
 
 def _reason(problem: Any) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -84,7 +85,16 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_rss_gib() -> float:
-    """The most memory this process has held, in GiB."""
+    """The most memory this process has held, in GiB.
+
+    Linux's ru_maxrss begins with what the process that started this one held; VmHWM counts from the start of this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        status = ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        return int(found[1]) * 1024 / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
 

@@ -23,7 +23,6 @@ from pydantic import (
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, read_jsonl, write_json
 
-OWN = "own_"  # in front of a source's name: the kind of the tasks that evaluation.checks makes of its rows
 GENERAL = "general"  # the reserved source name of the rows that measure forgetting; no part of "overall"
 
 
@@ -347,7 +346,8 @@ class TaskRecord(Record):
     """A line of tasks.jsonl: one checkable task, answered and checked."""
 
     id: str
-    kind: str
+    kind: str  # instructions or code; of a source's own check, that check's kind, as choice
+    source: str | None = None  # whose test row it is; None: one of the project's own tasks
     prompt: str
     answer: str
     n_tokens: int
@@ -414,6 +414,7 @@ class EvalRecord(Record):
     sources: dict[str, Score]  # GENERAL among them where it was scored
     generation: Generation
     tasks: dict[str, PassRateRecord]  # by kind; none where the profile asks for none
+    own_checks: dict[str, PassRateRecord] = Field(default_factory=dict)  # by source (evaluation.checks)
     resources: EvalResources
 
 
@@ -512,7 +513,8 @@ class TaskShareRecord(Record):
     """The share of one kind of tasks that a published adapter passes."""
 
     model: str
-    kind: str
+    kind: str  # as TaskRecord's
+    source: str | None = None
     n: int
     passed: int
     low: float
@@ -524,7 +526,8 @@ class TaskDifferenceRecord(Record):
 
     model: str
     reference: str
-    kind: str
+    kind: str  # as TaskRecord's
+    source: str | None = None
     value: float
     low: float
     high: float

@@ -52,7 +52,9 @@ def test_fault(first: Scored, other: Scored) -> str | None:
         return fault
     if [sample.prompt for sample in first.samples] != [sample.prompt for sample in other.samples]:
         return "answered different prompts"
-    if [(t.kind, t.prompt) for t in first.tasks] != [(t.kind, t.prompt) for t in other.tasks]:
+    if [(t.kind, t.source, t.prompt) for t in first.tasks] != [
+        (t.kind, t.source, t.prompt) for t in other.tasks
+    ]:
         return "were asked different tasks"
     return None
 

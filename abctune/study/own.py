@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abctune.core.params import BASE
-from abctune.core.records import OWN, OwnCheckSummary, TaskRecord
+from abctune.core.records import OwnCheckSummary, TaskRecord
 from abctune.study.comparison import pairs_of
 from abctune.study.inputs import Study
 from abctune.study.tasks import TaskComparison
@@ -69,7 +69,7 @@ def source_checks(study: Study) -> list[SourceCheck]:
     found = []
     for source, check in study.params.evaluation.checks.items():
         tasks = {
-            name: [task for task in model.tasks if task.kind == f"{OWN}{source}"]
+            name: [task for task in model.tasks if task.source == source]
             for name, model in study.models.items()
         }
         if tasks[BASE]:
@@ -111,8 +111,7 @@ def own_summaries(
     """A model's counts by source, for summary.json."""
     found = {}
     for check in checks:
-        kind = f"{OWN}{check.source}"
-        rate = tasks.rate(model, kind)
+        rate = tasks.rate(model, check.kind, check.source)
         flips = next((f for f in check.flips if (f.model, f.reference) == (model, BASE)), None)
         f1 = check.macro_f1.get(model)
         found[check.source] = OwnCheckSummary(
@@ -121,6 +120,6 @@ def own_summaries(
             won=len(flips.won) if flips else 0,
             lost=len(flips.lost) if flips else 0,
             macro_f1=None if f1 is None else round(f1, 4),
-            vs_base=tasks.difference(model, BASE, kind).short if flips else None,
+            vs_base=tasks.difference(model, BASE, check.kind, check.source).short if flips else None,
         )
     return found

@@ -44,7 +44,7 @@ def study_record(
         values=values_of(comparison),
         differences=tuple(difference_record(v) for v in verdicts),
         tasks=tuple(
-            TaskShareRecord(model=r.model, kind=r.kind, n=r.n, passed=r.passed, low=r.low, high=r.high)
+            TaskShareRecord(model=r.model, **r.on._asdict(), n=r.n, passed=r.passed, low=r.low, high=r.high)
             for r in tasks.rates
         ),
         task_differences=task_differences_of(tasks),
@@ -108,12 +108,12 @@ def difference_record(verdict: Verdict) -> DifferenceRecord:
 
 
 def task_differences_of(tasks: TaskComparison) -> tuple[TaskDifferenceRecord, ...]:
-    """Every pair on every kind of tasks."""
+    """Every pair on every set of tasks."""
     return tuple(
         TaskDifferenceRecord(
             model=d.model,
             reference=d.reference,
-            kind=d.kind,
+            **d.on._asdict(),
             value=d.value,
             low=d.low,
             high=d.high,

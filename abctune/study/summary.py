@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from abctune.core.params import BASE
-from abctune.core.records import GENERAL, LOSS, OWN, ModelSummary, SummaryRecord
+from abctune.core.records import GENERAL, LOSS, ModelSummary, SummaryRecord
 from abctune.study.comparison import Comparison
 from abctune.study.coverage import untested
 from abctune.study.inputs import CURVES, OVERALL, Study, Trained
@@ -38,9 +38,9 @@ def summary(
         name: ModelSummary(
             loss={on.name: round(comparison.value(name, on.name).value, DIGITS) for on in comparison.sets},
             tasks={
-                SHORT.get(kind, kind): round(tasks.rate(name, kind).value, 3)
-                for kind in tasks.kinds
-                if not kind.startswith(OWN)
+                SHORT.get(on.kind, on.kind): round(tasks.rate(name, *on).value, 3)
+                for on in tasks.sets
+                if on.source is None
             },
             vs_base=shorts.get(((name, BASE), OVERALL)),
             forgetting=shorts.get(((name, BASE), GENERAL)),

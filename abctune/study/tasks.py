@@ -6,9 +6,8 @@ The published adapters answer, one of each variant: what is shown here holds for
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from abctune.core.records import OWN
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA, pairs_of
 from abctune.study.inputs import Study
@@ -18,15 +17,24 @@ TaskOutcome = Literal["better", "worse", "not shown"]
 KINDS = {"instructions": "instructions", "code": "code repairs"}  # as eval names them, and in words
 
 
-def words_of(kind: str) -> str:
-    """What a kind's tasks are, in words; a source's own check is named by the source."""
-    return f"rows of the check on {kind.removeprefix(OWN)}" if kind.startswith(OWN) else KINDS.get(kind, kind)
+class TaskSet(NamedTuple):
+    """Tasks that are counted together: a kind of the project's own, or one source's check."""
+
+    kind: str
+    source: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What its tasks are, in words."""
+        return (
+            KINDS.get(self.kind, self.kind) if self.source is None else f"rows of the check on {self.source}"
+        )
 
 
 @dataclass(frozen=True)
 class PassRate:
     model: str
-    kind: str
+    on: TaskSet
     n: int
     passed: int
     low: float
@@ -43,7 +51,7 @@ class TaskDifference:
 
     model: str
     reference: str
-    kind: str
+    on: TaskSet
     n: int
     model_only: int  # tasks that only `model` passed
     reference_only: int
@@ -68,7 +76,7 @@ class TaskDifference:
 
     @property
     def text(self) -> str:
-        what, size = words_of(self.kind), f"n = {self.n:,}"
+        what, size = self.on.words, f"n = {self.n:,}"
         counts = (
             f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
         )
@@ -89,53 +97,55 @@ class TaskComparison:
     differences: list[TaskDifference]
 
     @property
-    def kinds(self) -> list[str]:
-        return list(dict.fromkeys(rate.kind for rate in self.rates))
+    def sets(self) -> list[TaskSet]:
+        return list(dict.fromkeys(rate.on for rate in self.rates))
 
-    def rate(self, model: str, kind: str) -> PassRate:
-        return next(rate for rate in self.rates if (rate.model, rate.kind) == (model, kind))
+    def rate(self, model: str, kind: str, source: str | None = None) -> PassRate:
+        return next(rate for rate in self.rates if (rate.model, rate.on) == (model, (kind, source)))
 
-    def difference(self, model: str, reference: str, kind: str) -> TaskDifference:
-        wanted = (model, reference, kind)
-        return next(d for d in self.differences if (d.model, d.reference, d.kind) == wanted)
+    def difference(self, model: str, reference: str, kind: str, source: str | None = None) -> TaskDifference:
+        wanted = (model, reference, (kind, source))
+        return next(d for d in self.differences if (d.model, d.reference, d.on) == wanted)
 
 
 def compare_tasks(study: Study) -> TaskComparison:
     """All rates and differences; Holm's correction is for all task differences, a family apart from the losses'."""
-    passed: dict[str, dict[str, list[bool]]] = {}  # kind -> model -> one entry per task, in the same order
+    passed: dict[TaskSet, dict[str, list[bool]]] = {}  # -> model -> one entry per task, in the same order
     for name, model in study.models.items():
         for task in model.tasks:
-            passed.setdefault(task.kind, {}).setdefault(name, []).append(task.passed)
+            passed.setdefault(TaskSet(task.kind, task.source), {}).setdefault(name, []).append(task.passed)
     rates, differences = [], []
-    for kind, models in passed.items():
+    for on, models in passed.items():
         for name, held in models.items():
             limits = statistics.wilson(sum(held), len(held))
-            rates.append(PassRate(name, kind, len(held), sum(held), *limits))
+            rates.append(PassRate(name, on, len(held), sum(held), *limits))
         differences += [
-            difference(kind, model, models[model], reference, models[reference])
+            difference(on, model, models[model], reference, models[reference])
             for model, reference in pairs_of(list(models))
         ]
     adjusted = statistics.holm([d.p for d in differences])
     return TaskComparison(rates, [replace(d, p_holm=p) for d, p in zip(differences, adjusted, strict=True)])
 
 
-def difference(kind: str, model: str, ours: list[bool], reference: str, theirs: list[bool]) -> TaskDifference:
+def difference(
+    on: TaskSet, model: str, ours: list[bool], reference: str, theirs: list[bool]
+) -> TaskDifference:
     pairs = list(zip(ours, theirs, strict=True))
     counts = [
         pairs.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False))
     ]
     value, low, high = statistics.paired_shares(*counts)
     p = statistics.mcnemar(counts[1], counts[2])
-    return TaskDifference(model, reference, kind, len(pairs), counts[1], counts[2], value, low, high, p)
+    return TaskDifference(model, reference, on, len(pairs), counts[1], counts[2], value, low, high, p)
 
 
 def task_headlines(comparison: TaskComparison) -> list[str]:
-    """One line for all that is shown, or that nothing is, per kind."""
+    """One line for all that is shown, or that nothing is, per set of tasks."""
     lines = []
-    for kind in comparison.kinds:
-        of = [d for d in comparison.differences if d.kind == kind]
+    for on in comparison.sets:
+        of = [d for d in comparison.differences if d.on == on]
         shown = [d.text for d in of if d.outcome != "not shown"]
-        what = f"{of[0].n:,} {words_of(kind)}" if of else ""
+        what = f"{of[0].n:,} {on.words}" if of else ""
         if shown:
             lines += shown
         elif of:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
-from abctune.core.records import OWN
 from abctune.llm.conversation import Message, Tools, text_hash
 from abctune.llm.inference import Answer
 from stages.eval.generation import answer_conversations
@@ -113,7 +112,8 @@ def line_of(check: OwnCheck, task: OwnTask, answer: Answer) -> Row:
     calls = [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
     return {
         "id": task.id,
-        "kind": f"{OWN}{task.source}",
+        "kind": check.kind,
+        "source": task.source,
         "prompt": task.reference.prompt,
         "answer": answer.text,
         "n_tokens": len(answer.token_ids),

@@ -49,6 +49,7 @@ def record_of(
         overall=overall,
         sources=sources,
         generation=summarise(samples),
-        tasks=pass_rates(tasks),
+        tasks=pass_rates(tasks, "kind"),
+        own_checks=pass_rates(tasks, "source"),
         resources=resources_since(started),
     )

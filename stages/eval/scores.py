@@ -38,10 +38,17 @@ def lines_of(record: EvalRecord) -> list[str]:
     """The result for people."""
     losses = [*record.sources.items(), ("all", record.overall)]
     scored = "" if record.replicates == 1 else f" and {record.replicates} replicates"
-    return [
-        f"{record.model} {source}: loss {score.loss:.4f} nats over {score.n_conversations:,} conversations{scored}"
-        for source, score in losses
-    ] + [
-        f"{record.model} {kind}: {rate.passed} of {rate.n} tasks passed"
-        for kind, rate in record.tasks.items()
-    ]
+    return (
+        [
+            f"{record.model} {source}: loss {score.loss:.4f} nats over {score.n_conversations:,} conversations{scored}"
+            for source, score in losses
+        ]
+        + [
+            f"{record.model} {kind}: {rate.passed} of {rate.n} tasks passed"
+            for kind, rate in record.tasks.items()
+        ]
+        + [
+            f"{record.model} {source}: {rate.passed} of {rate.n} rows pass its check"
+            for source, rate in record.own_checks.items()
+        ]
+    )

@@ -70,23 +70,26 @@ def _row(task: Task, answer: Answer) -> dict[str, Any]:
     }
 
 
-def pass_rates(rows: Sequence[dict[str, Any]]) -> dict[str, PassRateRecord]:
-    """Per kind: how many were asked, how many passed, the share, and how often each check held.
+def pass_rates(rows: Sequence[dict[str, Any]], by: Literal["kind", "source"]) -> dict[str, PassRateRecord]:
+    """How many were asked, how many passed, the share, and how often each check held.
 
-    A kind with no task is left out.
+    Args:
+        rows: of tasks.jsonl.
+        by: `kind` for the project's own tasks, by kind; `source` for sources' own checks, by source.
     """
     rates = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        of = [row for row in rows if row["kind"] == kind]
+    rows = [row for row in rows if (row.get("source") is None) == (by == "kind")]
+    for name in dict.fromkeys(row[by] for row in rows):
+        of = [row for row in rows if row[by] == name]
         passed = sum(row["passed"] for row in of)
         checks: dict[str, list[bool]] = {}
         for row in of:
-            for name, held in row["checks"].items():
-                checks.setdefault(name, []).append(held)
-        rates[kind] = PassRateRecord(
+            for check, held in row["checks"].items():
+                checks.setdefault(check, []).append(held)
+        rates[name] = PassRateRecord(
             n=len(of),
             passed=passed,
             share=round(passed / len(of), 4),
-            checks={name: CheckCount(n=len(held), passed=sum(held)) for name, held in checks.items()},
+            checks={check: CheckCount(n=len(held), passed=sum(held)) for check, held in checks.items()},
         )
     return rates

@@ -12,13 +12,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from abctune.core.params import BASE
 from abctune.core.records import SourceRecord
 from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
+from abctune.study.own import LabelCount, source_checks
 from abctune.study.rendering import environment
 from abctune.study.served import Served
-from abctune.study.tasks import TaskComparison, words_of
+from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict, forgetting
 from stages.plot.cautions import limits_of
 
@@ -61,10 +63,27 @@ def card(
         causes=[c for c in confounds if variant in (c.model, c.reference)],
         tasks=tasks,
         task_verdicts=[d for d in tasks.differences if variant in (d.model, d.reference)],
-        kinds={kind: words_of(kind) for kind in tasks.kinds},
+        labels=label_tables(variant, study),
         warnings=record.schedule.warnings,
         limits=limits_of(study),
     )
+
+
+def label_tables(variant: str, study: Study) -> list[dict[str, Any]]:
+    """Per source whose check is a choice among labels: each label's counts, of base and of the variant."""
+    models = (BASE, variant)
+    tables = []
+    for check in source_checks(study):
+        if check.labels:
+            counts = {name: {one.label: one for one in check.labels[name]} for name in models}
+            labels = dict.fromkeys(label for of in counts.values() for label in of)
+            rows = {
+                label: [of.get(label, LabelCount(label, 0, 0, 0)) for of in counts.values()]
+                for label in labels
+            }
+            scores = [check.macro_f1.get(name) for name in models]
+            tables.append({"source": check.source, "models": models, "rows": rows, "macro_f1": scores})
+    return tables
 
 
 def front_matter(base: SourceRecord, sources: Iterable[SourceRecord]) -> str:

@@ -16,7 +16,7 @@ from abctune.study.rendering import environment
 from abctune.study.results import all_headlines
 from abctune.study.served import Served
 from abctune.study.statistics import LEVEL
-from abctune.study.tasks import TaskComparison, words_of
+from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict
 from stages.plot.cautions import limits_of, warnings_of
 from stages.plot.figures import Chart, styles_of
@@ -61,7 +61,6 @@ def report_of(
         "pairs": verdict_blocks(study, verdicts, confounds),
         "headlines": all_headlines(study, verdicts, comparison, tasks, served),
         "tasks": tasks,
-        "task_kinds": {kind: words_of(kind) for kind in tasks.kinds},
         "own_checks": own_rows(study),
         "task_rows": task_rows(study),
         "preferences": preferences_of(study),

@@ -8,7 +8,6 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from abctune.core.params import BASE
-from abctune.core.records import OWN
 from abctune.study.comparison import Comparison, pairs_of
 from abctune.study.exposure import Confound
 from abctune.study.inputs import OVERALL, Study
@@ -112,7 +111,6 @@ def task_rows(study: Study) -> list[Row]:
     """Every task with each model's answer and the checks it failed, in the order asked."""
     return [
         {
-            "kind": task.kind,
             "prompt": readable(task.prompt),
             "answers": {
                 name: {
@@ -124,7 +122,7 @@ def task_rows(study: Study) -> list[Row]:
             },
         }
         for i, task in enumerate(study.models[BASE].tasks)
-        if not task.kind.startswith(OWN)
+        if task.source is None
     ]
 
 

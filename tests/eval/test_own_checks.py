@@ -180,11 +180,11 @@ def test_eval_asks_the_sources_own_rows(ready_to_train):
     ready_to_train.set(evaluation__checks={"chat": {"kind": "normalized", "rows": 4, "max_new_tokens": 5}})
     ready_to_train.stage("eval", "base")
     lines = (ready_to_train.root / "metrics/eval/base/tasks.jsonl").read_text().splitlines()
-    own = [task for task in map(json.loads, lines) if task["kind"] == "own_chat"]
-    assert len(own) == 4
+    own = [task for task in map(json.loads, lines) if task.get("source") == "chat"]
+    assert len(own) == 4 and {task["kind"] for task in own} == {"normalized"}
     assert all(task["expected"] and task["n_tokens"] <= 5 for task in own)
     record = json.loads((ready_to_train.root / "metrics/eval/base/metrics.json").read_text())
-    assert record["tasks"]["own_chat"]["n"] == 4
+    assert record["own_checks"]["chat"]["n"] == 4
 
 
 def test_a_schema_that_is_none_is_refused():

@@ -92,8 +92,10 @@ def test_a_task_is_passed_only_when_all_its_checks_hold():
         {"kind": "instructions", "checks": {"words": True, "ends": False}, "passed": False},
         {"kind": "instructions", "checks": {"words": True}, "passed": True},
         {"kind": "code", "checks": {"parses": True}, "passed": True},
+        # A source of the name of a kind is not mixed up with it.
+        {"kind": "exact", "source": "code", "checks": {"exact": False}, "passed": False},
     ]
-    rates = pass_rates(rows)
+    rates = pass_rates(rows, "kind")
     assert rates["instructions"].model_dump() == {
         "n": 2,
         "passed": 1,
@@ -101,7 +103,8 @@ def test_a_task_is_passed_only_when_all_its_checks_hold():
         "checks": {"words": {"n": 2, "passed": 2}, "ends": {"n": 1, "passed": 0}},
     }
     assert rates["code"].share == 1
-    assert pass_rates([]) == {}
+    assert {source: rate.share for source, rate in pass_rates(rows, "source").items()} == {"code": 0}
+    assert pass_rates([], "kind") == {}
 
 
 def row(rule: str, faulty: str, reference: str, **changes) -> dict:

@@ -26,7 +26,8 @@ def add_answers(root: Path, wrong: dict[str, set[int]], n: int = 40) -> None:
                 given = right if held else LABELS[1 - LABELS.index(right)]
                 line = {
                     "id": f"row-{i}",
-                    "kind": "own_chat",
+                    "kind": "choice",
+                    "source": "chat",
                     "prompt": f"<b>Is it spam? {i}</b>",
                     "answer": f"<script>alert(1)</script> {given}",
                     "n_tokens": 4,
@@ -65,6 +66,14 @@ def test_the_report_lists_the_rows_won_and_lost_and_no_answer_is_markup(checked)
     assert "B passes more rows of the check on chat than base" in text
     assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
     assert "ham: 5 of 10, given 20" in text
+
+
+def test_the_card_counts_each_label(checked):
+    card = Path("plots/cards/B.md").read_text()
+    assert "Labels of the check on chat" in card
+    assert "| ham | 5 of 10 | 20 | 9 of 10 | 10 |" in card  # base, then B
+    assert "| macro-F1 | 0.467 | | " in card
+    assert "B passes more rows of the check on chat than base" in card
 
 
 def test_without_checks_nothing_is_said_of_them(plotted):
