@@ -161,6 +161,12 @@ def read_batches(path: Path, made_by: str, columns: list[str] | None = None) -> 
         yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
+def count_rows(path: Path, made_by: str) -> int:
+    """How many rows a Parquet file has, by its footer."""
+    with _parquet_errors(path, made_by):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def read_rows(path: Path, made_by: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Stream a Parquet file's rows as dictionaries."""
     for batch in read_batches(path, made_by, columns):

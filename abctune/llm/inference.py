@@ -15,6 +15,7 @@ from abctune.core.errors import UserError
 from abctune.core.provenance import require_same_base
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
+from abctune.llm.decoding import greedy, is_plain
 from abctune.llm.device import device
 from abctune.llm.tokenizer import BASE_MODEL, stop_token_ids
 
@@ -163,17 +164,20 @@ def generate(
     # Padding goes in front, so that every prompt ends where generation begins.
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts])
     attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    stops = stop_token_ids(tokenizer)
+    stops, pad = stop_token_ids(tokenizer), tokenizer.pad_token_id
+    asked = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
     with cached(model):
-        generated = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(stops),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return [_answer(tokenizer, ids, stops) for ids in generated[:, width:].tolist()]
+        if model.device.type == "cuda" and is_plain(model):
+            answers = greedy(model, **asked, max_new_tokens=max_new_tokens, stops=stops, pad=pad)
+        else:
+            answers = model.generate(
+                **asked,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(stops),
+                pad_token_id=pad,
+            )[:, width:]
+    return [_answer(tokenizer, ids, stops) for ids in answers.tolist()]
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset[int]) -> Answer:

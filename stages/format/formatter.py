@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.params import SourceParams
@@ -24,6 +25,70 @@ NOTHING_LEFT = "nothing supervised after truncation"
 TOO_LONG = "longer than max_length"  # where the source says `overlong: drop`
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A record that cannot be used, and why."""
+
+    record: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A record as token ids: each example with its row of rows.parquet."""
+
+    identity: str  # of the conversation: the same for the same content
+    source: str
+    examples: list[tuple[dict[str, Any], Example]]
+    repairs: tuple[str, ...]
+
+
+class RecordReader:
+    """Makes token ids and labels of records, of each for itself: the part of the work that several processes share."""
+
+    def __init__(
+        self, sources: Mapping[str, SourceParams], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self._sources = sources
+        self._readers = {name: Reader(options) for name, options in sources.items()}
+        self._renderer = Renderer(tokenizer, max_length)
+
+    def read(self, records: list[dict[str, Any]]) -> list[Usable | Refused]:
+        """Some records of data/mixed, those that cannot be parsed first, each kind in its order."""
+        parsed: list[tuple[dict[str, Any], Conversation, list[Rendered], tuple[str, ...]]] = []
+        found: list[Usable | Refused] = []
+        for record in records:
+            try:
+                conversation = self._readers[record["source"]].read(record["record"])
+                if record.get("problem"):  # what fetch found wrong with the row's bytes
+                    raise Rejected(record["problem"])
+                parsed.append((record, conversation, *self._renderer.cut(conversation)))
+            except Rejected as reason:
+                found.append(Refused(record, str(reason)))
+        examples = iter(self._renderer.encode([one for _, _, rendered, _ in parsed for one in rendered]))
+        for record, conversation, rendered, repairs in parsed:
+            pairs = [(one, next(examples)) for one in rendered]
+            try:
+                pairs = self._not_empty(record["source"], pairs)
+                found.append(_usable(record, conversation, pairs, repairs))
+            except Rejected as reason:
+                found.append(Refused(record, str(reason)))
+        return found
+
+    def _not_empty(
+        self, source: str, pairs: list[tuple[Rendered, Example]]
+    ) -> list[tuple[Rendered, Example]]:
+        if self._sources[source].overlong == "drop":
+            pairs = [pair for pair in pairs if pair[1].full_length <= self.max_length]
+            if not pairs:
+                raise Rejected(TOO_LONG)
+        pairs = [pair for pair in pairs if pair[1].n_supervised]
+        if not pairs:
+            raise Rejected(NOTHING_LEFT)
+        return pairs
+
+
 class Formatter:
     """Formats record batches; what it has seen so far is in `tally` and `preview`."""
 
@@ -34,9 +99,7 @@ class Formatter:
         max_length: int,
         preview_rows: int = PREVIEW_ROWS,
     ) -> None:
-        self._sources = sources
-        self._readers = {name: Reader(options) for name, options in sources.items()}
-        self._renderer = Renderer(tokenizer, max_length)
+        self.reader = RecordReader(sources, tokenizer, max_length)
         self._seen: set[str] = set()
         self.tally = Tally(max_length)
         self.preview = Preview(tokenizer, preview_rows)
@@ -44,68 +107,32 @@ class Formatter:
 
     def batch(self, records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Format some records of data/mixed; returns the rows to keep and the rows to quarantine."""
-        parsed, rejected = [], []
+        return self.sort(self.reader.read(records))
+
+    def sort(self, found: list[Usable | Refused]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Count what was read, in its order; returns the rows to keep and the rows to quarantine."""
         kept: list[dict[str, Any]] = []
-        for record in records:
-            try:
-                conversation = self._readers[record["source"]].read(record["record"])
-                if record.get("problem"):  # what fetch found wrong with the row's bytes
-                    raise Rejected(record["problem"])
-                parsed.append((record, conversation, *self._renderer.cut(conversation)))
-            except Rejected as reason:
-                rejected.append(self._reject(record, str(reason)))
-        examples = iter(self._renderer.encode([one for _, _, rendered, _ in parsed for one in rendered]))
-        for record, conversation, rendered, repairs in parsed:
-            pairs = [(one, next(examples)) for one in rendered]
-            try:
-                kept += self._keep(record, conversation, self._usable(record["source"], pairs), repairs)
-            except Rejected as reason:
-                rejected.append(self._reject(record, str(reason)))
+        rejected: list[dict[str, Any]] = []
+        for one in found:
+            if isinstance(one, Refused):
+                rejected.append(self._reject(one.record, one.reason))
+            else:
+                kept += self._keep(one)
         return kept, rejected
 
     def record(self) -> FormatRecord:
         """What has been counted so far."""
         return self.tally.record(self._template_hash)
 
-    def _usable(self, source: str, pairs: list[tuple[Rendered, Example]]) -> list[tuple[Rendered, Example]]:
-        if self._sources[source].overlong == "drop":
-            pairs = [pair for pair in pairs if pair[1].full_length <= self._renderer.max_length]
-            if not pairs:
-                raise Rejected(TOO_LONG)
-        pairs = [pair for pair in pairs if pair[1].n_supervised]
-        if not pairs:
-            raise Rejected(NOTHING_LEFT)
-        return pairs
-
-    def _keep(
-        self,
-        record: dict[str, Any],
-        conversation: Conversation,
-        pairs: list[tuple[Rendered, Example]],
-        repairs: tuple[str, ...],
-    ) -> Iterator[dict[str, Any]]:
-        messages, source = conversation.messages, record["source"]
-        identity = conversation_id(messages, conversation.tools, conversation.marks)
-        if identity in self._seen:
-            self.tally.duplicate(source)
-            return
-        self._seen.add(identity)
-        self.tally.kept(source, [example for _, example in pairs], repairs)
-        for rendered, example in pairs:
-            name = identity if rendered.turns is None else f"{identity}-{rendered.turns - 1}"
-            self.preview.add(source, name, example, repairs)
-            shown = messages[: rendered.turns]
-            yield {
-                "id": name,
-                "group": record["group"] or conversation_group(messages),
-                "source": source,
-                "messages": shown,
-                "extra": _extra(shown, conversation),
-                "input_ids": example.input_ids,
-                "labels": example.labels,
-                "n_tokens": len(example.input_ids),
-                "n_supervised": example.n_supervised,
-            }
+    def _keep(self, one: Usable) -> list[dict[str, Any]]:
+        if one.identity in self._seen:
+            self.tally.duplicate(one.source)
+            return []
+        self._seen.add(one.identity)
+        self.tally.kept(one.source, [example for _, example in one.examples], one.repairs)
+        for row, example in one.examples:
+            self.preview.add(one.source, row["id"], example, one.repairs)
+        return [row for row, _ in one.examples]
 
     def _reject(self, record: dict[str, Any], reason: str) -> dict[str, Any]:
         self.tally.quarantined(record["source"], reason)
@@ -115,6 +142,32 @@ class Formatter:
             "reason": reason,
             "record": record["record"],
         }
+
+
+def _usable(
+    record: dict[str, Any],
+    conversation: Conversation,
+    pairs: list[tuple[Rendered, Example]],
+    repairs: tuple[str, ...],
+) -> Usable:
+    messages = conversation.messages
+    identity = conversation_id(messages, conversation.tools, conversation.marks)
+    examples = []
+    for rendered, example in pairs:
+        shown = messages[: rendered.turns]
+        row = {
+            "id": identity if rendered.turns is None else f"{identity}-{rendered.turns - 1}",
+            "group": record["group"] or conversation_group(messages),
+            "source": record["source"],
+            "messages": shown,
+            "extra": _extra(shown, conversation),
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+            "n_tokens": len(example.input_ids),
+            "n_supervised": example.n_supervised,
+        }
+        examples.append((row, example))
+    return Usable(identity, record["source"], examples, repairs)
 
 
 def _extra(messages: list[Message], conversation: Conversation) -> str | None:

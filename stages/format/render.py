@@ -37,7 +37,7 @@ class Example:
 
     @property
     def n_supervised(self) -> int:
-        return sum(label != IGNORE for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORE)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,12 @@ def main(variant: ItemArgument) -> None:
     params = load_params()
     params.require_variant(variant)
     held_out = held_out_of(params)
-    assigner = Assigner(params.active.split, held_out)
+    assigner = Assigner(params.active.split)
     with atomic_output(SPLIT / variant) as folder:
         folder.mkdir()
-        write_subsets(rows_file(variant), f"format@{variant}", folder, assigner)
+        write_subsets(
+            rows_file(variant), f"format@{variant}", folder, assigner, held_out, params.active.split
+        )
         check_subsets(folder, variant, held_out, assigner, REFUSED / f"{variant}-near.jsonl")
         record = SplitRecord(sources=assigner.summary())
         write_record(folder / "summary.json", record)
