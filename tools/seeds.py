@@ -1,4 +1,4 @@
-"""Pool several seeds' runs: `python -m tools.seeds REVISION REVISION REVISION ...`
+"""Pool several seeds' runs: `python -m tools.seeds REVISION REVISION REVISION`.
 
 A revision is an experiment's name, a branch, a tag or a commit; `dvc exp run --queue -S seed=1,2,3` makes some.
 Replicates differ in the training seed alone; `seed` decides as well which rows the mixes draw and which are held out. So

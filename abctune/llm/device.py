@@ -9,6 +9,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def device() -> torch.device:
+    """The GPU that is current, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -22,6 +23,7 @@ def why_no_gpu() -> str:
 
 
 def capability() -> Capability:
+    """The GPU's compute capability, as (9, 0) of an H100; None on a CPU."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 

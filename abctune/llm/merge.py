@@ -81,4 +81,5 @@ def logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> torch.Te
 
 
 def rms(values: torch.Tensor) -> float:
+    """Root mean square of all elements."""
     return float(values.pow(2).mean().sqrt())

@@ -56,7 +56,7 @@ class Value:
 
     @property
     def perplexity(self) -> float:
-        """exp of a loss in nats per token."""
+        """Perplexity: exp of the loss in nats per token."""
         return math.exp(self.value)
 
 

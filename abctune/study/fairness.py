@@ -16,13 +16,20 @@ class Scored(Protocol):
     """What of an evaluated model the comparison's fairness depends on."""
 
     @property
-    def record(self) -> EvalRecord: ...
+    def record(self) -> EvalRecord:
+        """The model's metrics.json."""
+
     @property
-    def conversations(self) -> pd.DataFrame: ...
+    def conversations(self) -> pd.DataFrame:
+        """One row per conversation and replicate."""
+
     @property
-    def samples(self) -> list[SampleRecord]: ...
+    def samples(self) -> list[SampleRecord]:
+        """The answers to the fixed prompts."""
+
     @property
-    def tasks(self) -> list[TaskRecord]: ...
+    def tasks(self) -> list[TaskRecord]:
+        """The checked answers."""
 
 
 def require_same_test(models: Mapping[str, Scored]) -> None:

@@ -378,7 +378,7 @@ def with_verdicts(
 
 
 def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, float]:
-    """p of "worse by the margin or more" and of "better by the margin or more".
+    """The p-values of "worse by the margin or more" and of "better by the margin or more".
 
     Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
     """

@@ -108,7 +108,7 @@ def own_rows(study: Study, model: Evaluated) -> pd.DataFrame:
 
 
 def gain_on(study: Study, form: str, loss: float) -> float | None:
-    """base's loss on this format minus `loss`."""
+    """The gain over base on this format: its loss minus `loss`."""
     base = study.models[BASE].served
     base = base[(base["format"] == form) & base["source"].isin(study.sources)]
     return float(base[LOSS.sum].sum() / base[LOSS.weight].sum() - loss) if len(base) else None

@@ -33,6 +33,8 @@ class TaskSet(NamedTuple):
 
 @dataclass(frozen=True)
 class PassRate:
+    """How many of one kind of task a model passes, with the 95 % interval of the share."""
+
     model: str
     on: TaskSet
     n: int
@@ -42,6 +44,7 @@ class PassRate:
 
     @property
     def value(self) -> float:
+        """The share passed, 0 to 1."""
         return self.passed / self.n
 
 
@@ -63,6 +66,7 @@ class TaskDifference:
 
     @property
     def outcome(self) -> TaskOutcome:
+        """Better or worse where the interval and Holm's step both leave 0 out."""
         if self.low <= 0 <= self.high or self.p_holm >= ALPHA:
             return "not shown"
         return "better" if self.value > 0 else "worse"
@@ -76,6 +80,7 @@ class TaskDifference:
 
     @property
     def text(self) -> str:
+        """The verdict as a sentence."""
         what, size = self.on.words, f"n = {self.n:,}"
         counts = (
             f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
@@ -93,17 +98,22 @@ class TaskDifference:
 
 @dataclass(frozen=True)
 class TaskComparison:
+    """Every model's pass rates, and the paired differences between models."""
+
     rates: list[PassRate]
     differences: list[TaskDifference]
 
     @property
     def sets(self) -> list[TaskSet]:
+        """The sets of tasks, in the order in which they were asked."""
         return list(dict.fromkeys(rate.on for rate in self.rates))
 
     def rate(self, model: str, kind: str, source: str | None = None) -> PassRate:
+        """A model's pass rate on one set of tasks."""
         return next(rate for rate in self.rates if (rate.model, rate.on) == (model, (kind, source)))
 
     def difference(self, model: str, reference: str, kind: str, source: str | None = None) -> TaskDifference:
+        """The difference of two models on one set of tasks."""
         wanted = (model, reference, (kind, source))
         return next(d for d in self.differences if (d.model, d.reference, d.on) == wanted)
 
@@ -130,6 +140,7 @@ def compare_tasks(study: Study) -> TaskComparison:
 def difference(
     on: TaskSet, model: str, ours: list[bool], reference: str, theirs: list[bool]
 ) -> TaskDifference:
+    """The paired difference of two models' passes on the same set of tasks."""
     pairs = list(zip(ours, theirs, strict=True))
     counts = [
         pairs.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False))

@@ -22,6 +22,7 @@ MAX_CODE = 20_000  # characters; no answer is that long, and a parser's stack is
 
 
 def within(count: int, wanted: Range) -> bool:
+    """Whether a count is the one wanted, or in the wanted range, ends included."""
     if isinstance(wanted, int):
         return count == wanted
     low, high = wanted
@@ -34,14 +35,17 @@ def word_list(text: str) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
+    """The lines that are not blank, stripped."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def words(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many words."""
     return within(len(word_list(answer)), wanted)
 
 
 def characters(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many characters, white space at its ends left out."""
     return within(len(answer.strip()), wanted)
 
 
@@ -52,14 +56,17 @@ def sentences(answer: str, wanted: Range) -> bool:
 
 
 def lines(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many lines that are not blank."""
     return within(len(lines_of(answer)), wanted)
 
 
 def paragraphs(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many paragraphs, separated by empty lines."""
     return within(len([part for part in re.split(r"\n\s*\n", answer) if part.strip()]), wanted)
 
 
 def bullets(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many bullet points."""
     return within(sum(bool(re.match(r"[-*•] +\S", line)) for line in lines_of(answer)), wanted)
 
 
@@ -70,10 +77,12 @@ def numbered(answer: str, wanted: Range) -> bool:
 
 
 def bold(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many bold passages (`**so**`)."""
     return within(len(re.findall(r"\*\*[^*\s](?:[^*\n]*[^*\s])?\*\*", answer)), wanted)
 
 
 def headings(answer: str, wanted: Range) -> bool:
+    """Whether the answer has so many Markdown headings."""
     return within(sum(bool(re.match(r"#{1,6} +\S", line)) for line in lines_of(answer)), wanted)
 
 
@@ -83,14 +92,17 @@ def has_word(answer: str, word: str) -> bool:
 
 
 def mentions(answer: str, wanted: Sequence[str]) -> bool:
+    """Whether the answer has all of these words."""
     return all(has_word(answer, word) for word in wanted)
 
 
 def mentions_any(answer: str, wanted: Sequence[str]) -> bool:
+    """Whether the answer has one of these words or more."""
     return any(has_word(answer, word) for word in wanted)
 
 
 def avoids(answer: str, unwanted: Sequence[str]) -> bool:
+    """Whether the answer has none of these words."""
     return not any(has_word(answer, word) for word in unwanted)
 
 
@@ -112,10 +124,12 @@ def ordered(answer: str, wanted: Sequence[str]) -> bool:
 
 
 def starts(answer: str, wanted: str) -> bool:
+    """Whether the answer starts with this text."""
     return answer.strip().startswith(wanted)
 
 
 def ends(answer: str, wanted: str) -> bool:
+    """Whether the answer ends with this text."""
     return answer.strip().endswith(wanted)
 
 

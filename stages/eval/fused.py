@@ -39,7 +39,7 @@ def _is_plain(layer: Linear) -> bool:
 
 
 def _fused(layer: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    """x (..., in) to x W' + scaling x A' B' (..., out)."""
+    """Map x (..., in) to x W' + scaling x A' B' (..., out)."""
     (adapter,) = layer.active_adapters
     base, down = layer.get_base_layer().weight.t(), layer.lora_A[adapter].weight.t()
     up = (layer.lora_B[adapter].weight * layer.scaling[adapter]).t()

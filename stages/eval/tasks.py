@@ -26,6 +26,8 @@ Kind = Literal["instructions", "code"]
 
 @dataclass(frozen=True)
 class Task:
+    """A prompt and the checks that its answer must pass."""
+
     id: str
     kind: Kind
     prompt: str

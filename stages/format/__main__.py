@@ -23,6 +23,7 @@ REJECTED = Path("data/quarantine")  # where a stopped run leaves the rows that i
 
 @exits_with_one_line
 def main(variant: ItemArgument) -> None:
+    """Render a variant's conversations as token ids and labels, and write data/formatted/<variant>/."""
     params = load_params()
     params.require_variant(variant)
     formatter, rejected = active_formatter(), REJECTED / f"{variant}.parquet"

@@ -37,6 +37,7 @@ class Example:
 
     @property
     def n_supervised(self) -> int:
+        """Tokens with a loss."""
         return len(self.labels) - self.labels.count(IGNORE)
 
 

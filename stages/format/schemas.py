@@ -50,6 +50,7 @@ class Names:
 
     @classmethod
     def of(cls, options: SourceParams) -> Names:
+        """The names of a source's columns: those its schema knows, and those that params.yaml maps."""
         known = {
             "messages": LISTS.get(options.schema_, ()),
             "system": SYSTEM,

@@ -1,19 +1,16 @@
 """Each variant's complete model card: what it is, what it was made from and how, and how it compares with its siblings.
 
-train writes a short card before there are results; this is the one that `python -m tools.publish` sends out.
+train leaves a note next to the adapter (abctune/core/card.py); this is the card that `python -m tools.publish` sends out.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from abctune.core.card import built_with, front_matter, title
 from abctune.core.params import BASE
-from abctune.core.records import SourceRecord
 from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
@@ -25,8 +22,6 @@ from abctune.study.verdicts import Verdict, forgetting
 from stages.plot.cautions import limits_of
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
-# The model hub's names for licenses; whatever else is "other" there, with its own name next to it.
-HUB_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gemma", "bsd-3-clause")
 
 
 def card(
@@ -45,9 +40,8 @@ def card(
     template = environment(escape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         front_matter=front_matter(base, study.origins.values()),
-        # Name and sentence are conditions of the Llama community licenses.
-        title=f"{'Llama-' if base.is_llama else ''}abctune-{variant}",
-        llama=base.is_llama,
+        title=title(variant, base),
+        llama=built_with(base),
         variant=variant,
         profile=study.params.profile,
         base=base,
@@ -84,24 +78,6 @@ def label_tables(variant: str, study: Study) -> list[dict[str, Any]]:
             scores = [check.macro_f1.get(name) for name in models]
             tables.append({"source": check.source, "models": models, "rows": rows, "macro_f1": scores})
     return tables
-
-
-def front_matter(base: SourceRecord, sources: Iterable[SourceRecord]) -> str:
-    """What the hub reads, as YAML. Base model and data sets only where they are on a hub: it checks the names."""
-    license_ = base.license.lower()
-    known = license_ in HUB_LICENSES or license_.startswith("llama")
-    fields: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
-    fields |= {"license": license_} if known else {"license": "other", "license_name": base.license}
-    if base.origin == "hub":
-        fields |= {"base_model": base.name, "base_model_relation": "adapter"}
-    if on_hub := [source.name for source in sources if source.origin == "hub"]:
-        fields["datasets"] = on_hub
-    fields["tags"] = ["abctune", "lora"]
-    out = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(fields, out)
-    return out.getvalue().strip()
 
 
 def source_rows(variant: str, study: Study) -> list[dict[str, Any]]:

@@ -38,17 +38,21 @@ class ThroughputTimer(TrainerCallback):
         self._started = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
         self._started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Add the step's time, once the GPU has finished it."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - self._started
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
         return {"seconds": self.seconds}
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         self.seconds = saved["seconds"]
 
     def tokens_per_second(self, state: TrainerState) -> float:
@@ -63,6 +67,7 @@ class FinalStep(TrainerCallback):
     """
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Log at the last step, whatever `logging_steps` is."""
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
@@ -82,6 +87,7 @@ class DVCLiveLogger(TrainerCallback):
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:
+        """Write the logged numbers to DVCLive's files."""
         if not state.is_world_process_zero:
             return
         self._live.step = state.global_step
@@ -109,6 +115,7 @@ class TerminateOnNonFinite(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, _control: Any, model: Any, **_: Any
     ) -> None:
+        """Stop at a gradient that is not finite."""
         loss = float(self._trainer._tr_loss)  # the sum since the last log: a number only if all of it are
         if not math.isfinite(loss):
             self._stop(f"loss is {loss}", state.global_step + 1, model)
@@ -119,6 +126,7 @@ class TerminateOnNonFinite(TrainerCallback):
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
     ) -> None:
+        """Stop at a loss that is not finite."""
         if not math.isfinite(logs.get("eval_loss", 0.0)):
             self._stop(f"eval_loss is {logs['eval_loss']}", state.global_step, model)
 
@@ -132,6 +140,8 @@ class TerminateOnNonFinite(TrainerCallback):
 
 
 class Kept(NamedTuple):
+    """Which adapter is kept: by which rule, of which step, at which loss."""
+
     by: str
     step: int
     value: float | None
@@ -149,18 +159,22 @@ class KeepBest(TrainerCallback):
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
     ) -> None:
+        """Keep the adapter where its loss is the lowest so far."""
         value = logs.get(self._logged) if self._logged else None
         if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
             self._save(model, Kept(self._by, state.global_step, value))
 
     def on_train_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        """Keep the last adapter where none was kept before."""
         if self.kept is None:  # `last`, or a run shorter than its logging interval
             self._save(model, Kept("last", state.global_step, None))
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
         return {"kept": self.kept and self.kept._asdict()}
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         self.kept = saved["kept"] and Kept(**saved["kept"])
 
     def _save(self, model: Any, kept: Kept) -> None:
@@ -179,21 +193,26 @@ class LiveSamples(TrainerCallback):
         self._random = random.Random(seed)  # of its own, so that sampling cannot change what training draws
 
     def on_step_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        """Sample every `sample_every` steps."""
         if self._every and state.global_step % self._every == 0:
             self._sample(state, model)
 
     def on_epoch_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        """Sample at the end of each epoch."""
         self._sample(state, model)
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        """Sample where a run was stopped between an epoch's last step and its sample."""
         # Resumed from an epoch's last step, which is saved before its end: this sample was still to come.
         if state.global_step and state.epoch == int(state.epoch):
             self._sample(state, model)
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
         return {"random": self._random.getstate()}
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         version, numbers, gauss = saved["random"]
         self._random.setstate((version, tuple(numbers), gauss))
 
@@ -224,6 +243,7 @@ class Progress(ProgressCallback):
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:
+        """Show the loss in the progress bar."""
         if state.is_world_process_zero and self.training_bar is not None:
             self._shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
             self.training_bar.set_postfix(self._shown)

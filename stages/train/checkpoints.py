@@ -128,9 +128,11 @@ class CheckpointStore:
         return sorted(self.folder.glob("step-*"), key=_step, reverse=True)
 
     def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
         return self.folder / f"step-{step}"
 
     def prune(self) -> None:
+        """Remove all checkpoints but the newest ones."""
         for old in self.steps()[NEWEST:]:
             shutil.rmtree(old)
 

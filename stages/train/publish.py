@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from abctune.core.card import note
 from abctune.core.files import atomic_output
 from abctune.core.params import Params
 from abctune.core.records import TrainingRecord, write_record
-from stages.train.card import model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,5 +63,5 @@ def publish(
         shutil.copytree(chosen.adapter, folder)
         tokenizer.save_pretrained(folder)
         write_record(folder / "training.json", record)
-        (folder / "README.md").write_text(model_card(record, params), encoding="utf-8")
+        (folder / "README.md").write_text(note(record, params.profile), encoding="utf-8")
     write_record(METRICS / record.variant / "training.json", record)

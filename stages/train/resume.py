@@ -28,9 +28,11 @@ OURS = "run"  # the folder within a checkpoint that is not the Trainer's
 class Stateful(Protocol):
     """A callback whose state decides what comes out of the run."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
 
-    def restore(self, saved: dict[str, Any]) -> None: ...
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
 
 
 class Checkpoints(TrainerCallback):
@@ -100,11 +102,13 @@ class Checkpoints(TrainerCallback):
                 signal.signal(number, handler)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Give the Trainer back what it has logged and not logged yet."""
         if self.start:  # the Trainer has just set these to zero, in the middle of a logging interval
             self._trainer._tr_loss.fill_(self._saved["loss_sum"])
             self._trainer._globalstep_last_logged = self._saved["last_logged"]
 
     def on_step_end(self, _args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Save every `save_steps` steps, and where a signal asks the training to stop."""
         due = self._every and state.global_step % self._every == 0
         # Not at the last step: the adapter is about to be published, and the Trainer cannot go on from a finished run.
         control.should_save = bool(due or self._signal) and state.global_step < state.max_steps

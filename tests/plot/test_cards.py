@@ -59,6 +59,7 @@ def test_a_card_names_data_settings_and_limits(plotted) -> None:
     assert "## Limits" in text
     assert "It does not mean that its answers are more often correct" in text
     assert "instruct-data" not in card_of("B").text
+    assert "| LoRA | r 16, lora_alpha 16 |" in text
 
 
 def test_a_llamas_card_has_the_name_the_sentence_and_the_licence(llama_run) -> None:

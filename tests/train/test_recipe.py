@@ -46,4 +46,5 @@ def test_a_variants_own_adapter_epochs_and_noise_take_effect(trained):
     # The last step is logged and evaluated though the run is shorter than the intervals.
     final = record["replicates"][0]["final"]
     assert final["train_loss"] > 0 and final["eval_loss"] > 0
-    assert "r 4, alpha 16, dropout 0.0, rslora, dora" in (trained.root / "models/B/README.md").read_text()
+    note = (trained.root / "models/B/README.md").read_text()
+    assert "abctune-B" in note and "plots/cards/B.md" in note
