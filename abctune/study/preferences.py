@@ -69,7 +69,7 @@ class Preference:
 
     @property
     def text(self) -> str:
-        """`B is preferred to A in 71 % of votes [55, 83], n = 31.`"""
+        """As a sentence: `B is preferred to A in 71 % of votes [55, 83], n = 31.`."""
         amount = f"{_percent(self.value)} % of votes [{_percent(self.low)}, {_percent(self.high)}]"
         if self.outcome == "undecided":
             return f"{self.model} and {self.reference}: undecided, {self.model} is preferred in {amount}, n = {self.n:,}."
