@@ -1,12 +1,16 @@
-"""Time and memory of one command."""
+"""Time and memory of one command, and of the stages of a `dvc repro`."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+STAGE = re.compile(r"Running stage '([^']+)'")
 
 
 class Used(NamedTuple):
@@ -21,3 +25,32 @@ def run_measured(command: list[str], cwd: Path, **popen: Any) -> Used:
     process = subprocess.Popen(command, cwd=cwd, **popen)
     _, status, usage = os.wait4(process.pid, 0)
     return Used(status, time.perf_counter() - started, usage.ru_maxrss * 1024 / 2**30)
+
+
+def run_repro(folder: Path, seconds: dict[str, float], *arguments: str, **environment: str) -> int:
+    """Run `dvc repro`, add each stage's seconds to `seconds` by the line that begins it; the exit status.
+
+    What comes before the first stage is counted as `dvc`.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", *arguments],
+        cwd=folder,
+        env=os.environ
+        | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    stage, since = "dvc", time.perf_counter()
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        now = time.perf_counter()
+        seconds[stage] = round(seconds.get(stage, 0.0) + now - since, 2)
+        since = now
+        if match := STAGE.search(line):
+            stage = match[1]
+    status = process.wait()
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - since, 2)
+    return status
