@@ -30,6 +30,8 @@ def make_finished(folder: Path, model: Path) -> Workspace:
     shutil.copytree(model, folder / "models/base")
     set_base(folder, source)
     write_raw(folder)
+    for own in ("data", "model"):
+        project.stage("fetch", "--own", own)
     for seed, variant in enumerate(VARIANTS):
         write_adapter(folder, variant, seed)
         for path in (

@@ -16,6 +16,8 @@ FOREACH_STAGES = ("mix", "format", "split", "train", "eval", "collect")
 
 
 OUTPUTS = (
+    "data/own-files/model.json",
+    *(f"data/own-files/sources/{name}.json" for name in ("chat", "instruct", "general")),
     "models/base",
     "data/general",
     *(f"data/raw/{source}" for source in ("chat", "instruct")),
@@ -128,7 +130,18 @@ def imported_from(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize(
-    "name", ["fetch-model", "fetch-general", "fetch", *FOREACH_STAGES, "eval-base", "export", "plot"]
+    "name",
+    [
+        "own-data",
+        "own-model",
+        "fetch-model",
+        "fetch-general",
+        "fetch",
+        *FOREACH_STAGES,
+        "eval-base",
+        "export",
+        "plot",
+    ],
 )
 def test_a_stage_depends_on_the_code_it_imports(name):
     stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]

@@ -27,6 +27,7 @@ PROJECT_FILES = (
     "models/own",
     ".gitignore",
     ".gitattributes",
+    "data/.gitignore",
     *(
         f"{folder}/.gitignore"
         for folder in ("data/raw", "data/mixed", "data/formatted", "data/split", "models")

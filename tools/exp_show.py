@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from abctune.study.wording import listed
 
 WORKSPACE = "workspace"
 METRICS_FILE = "metrics/summary.json"
-OWN = ("stages/", "data/own", "models/own")  # dependencies that a person edits; the others follow from them
+OWN = re.compile(
+    r"stages/.*|abctune/.*|(data|models)/own"
+)  # dependencies that a person edits; the others follow
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def changed_files(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
     return [
         f"[{path}]"
         for path, dep in sorted(now.items())
-        if path.startswith(OWN) and path in before and dep["hash"] != before[path]["hash"]
+        if OWN.fullmatch(path) and path in before and dep["hash"] != before[path]["hash"]
     ]
 
 

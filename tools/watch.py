@@ -11,7 +11,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from stages.plot.figures.style import COLORS
 ELSEWHERE = (".dvc/tmp/exps/*", ".dvc/tmp/exps/*/*")  # where queued and temporary runs work
 CHARTS = {"train_loss": "train loss", "eval_loss": "loss on the variant's own validation rows"}
 LOSSES = {"train_loss": "train loss", "eval_loss": "eval loss"}
+LOG = "plots/metrics/train/loss.tsv"  # DVCLive's, in a replicate's folder
 SAMPLES = 3
 TICKS = 5
 SILENT = 300  # seconds without news after which a run is said to be silent: an evaluation can take minutes
@@ -50,7 +50,9 @@ class Progress:
 
     variant: str
     curves: dict[str, pd.DataFrame]  # as in the report: step and a column named like the key
-    steps: int | None  # in all; None where params.yaml does not tell
+    steps: int | None  # of a replicate; None where params.yaml does not tell
+    replicate: int  # which of the variant's replicates trains, or trained last, counted from 1
+    replicates: int  # in all
     started: float  # time of the first log, in seconds since the epoch
     updated: float  # time of the last
     done: bool
@@ -62,7 +64,7 @@ class Progress:
         return max((int(curve["step"].max()) for curve in self.curves.values() if len(curve)), default=0)
 
     def seconds_left(self, since: Mark | None = None) -> float | None:
-        """At the pace since `since`, else since the first log; None before there is a pace.
+        """For all replicates, at the pace since `since`, else since the first log; None before there is a pace.
 
         The pace since the first log is wrong for a run that was interrupted and taken up again.
         """
@@ -72,7 +74,8 @@ class Progress:
         walked = self.step - since.step
         if self.steps is None or walked <= 0:
             return None
-        return (self.updated - since.time) / walked * max(0, self.steps - self.step)
+        still = self.steps * (self.replicates - self.replicate) + self.steps - self.step
+        return (self.updated - since.time) / walked * max(0, still)
 
 
 @exits_with_one_line
@@ -126,19 +129,24 @@ def current_run(root: Path) -> Path:
     return max(runs)[-1]
 
 
-def variant_folders(place: Path) -> Iterator[Path]:
+def variant_folders(place: Path) -> set[Path]:
     """The folders of variants whose training has logged a loss."""
-    return (path.parents[3] for path in (place / TRAIN).glob("*/plots/metrics/train/loss.tsv"))
+    return {log.parents[4] for log in (place / TRAIN).glob(f"*/*/{LOG}")}
+
+
+def newest_replicate(folder: Path) -> Path:
+    """The folder of a variant's replicate that trains, or trained last: they train one after the other."""
+    return max((log.parents[3] for log in folder.glob(f"*/{LOG}")), key=lambda one: int(one.name))
 
 
 def is_done(folder: Path) -> bool:
-    """training.json is the last file that a training writes."""
+    """training.json is the last file that a variant's training writes."""
     return (folder / "training.json").exists()
 
 
 def last_written(folder: Path) -> float:
     """When the training last logged a loss, in seconds since the epoch."""
-    return (folder / "plots/metrics/train/loss.tsv").stat().st_mtime
+    return (newest_replicate(folder) / LOG).stat().st_mtime
 
 
 def read_progress(place: Path) -> list[Progress]:
@@ -148,31 +156,37 @@ def read_progress(place: Path) -> list[Progress]:
 
 def progress_of(place: Path, folder: Path) -> Progress:
     """The progress of one variant, from the files that training writes."""
-    variant, logs = folder.name, folder / "plots/metrics"
+    variant, newest = folder.name, newest_replicate(folder)
     curves = {
-        name: read_curve(logs / f"{CURVES[name]}.tsv", name, f"train@{variant}", required=False)
+        name: read_curve(
+            newest / f"plots/metrics/{CURVES[name]}.tsv", name, f"train@{variant}", required=False
+        )
         for name in CHARTS
     }
     # A half-written last line is NaN, a diverged loss may be infinite: plotext crashes on both.
     curves = {name: curve[np.isfinite(curve[name].astype(float))] for name, curve in curves.items()}
-    first = logs / "train/loss.tsv"
+    first, number = newest / LOG, int(newest.name)
+    steps, replicates = lengths_of(place, variant)
     return Progress(
         variant=variant,
         curves=curves,
-        steps=steps_of(place, variant),
+        steps=steps,
+        replicate=number,
+        replicates=max(replicates, number),
         started=first.parent.stat().st_mtime,  # a folder's own time is that of its newest file's creation
         updated=first.stat().st_mtime,
         done=is_done(folder),
-        samples=read_samples(folder / "samples.jsonl"),
+        samples=read_samples(folder / "1" / "samples.jsonl"),  # the first replicate's: no other writes any
     )
 
 
-def steps_of(place: Path, variant: str) -> int | None:
-    """How many optimizer steps the variant's recipe has; None where params.yaml does not tell."""
+def lengths_of(place: Path, variant: str) -> tuple[int | None, int]:
+    """A replicate's optimizer steps (None where params.yaml does not tell), and how many replicates there are."""
     try:
-        return load_params(place / "params.yaml").train_of(variant).max_steps
+        params = load_params(place / "params.yaml")
+        return params.train_of(variant).max_steps, params.replicates_of(variant)
     except (UserError, KeyError):  # being edited for the next run, or a variant that is gone
-        return None
+        return None, 1
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -203,6 +217,8 @@ def screen(
 def status(run: Progress, since: Mark | None, at: float) -> str:
     """One line about a training: step, losses, time left."""
     steps = f"step {run.step}" + (f" of {run.steps}" if run.steps else "")
+    if run.replicates > 1 and not run.done:
+        steps = f"replicate {run.replicate} of {run.replicates}, {steps}"
     losses = [
         f"{LOSSES[name]} {curve[name].iloc[-1]:.3f}" for name, curve in run.curves.items() if len(curve)
     ]

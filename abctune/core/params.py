@@ -25,7 +25,7 @@ from abctune.core.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 BASE = "base"  # the untuned model's name beside the variants
 # Keys of metrics/summary.json that stand next to the models' and to the sources' names.
-VARIANT_KEYS = ("verdict",)
+VARIANT_KEYS = ("loss", "verdict")
 SOURCE_KEYS = ("overall", "general")
 # Keys become file names, and people type them in commands, hence nothing but these characters;
 # no dot either, which DVC reads as a step into a mapping.

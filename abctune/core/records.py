@@ -22,7 +22,9 @@ from pydantic import (
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, read_jsonl, write_json
+from abctune.core.params import VARIANT_KEYS
 
+OVERALL = "overall"  # the set of all sources but GENERAL
 GENERAL = "general"  # the reserved source name of the rows that measure forgetting; no part of "overall"
 
 
@@ -444,7 +446,9 @@ class ModelSummary(Record):
 class SummaryRecord(Record):
     """`metrics/summary.json`: the few numbers that `dvc exp show` has columns for.
 
-    In the file the models stand at the top level, so that a column is called `B.loss.overall`.
+    In the file the models stand at the top level, so that a column is called `B.loss.overall`. Before them stand each
+    model's loss overall once more (`loss.B`) and the verdicts: DVC's table has the file's order, and a terminal shows
+    its first columns.
     """
 
     models: dict[str, ModelSummary]
@@ -456,7 +460,8 @@ class SummaryRecord(Record):
             name: model.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
             for name, model in self.models.items()
         }
-        return {**models, "verdict": dict(self.verdict)}
+        losses = {name: model.loss[OVERALL] for name, model in self.models.items() if OVERALL in model.loss}
+        return {"loss": losses, "verdict": dict(self.verdict), **models}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> SummaryRecord:
@@ -465,7 +470,7 @@ class SummaryRecord(Record):
         Raises:
             ValueError: it is no such summary (pydantic's ValidationError), one of an older version for instance.
         """
-        models = {name: value for name, value in document.items() if name != "verdict"}
+        models = {name: value for name, value in document.items() if name not in VARIANT_KEYS}
         return cls.model_validate({"models": models, "verdict": document.get("verdict", {})})
 
 

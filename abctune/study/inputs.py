@@ -27,12 +27,12 @@ from abctune.core.records import (
     read_record,
     read_records,
 )
+from abctune.core.records import OVERALL as OVERALL
 from abctune.core.schemas import SCORED_ROWS, SERVED
 from abctune.study.fairness import require_known_sources, require_same_test
 from abctune.study.places import COLLECTED, EVAL
 from abctune.study.votes import VoteRecord, read_votes
 
-OVERALL = "overall"  # the set of all sources but GENERAL
 CURVES = {"train_loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
 
 Curves = dict[str, pd.DataFrame]  # by name; columns step and that name, no rows where nothing was logged

@@ -68,9 +68,12 @@ def hashes(files: Iterable[DataFile]) -> dict[str, dict[str, Any]]:
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.is_file()
     )
-    return {
-        "/".join(file.parts[2:]): {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in inside
-    }
+    return {"/".join(file.parts[2:]): hash_of(file) for file in inside}
+
+
+def hash_of(file: Path) -> dict[str, Any]:
+    """SHA-256 and size in bytes of a file."""
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def model(origin: LocalModel, key: str, folder: Path) -> dict[str, Any]:
@@ -79,15 +82,21 @@ def model(origin: LocalModel, key: str, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is missing, or has no safetensors, config or tokenizer.
     """
-    path = Path(origin.path).expanduser()
+    files = {}
+    for path in model_files(origin, key):
+        shutil.copyfile(path, folder / path.name)
+        files[path.name] = hash_of(folder / path.name)
+    return {"path": origin.path, "files": files}
+
+
+def model_files(origin: LocalModel, key: str) -> list[Path]:
+    """The files of a model folder that `from_pretrained` needs, sorted.
+
+    Raises:
+        UserError: the folder is missing, or has no safetensors, config or tokenizer.
+    """
+    path = Path(origin.path)
     if not path.is_dir():
         raise UserError(f"params.yaml: {key}.path: folder {origin.path} not found; correct the path")
-    names = needed_files(
-        (entry.name for entry in path.iterdir() if entry.is_file()), origin.path, f"{key}.path"
-    )
-    for name in names:
-        shutil.copyfile(path / name, folder / name)
-    files = {
-        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names
-    }
-    return {"path": origin.path, "files": files}
+    names = (entry.name for entry in path.iterdir() if entry.is_file())
+    return [path / name for name in needed_files(names, origin.path, f"{key}.path")]

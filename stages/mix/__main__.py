@@ -12,15 +12,17 @@ from abctune.core.files import atomic_output, parquet_writer, read_table
 from abctune.core.params import PARAMS_FILE, ItemArgument, Params, load_params
 from abctune.core.records import DrawnRows, MixRecord, SourceRecord, read_record, write_record
 from stages.mix.draw import draw, training_order
+from stages.mix.raw import RAW, remove_leftovers, rows_file
 from stages.mix.shuffle import ROWS, SourceRows, places, shuffled
 
-RAW, MIXED = Path("data/raw"), Path("data/mixed")
+MIXED = Path("data/mixed")
 
 
 @exits_with_one_line
 def main(variant: ItemArgument) -> None:
     """Write data/mixed/<variant>.parquet, the rows in training order, and <variant>.json, how many of each source."""
     params = load_params()
+    remove_leftovers(params.sources)
     drawn = {source: draw_source(params, variant, source) for source in params.require_variant(variant).mix}
     record = record_of(variant, {source: counts for source, (_, counts) in drawn.items()})
     order = training_order(
@@ -39,11 +41,6 @@ def main(variant: ItemArgument) -> None:
     for source, counts in record.sources.items():
         wanted = f"{params.variants[variant].mix[source]:,} x rows_scale {params.active.data.rows_scale:g}"
         print(f"{variant}: {counts.drawn:,} of {counts.available:,} rows of {source} ({wanted})")
-
-
-def rows_file(source: str) -> Path:
-    """Where fetch puts a source's rows."""
-    return RAW / source / "rows.parquet"
 
 
 def draw_source(params: Params, variant: str, source: str) -> tuple[list[int], DrawnRows]:

@@ -160,7 +160,7 @@ def test_the_reports_recipes_are_as_reported():
     assert params.variants["C"].mix == {"chat": 15_000, "instruct": 15_000}
 
 
-@pytest.mark.parametrize("name", ["verdict", "base"])
+@pytest.mark.parametrize("name", ["loss", "verdict", "base"])
 def test_a_variant_may_not_take_a_name_of_the_summary(tmp_path, name):
     with pytest.raises(UserError, match=rf"variants\.{name}: this name .*; choose another"):
         load_params(changed(tmp_path, f"variants.{name}", {"mix": {"chat": 1}, "train": {}}))

@@ -17,17 +17,17 @@ NOW = 1_800_000_000.0
 
 
 def write_training(
-    place: Path, variant: str, steps: dict[int, float], began: float, done: bool = False
+    place: Path, variant: str, steps: dict[int, float], began: float, done: bool = False, replicate: int = 1
 ) -> Path:
-    """What a training has written by the last of `steps`, one second a step since `began`."""
-    folder = place / "metrics/train" / variant
+    """What a replicate has written by the last of `steps`, one second a step since `began`; its folder."""
+    folder = place / "metrics/train" / variant / str(replicate)
     curve = folder / "plots/metrics/train/loss.tsv"
     curve.parent.mkdir(parents=True)
     curve.write_text("step\tloss\n" + "".join(f"{step}\t{loss}\n" for step, loss in steps.items()))
     os.utime(curve.parent, (began, began))
     os.utime(curve, (began + max(steps) - min(steps),) * 2)
     if done:
-        (folder / "training.json").write_text("{}")
+        (folder.parent / "training.json").write_text("{}")
     return folder
 
 
@@ -37,7 +37,9 @@ def text(place: Path, marks: dict[str, Mark] | None = None, at: float = NOW) -> 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    """A project in which each variant is trained once."""
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("replicates: 3", "replicates: 1"))
     return tmp_path
 
 
@@ -47,9 +49,23 @@ def test_step_losses_and_time_left(project):
     assert line == "B: step 20 of 40, train loss 4.250, 20 s left"
 
 
+def test_of_several_replicates_the_newest_is_shown_and_the_time_left_is_of_all(project):
+    shutil.copy(ROOT / "params.yaml", project)  # three
+    write_training(project, "B", {10: 4.6, 40: 4.1}, began=NOW - 100)
+    write_training(project, "B", {10: 4.5, 20: 4.25}, began=NOW - 10, replicate=2)
+    line = text(project).splitlines()[1]
+    assert line == "B: replicate 2 of 3, step 20 of 40, train loss 4.250, 1 min 00 s left"
+
+
+def test_it_reads_what_a_training_writes(trained):
+    """The real files of a real run, not this module's."""
+    shown = trained.tool("watch", "--once").stdout
+    assert "B: step 4 of 4, train loss" in shown and "C: step 4 of 4, train loss" in shown
+
+
 def test_the_time_left_of_a_resumed_run_is_of_its_present_pace(project):
     write_training(project, "B", {10: 4.5, 20: 4.25}, began=NOW - 10_000)
-    os.utime(project / "metrics/train/B/plots/metrics/train/loss.tsv", (NOW, NOW))
+    os.utime(project / "metrics/train/B/1/plots/metrics/train/loss.tsv", (NOW, NOW))
     line = text(project, {"B": Mark(18, NOW - 2)}).splitlines()[1]
     assert line.endswith("20 s left")
 

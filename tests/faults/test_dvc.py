@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from tests.workspace import Workspace, make_workspace
 
-STAGES = ("fetch-model", "fetch@chat", "fetch@instruct", "mix@C", "format@C", "split@C", "train@C", "eval-base", "eval@C", "plot")  # fmt: skip
+STAGES = ("own-data", "own-model", "fetch-model", "fetch@chat", "fetch@instruct", "mix@C", "format@C", "split@C", "train@C", "eval-base", "eval@C", "plot")  # fmt: skip
 KILLS = 5
 # What differs between two runs of the same: times and memory, and what is drawn or written from them.
 MEASURED = re.compile(r"seconds|tokens_per_second|peak_\w*gib|\bresources\b|timestamp|resumed")
@@ -169,7 +169,7 @@ def two_projects(tmp_path: Path, small_model: Path) -> tuple[Workspace, Workspac
 
 
 def test_a_killed_stage_is_made_good_by_the_next_dvc_repro(two_projects: tuple[Workspace, Workspace]) -> None:
-    check_kills(*two_projects, STAGES[:5], kills=1)
+    check_kills(*two_projects, STAGES[:7], kills=1)
 
 
 @pytest.mark.faults
@@ -181,7 +181,7 @@ def test_every_stage_may_be_killed_five_times(two_projects: tuple[Workspace, Wor
 
 def test_of_two_runs_at_once_one_wins_and_the_other_says_why(tmp_path: Path, small_model: Path) -> None:
     project = make_project(tmp_path, small_model)
-    for stage in STAGES[:3]:
+    for stage in STAGES[:5]:
         project.run("dvc", "repro", "--single-item", stage)
     first = start(project, "dvc", "repro", "mix@C")
     try:

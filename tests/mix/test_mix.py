@@ -54,6 +54,14 @@ def test_too_few_rows_are_taken_whole_with_a_warning(raw):
     assert json.loads((raw.root / "data/mixed/A.json").read_text())["warnings"]
 
 
+def test_a_source_that_params_no_longer_has_is_removed_from_what_mix_depends_on(raw):
+    write_raw(raw, "old", 5)
+    (raw.root / "data/raw/mine").mkdir()  # not fetch's
+    raw.stage("mix", "A")
+    folders = {path.name for path in (raw.root / "data/raw").iterdir()}
+    assert folders - {".gitignore"} == {"chat", "instruct", "mine"}
+
+
 def test_a_missing_source_is_one_line_that_names_the_file_and_the_stage(workspace):
     done = workspace.stage("mix", "A", check=False)
     assert done.returncode == 1 and not done.stdout

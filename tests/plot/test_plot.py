@@ -42,6 +42,12 @@ def test_a_planted_effect_is_called_better_where_it_is_and_nowhere_else(plotted)
     assert float(summary["C"]["vs_base"].split()[2]) == pytest.approx(gain, abs=5e-3)
 
 
+def test_the_first_columns_of_dvc_exp_show_are_every_models_loss_and_the_verdicts(plotted):
+    summary = plotted({"C": effect(instruct=-0.05)})
+    assert list(summary)[:2] == ["loss", "verdict"]
+    assert summary["loss"] == {name: summary[name]["loss"]["overall"] for name in ("base", *RECIPES)}
+
+
 def test_a_planted_harm_is_called_worse(fake_run):
     fake_run({"A": effect(chat=0.05)}, n={"chat": 200, "instruct": 200})
     assert outcomes()["A", "base", "chat"] == "worse"
