@@ -152,7 +152,7 @@ def changed_files(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
     return [
         f"[{path}]"
         for path, dep in sorted(now.items())
-        if OWN.fullmatch(path) and path in before and dep["hash"] != before[path]["hash"]
+        if OWN.fullmatch(path) and path in before and dep["hash"] not in (None, before[path]["hash"])
     ]
 
 

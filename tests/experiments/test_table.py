@@ -90,6 +90,12 @@ def test_code_that_differs_is_named_since_params_do_not_explain_it():
     assert rows[1].changed == ["[stages/train]"]
 
 
+def test_a_queued_variants_stages_have_no_hashes_yet_and_are_no_changed_code():
+    main, queued = commit("main", {"base": 3.0}), commit("e", {})
+    queued["data"]["deps"] = {"stages/train": {"hash": None}}
+    assert rows_of([main | {"experiments": [experiment(queued, "queued")]}], "overall")[1].changed == []
+
+
 @pytest.mark.parametrize("state", ["failed", "queued", "running"])
 def test_an_experiment_without_results_says_its_state(state):
     open_run = commit("e", {})
