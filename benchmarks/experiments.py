@@ -1,8 +1,9 @@
 """What DVC adds to the loop of change, run, compare: `python -m benchmarks.experiments`.
 
 In a clone of the last commit, with a cache of its own: the time of `dvc exp run -S variants.B.train.learning_rate=...`
-beside the stages that it runs (to stay at 10 s or below), then of `dvc exp show` and `make exp`'s table with 20
-experiments (3 s or below). Writes benchmarks/results/experiments.json. Needs a finished `dvc repro`.
+beside the stages that it runs (to stay at 10 s or below), then, with 20 experiments, of `dvc exp show`, `make exp`'s
+table, a `dvc repro` that runs nothing, and the calls of DVC's extension for VS Code (3 s or below each). Writes
+benchmarks/results/experiments.json. Needs a finished `dvc repro`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ from abctune.core.provenance import hardware, versions
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/experiments.json"
 EXPERIMENTS, REPEATS = 20, 3
+COMMANDS = {
+    "dvc_exp_show_seconds": ("dvc", "exp", "show", "--no-pager"),
+    "table_seconds": ("python", "-m", "tools.experiments"),
+    "noop_repro_seconds": ("dvc", "repro"),
+    # What the extension asks for, whenever a file changes: its table, its tree of tracked files, its charts.
+    "vscode_exp_show_seconds": ("dvc", "exp", "show", "--json"),
+    "vscode_data_status_seconds": ("dvc", "data", "status", "--granular", "--unchanged", "--json"),
+    "vscode_plots_diff_seconds": ("dvc", "plots", "diff", "--split", "--json", "HEAD", "measured", "saved-0"),
+}
 # Stands for `python` in the stages' commands and notes when each began and ended.
 STOPWATCH = """#!/bin/sh
 began=$(date +%s.%N)
@@ -44,18 +54,16 @@ def main(
         print(
             f"dvc exp run: {run['seconds']:.1f} s, of them stages {run['stages_seconds']:.1f} s", flush=True
         )
+        call(clone, "git", "checkout", "--quiet", ".")
+        call(clone, "dvc", "checkout", "--quiet")
         for i in range(EXPERIMENTS - 1):
             save_experiment(clone, i)
-        show = {
-            name: best_of(clone, *command)
-            for name, command in {
-                "dvc_exp_show_seconds": ("dvc", "exp", "show", "--no-pager"),
-                "table_seconds": ("python", "-m", "tools.experiments"),
-            }.items()
-        }
+        show = {name: best_of(clone, *command) for name, command in COMMANDS.items()}
+        columns = call(clone, "dvc", "exp", "show", "--csv").splitlines()[0].count(",") + 1
     result = {
         "exp_run": run,
         "experiments": EXPERIMENTS,
+        "dvc_exp_show_columns": columns,
         **show,
         "hardware": hardware(),
         "versions": versions(),
@@ -101,8 +109,8 @@ def exp_run(clone: Path, folder: Path, steps: int | None) -> dict[str, float | d
     seconds = time.perf_counter() - started
     lines = [line.split() for line in log.read_text().splitlines()]
     stages = {module: round(float(ended) - float(began), 2) for module, *_, began, ended in lines}
-    if list(stages) != ["stages.train", "stages.eval", "stages.plot"]:
-        raise SystemExit(f"not train, eval and plot ran, but {', '.join(stages)}")
+    if list(stages) != ["stages.train", "stages.eval", "stages.collect", "stages.plot"]:
+        raise SystemExit(f"not train, eval, collect and plot ran, but {', '.join(stages)}")
     inside = sum(stages.values())
     return {
         "seconds": round(seconds, 2),
@@ -118,6 +126,7 @@ def save_experiment(clone: Path, i: int) -> None:
     text = re.sub(r"^seed: \d+", f"seed: {i + 1}", params.read_text(), count=1, flags=re.M)
     params.write_text(text)
     call(clone, "dvc", "exp", "save", "--force", "--quiet", "--name", f"saved-{i}")
+    call(clone, "git", "checkout", "--quiet", ".")
 
 
 def best_of(clone: Path, *command: str) -> float:
