@@ -64,6 +64,8 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
     prompt: str | None = None  # in place of messages: a text to go on with, without a chat template
+    likeliest: int | None = None  # report each token's score and this many alternatives, up to MAX_LIKELIEST
+    grammar: str | None = None  # GBNF that the answer keeps to
 
 
 def draw_seeds(requests: Sequence[Request]) -> list[Request]:

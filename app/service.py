@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.context import Prompt, fit, fit_text
@@ -39,6 +39,10 @@ class Reply:
     first_token_seconds: float | None = None
     seconds: float = 0.0
     finish: str | None = None  # stop: the model ended it; length; time. None: still growing, or stopped
+    scores: list[TokenScore] = field(default_factory=list)  # of each token, where the request asks for them
+    # Other answers were computed in one batch with this one, so that the last digits of its scores may be others than
+    # alone: a greedy answer may then differ in a near tie.
+    shared_batch: bool = False
 
     @property
     def text(self) -> str:
@@ -79,24 +83,34 @@ class Waiting:
     ahead: int
 
 
-class Line:
-    """First come, first served, one at a time, with a limit."""
+@dataclass(eq=False)
+class Ticket:
+    """Somebody's place in line, and how many answers they want."""
 
-    def __init__(self, waiting: int) -> None:
-        self._limit, self._tickets, self._changed = waiting + 1, [], threading.Condition()
+    size: int
+
+
+class Line:
+    """First come, first served, as many at a time as there are places, with a limit to those who wait."""
+
+    def __init__(self, waiting: int, places: int = 1) -> None:
+        self._limit, self._places = waiting, places
+        self._tickets: list[Ticket] = []
+        self._changed = threading.Condition()
 
     @contextmanager
-    def place(self) -> Iterator[object]:
+    def place(self, size: int = 1) -> Iterator[Ticket]:
         """Stand in line for the length of the block.
 
         Raises:
             Refused: the line is full.
         """
-        ticket = object()
+        ticket = Ticket(size)
         with self._changed:
-            if len(self._tickets) >= self._limit:
-                raise Refused(BUSY)
             self._tickets.append(ticket)
+            if len(self._tickets) - self._served() > self._limit:
+                self._tickets.pop()
+                raise Refused(BUSY)
         try:
             yield ticket
         finally:
@@ -104,17 +118,30 @@ class Line:
                 self._tickets.remove(ticket)
                 self._changed.notify_all()
 
-    def ahead(self, ticket: object, timeout: float) -> int:
-        """How many stand before the ticket; waits up to `timeout` for that to become nobody."""
+    def ahead(self, ticket: Ticket, timeout: float) -> int:
+        """How many must go before the ticket is served; waits up to `timeout` for that to become nobody."""
+
+        def left() -> int:
+            return max(0, self._tickets.index(ticket) - self._served() + 1)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._tickets[0] is ticket, timeout)
-            return self._tickets.index(ticket)
+            self._changed.wait_for(lambda: left() == 0, timeout)
+            return left()
+
+    def _served(self) -> int:
+        """How many from the head of the line have a place: nobody overtakes, and the first is always served."""
+        taken = 0
+        for count, ticket in enumerate(self._tickets):
+            taken += ticket.size
+            if count and taken > self._places:
+                return count
+        return len(self._tickets)
 
 
 class Service:
-    """Answers requests, one caller at a time.
+    """Answers requests, as many at a time as the engine has places for.
 
-    The lock is for the whole generation, not for the choice of adapter alone: PEFT's `set_adapter` from two
+    A place is held for the whole generation, not for the choice of adapter alone: PEFT's `set_adapter` from two
     threads answered with the wrong adapter in 30 of 40 calls.
     """
 
@@ -122,10 +149,12 @@ class Service:
         self, models: Models, engine: Engine, tokenizer: PreTrainedTokenizerBase, waiting: int = WAITING
     ) -> None:
         self.models, self.engine, self.tokenizer = models, engine, tokenizer
-        self._line = Line(waiting)
+        self._line = Line(waiting, engine.places)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Waiting | list[Reply]]:
         """Yield places in line, then the same replies again and again as they grow; closing it stops them.
+
+        Several requests are answered together: a comparison is one call with a request per model.
 
         Raises:
             Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
@@ -134,8 +163,19 @@ class Service:
         for request in draw_seeds(requests):
             prompt = self._prompt(request)
             replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
-            jobs.append(Job(request.model, prompt.ids, prompt.room, request.sampling))
-        with self._line.place() as ticket:
+            if request.grammar is not None and not self.engine.grammars:
+                raise Refused(f"grammars and response formats are not supported by {self.engine.name}")
+            jobs.append(
+                Job(
+                    request.model,
+                    prompt.ids,
+                    prompt.room,
+                    request.sampling,
+                    request.likeliest,
+                    request.grammar,
+                )
+            )
+        with self._line.place(len(jobs)) as ticket:
             while ahead := self._line.ahead(ticket, POLL_SECONDS):
                 yield Waiting(ahead)
             pieces = self.engine.stream(jobs)
@@ -200,6 +240,8 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
             continue
         reply.add(piece.text)
         reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
+        reply.scores += piece.scores
+        reply.shared_batch |= piece.shared
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds
         reply.finish = piece.finish or reply.finish

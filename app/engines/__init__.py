@@ -21,16 +21,8 @@ class Job:
     prompt: list[int]
     max_new_tokens: int
     sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What came out next for the job at `index`."""
-
-    index: int
-    text: str
-    n_tokens: int  # generated so far
-    finish: Literal["stop", "length"] | None = None  # set on the job's last piece
+    likeliest: int | None = None  # report each token's score, and this many alternatives
+    grammar: str | None = None  # GBNF that the answer keeps to; for an engine that takes grammars
 
 
 @dataclass(frozen=True)
@@ -51,8 +43,20 @@ class TokenScore(Likely):
     likeliest: tuple[Likely, ...] = ()  # likeliest first; holds the token itself if it is among them
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What came out next for the job at `index`."""
+
+    index: int
+    text: str
+    n_tokens: int  # generated so far
+    finish: Literal["stop", "length"] | None = None  # set on the job's last piece
+    scores: tuple[TokenScore, ...] = ()  # of the tokens that are new, where the job asks for them
+    shared: bool = False  # other answers have been computed in one batch with this one
+
+
 class Engine(Protocol):
-    """Used by one caller at a time (app.service sees to that).
+    """Used by as many callers at a time as it has places (app.service sees to that).
 
     A stream announces each job with an empty piece when it begins with it. Closing the iterator ends the
     generation.
@@ -60,6 +64,8 @@ class Engine(Protocol):
 
     name: str
     context: int
+    places: int  # jobs that it takes at a time; a caller with more is served alone
+    grammars: bool  # whether it can keep an answer to a grammar
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]: ...
 

@@ -1,9 +1,14 @@
 """llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request.
 
-Each model has a slot of its own, which keeps what it has read of a conversation, so that the next turn costs its new
-tokens. A slot is never lent to another model: that alone keeps an adapter from answering from another's cache. llama.cpp puts only requests with
-equal adapters into one batch and finishes one such batch before the next (measured: four answers asked for at once
-came one after the other). So a comparison takes turns here, one token per model and round.
+Several answers at a time: each has a slot of llama.cpp's for as long as it grows, and runs in slices of a few tokens
+(app.engines.turns). Slices of one adapter at one strength are one batch to llama.cpp.
+
+A slot keeps what it has read of a conversation, so that the next turn costs its new tokens. What a model has read is no
+use to another: llama.cpp forgets it when a slot's adapter changes, and we look for a slot by model and strength.
+
+A greedy answer does not depend on what was asked before: READ_TOKENS and the form of the adapters (app.engines.lora_gguf)
+make llama.cpp compute a token's scores alike, whether the tokens before it were read one by one or together. It may
+depend, in a near tie, on answers by the same adapter that grow at the same time; `Piece.shared` tells.
 """
 
 from __future__ import annotations
@@ -12,31 +17,54 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
+from abctune.llm.tokenizer import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
-from app.engines.streaming import StreamingAnswer
+from app.engines.turns import Left, Turns
 from app.request import CONTEXT_TOKENS, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens of a prompt read at a time. llama.cpp cannot be interrupted inside a call, so a long prompt is read in
-# parts, each well below a second, between which `stop` takes effect.
-PROMPT_PART = 128
+# Slots, so answers that grow at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
+# SmolLM2-135M and 235 MB with Llama-3.2-3B.
+PLACES = 8
+# Tokens of an answer between two questions whose turn it is, from a number of tokens on: few where an answer begins, so
+# that everybody's first words come soon; then a fifth of a second with SmolLM2-135M on two cores.
+SLICES = {0: 1, 8: 4, 16: 16}
+PROMPT_PART = 128  # and of a prompt
+# Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
+# on what of a prompt is read already (measured: by up to 0.2 nats, so that one greedy answer in a few is another).
+READ_TOKENS = 32
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
-END = -1
+
+Group = tuple[str, float]  # a model and its adapter's strength
+
+
+@dataclass
+class _Slot:
+    """One of llama.cpp's places for a conversation, and what it holds: llama.cpp keeps it and does not tell."""
+
+    id: int
+    group: Group | None = None
+    held: list[int] = field(default_factory=list)
+    fresh: bool = True  # nothing has been read for this group yet
+    used: int = 0  # when, by a count of uses
+    busy: bool = False
 
 
 class LlamaCpp:
     """One llama.cpp server object; `xllamacpp` runs it in threads of this process."""
 
     name = "llama.cpp"
+    grammars = True
 
     def __init__(
         self,
@@ -48,17 +76,19 @@ class LlamaCpp:
     ) -> None:
         import xllamacpp
 
-        self.context, self._tokenizer = context, tokenizer
+        self.context, self._tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
         self._models = [BASE, *adapters]
-        # What each model's slot holds, and at which strength it was read: llama.cpp keeps it and does not tell.
-        self._held: dict[str, list[int]] = {name: [] for name in self._models}
-        self._strength = dict.fromkeys(self._models, 1.0)
+        self.places = max(PLACES, len(self._models))
+        self._slots, self._uses = [_Slot(place) for place in range(self.places)], 0
+        self._free = threading.Condition()
+        self._turns = Turns()
 
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
-        params.n_parallel = len(self._models)
+        params.n_parallel = self.places
         params.n_ctx = context * params.n_parallel
-        params.n_batch = params.n_ubatch = PROMPT_PART  # larger buffers would never be filled
+        params.n_batch = params.n_ubatch = READ_TOKENS
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters.values()]
         params.offline = True
@@ -76,147 +106,223 @@ class LlamaCpp:
                 "transformers"
             ) from None
 
+    # --- what the service calls
+
     def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
-        """One answer at full speed, several in turns."""
-        for index, job in enumerate(jobs):
-            yield Piece(index, "", 0)
-            yield from self._read(index, job)
-        yield from self._alone(jobs[0]) if len(jobs) == 1 else self._in_turns(jobs)
-
-    def _read(self, index: int, job: Job) -> Iterator[Piece]:
-        """Let the job's slot read all but the last part of the prompt, from where it differs from what the slot holds.
-
-        A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
-        """
-        if (
-            self._strength[job.model] != job.sampling.adapter_strength
-        ):  # llama.cpp then forgets what it has read
-            self._strength[job.model], self._held[job.model] = job.sampling.adapter_strength, []
-        known = shared_prefix(self._held[job.model], job.prompt)
-        for end in range(known + PROMPT_PART, len(job.prompt), PROMPT_PART):
-            self._held[job.model] = job.prompt[:end]
-            self._server.handle_completions(self._body(job) | {"prompt": job.prompt[:end], "max_tokens": 0})
-            yield Piece(index, "", 0)
-        self._held[job.model] = job.prompt
-
-    def _in_turns(self, jobs: Sequence[Job]) -> Iterator[Piece]:
-        answers = [StreamingAnswer(job) for job in jobs]
-        while any(not answer.finish for answer in answers):
-            for index, answer in enumerate(answers):
-                if answer.finish:
-                    continue
-                for token in self._next_tokens(answer):
-                    piece = answer.take(index, token, self._tokenizer, token == END)
-                    self._held[answer.job.model] = answer.job.prompt + answer.ids
-                    if piece:
-                        yield piece
-                    if answer.finish:
-                        break
-
-    def _next_tokens(self, answer: StreamingAnswer) -> list[int]:
-        """The ids that follow: one, or those of a character of several; END where the model ends its turn.
-
-        The slot still holds all but the last token, so nothing is read twice.
-        """
-        body = self._body(answer.job) | {
-            "prompt": answer.job.prompt + answer.ids,
-            "logprobs": 1,  # the only field that tells a token's id
-            # A random number per place, the same one for every model, as in the other engine.
-            "seed": ((answer.job.sampling.seed or 0) + 0x9E3779B9 * len(answer.ids)) % SEEDS,
-        }
-        for count in range(1, CHARACTER_TOKENS + 1):
-            reply = self._server.handle_completions(body | {"max_tokens": count})
-            if "choices" not in reply:
-                raise RuntimeError(f"llama.cpp: {reply}")
-            (choice,) = reply["choices"]
-            if choice["finish_reason"] == "stop":
-                return [END]
-            if count == 1 and choice["logprobs"]:
-                return [choice["logprobs"]["content"][0]["id"]]
-            # llama.cpp names no token that ends within a character (its text is U+FFFD): ask again for one more.
-            if not choice["text"].endswith("\ufffd"):
-                return self._tokenizer.encode(choice["text"], add_special_tokens=False)
-        return self._tokenizer.encode("\ufffd", add_special_tokens=False)  # no character after all
+        """All jobs grow together, a thread each; those of one adapter as one batch, adapters in turns."""
+        pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
+        left = threading.Event()
+        workers = [
+            threading.Thread(
+                target=self._work, args=(index, job, pieces, left), name="llama.cpp", daemon=True
+            )
+            for index, job in enumerate(jobs)
+        ]
+        for worker in workers:
+            worker.start()
+        running = len(workers)
+        try:
+            while running:
+                piece = pieces.get()
+                if piece is None:
+                    running -= 1
+                elif isinstance(piece, BaseException):
+                    raise piece
+                else:
+                    yield piece
+        finally:
+            left.set()
+            self._turns.wake()
+            for worker in workers:
+                worker.join()
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
         """Each token of `ids` behind the job's prompt; costs what generating them costs."""
-        for _ in self._read(0, job):
-            pass
-        text = self._tokenizer.decode
-        for place, token in enumerate(ids):
-            read = [*job.prompt, *ids[:place]]
-            self._held[job.model] = read
-            scores = self._scores(job, read, token, likeliest)
-            order = sorted(scores, key=scores.__getitem__, reverse=True)[:likeliest]
-            yield TokenScore(
-                token,
-                text([token]),
-                scores[token],
-                tuple(Likely(one, text([one]), scores[one]) for one in order),
-            )
+        left = threading.Event()
+        with self._slot(job) as slot:
+            self._read(slot, job, left)
+            for place, token in enumerate(ids):
+                read = [*job.prompt, *ids[:place]]
+                with self._turns.take(_group(job), left):
+                    scores = self._scores(job, slot, read, token, likeliest)
+                order = sorted(scores, key=scores.__getitem__, reverse=True)[:likeliest]
+                yield TokenScore(
+                    *self._named(token, scores[token]),
+                    tuple(Likely(*self._named(one, scores[one])) for one in order),
+                )
 
     def log_probability(self, model: str, ids: list[int], token: int) -> float:
         """Natural logarithm of the probability that the model gives the token behind `ids`, by its plain scores."""
-        return self._scores(Job(model, ids, 1, Sampling()), ids, token, 1)[token]
+        job = Job(model, ids, 1, Sampling())
+        with self._slot(job) as slot:
+            return self._scores(job, slot, ids, token, 1)[token]
 
-    def _scores(self, job: Job, ids: list[int], token: int, top: int) -> dict[int, float]:
+    # --- one answer
+
+    def _work(self, index: int, job: Job, pieces: queue.SimpleQueue, left: threading.Event) -> None:
+        """Generate one answer into the queue, with None behind the last piece."""
+        try:
+            with self._slot(job) as slot:
+                self._answer(_Growing(index, job, pieces, left), slot)
+        except Left:
+            pass
+        except Exception as error:  # raised where the pieces are read
+            pieces.put(error)
+        finally:
+            pieces.put(None)
+
+    def _answer(self, answer: _Growing, slot: _Slot) -> None:
+        job = answer.job
+        answer.put()  # it begins
+        self._read(slot, job, answer.left)
+        stuck = 0  # slices that brought nothing, as they ended within a character
+        while answer.finish is None:
+            size = slice_size(answer.n_tokens) + stuck * CHARACTER_TOKENS
+            if job.grammar is not None:  # llama.cpp cannot go on within a grammar
+                size = job.max_new_tokens
+            wanted = min(size, job.max_new_tokens - answer.n_tokens)
+            before = answer.n_tokens
+            with self._turns.take(_group(job), answer.left) as turn:
+                finish = self._slice(slot, answer, turn, wanted)
+            stuck = stuck + 1 if answer.n_tokens == before else 0
+            if finish == "stop" or answer.n_tokens >= job.max_new_tokens or stuck > 1:
+                answer.finish = "stop" if finish == "stop" else "length"
+        answer.put()
+
+    def _read(self, slot: _Slot, job: Job, left: threading.Event) -> None:
+        """Let the slot read all but the last part of the prompt, from where it differs from what the slot holds.
+
+        A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
+        """
+        known = shared_prefix(slot.held, job.prompt)
+        for end in range(known + PROMPT_PART, len(job.prompt), PROMPT_PART):
+            with self._turns.take(_group(job), left):
+                self._call(slot, job, job.prompt[:end], left, max_tokens=0)
+
+    def _slice(self, slot: _Slot, answer: _Growing, turn: Any, tokens: int) -> str | None:
+        """Generate some tokens; the reason why llama.cpp ended."""
+        job = answer.job
+        options: dict[str, Any] = {
+            "max_tokens": tokens,
+            # A seed per slice, the same one for every model.
+            "seed": ((job.sampling.seed or 0) + 0x9E3779B9 * answer.n_tokens) % SEEDS,
+            # The only field that tells tokens' ids. After sampling: few tokens are left to sort.
+            "logprobs": max(job.likeliest or 0, 1),
+            "post_sampling_probs": job.likeliest is None,
+        }
+        if job.grammar is not None:
+            options["grammar"] = job.grammar
+
+        def received(chunk: dict[str, Any]) -> None:
+            (choice,) = chunk["choices"]
+            text, found = choice["text"], (choice.get("logprobs") or {}).get("content") or []
+            ids = [entry["id"] for entry in found]
+            if (
+                text and self._tokenizer.decode(ids) != text
+            ):  # of a character's tokens llama.cpp names the last
+                ids = self._tokenizer.encode(text, add_special_tokens=False)
+            scores = tuple(_score(entry) for entry in found) if job.likeliest is not None else ()
+            if ids and (text or ids[0] not in self._stops):
+                answer.add(text, ids, scores, turn.shared)
+
+        finish = self._call(slot, job, job.prompt + answer.ids, answer.left, received, **options)
+        slot.held = job.prompt + answer.ids
+        return finish
+
+    def _call(
+        self,
+        slot: _Slot,
+        job: Job,
+        prompt: list[int],
+        left: threading.Event,
+        received: Any = None,
+        **options: Any,
+    ) -> str | None:
+        """One call of llama.cpp, which ends early when nobody wants the answer; the reason why it ended."""
+        finish, failure = None, None
+
+        def take(chunk: dict[str, Any]) -> bool:
+            nonlocal finish, failure
+            if "choices" not in chunk:
+                failure = chunk
+                return True
+            finish = chunk["choices"][0].get("finish_reason") or finish
+            if received is not None:
+                received(chunk)
+            return left.is_set()  # True ends the generation
+
+        body = self._body(slot, job) | {"prompt": prompt, "stream": True, "return_progress": True} | options
+        self._server.handle_completions(body, take)
+        slot.fresh, slot.held = False, prompt
+        if failure is not None:
+            raise RuntimeError(f"llama.cpp: {failure}")
+        if finish is None and not left.is_set():
+            raise RuntimeError("llama.cpp ended without a finish reason")
+        if left.is_set():
+            raise Left
+        return finish
+
+    # --- scores
+
+    def _scores(self, job: Job, slot: _Slot, ids: list[int], token: int, top: int) -> dict[int, float]:
         """Log-probabilities by token behind `ids`: the given one's and the `top` likeliest."""
         # A bias makes llama.cpp choose a token; the probabilities that it reports are those before any bias.
-        found = self._likeliest(job, ids, token, max(top, 1))
+        found = self._likeliest(job, slot, ids, token, max(top, 1))
         if (
             not found
         ):  # where a token ends within a character it reports nothing: choose another, list them all
-            found = self._likeliest(job, ids, self._tokenizer.eos_token_id, len(self._tokenizer))
+            found = self._likeliest(job, slot, ids, self._tokenizer.eos_token_id, len(self._tokenizer))
         return found
 
-    def _likeliest(self, job: Job, ids: list[int], chosen: int, top: int) -> dict[int, float]:
+    def _likeliest(self, job: Job, slot: _Slot, ids: list[int], chosen: int, top: int) -> dict[int, float]:
         plain = job.sampling.model_copy(update={"temperature": 0, "repetition_penalty": 1})
-        body = self._body(replace(job, prompt=ids, max_new_tokens=1, sampling=plain))
-        reply = self._server.handle_completions(body | {"logprobs": top, "logit_bias": [[chosen, 1e6]]})
+        body = self._body(slot, replace(job, sampling=plain))
+        options = {"prompt": ids, "max_tokens": 1, "logprobs": top, "logit_bias": [[chosen, 1e6]]}
+        reply = self._server.handle_completions(body | options)
+        slot.fresh, slot.held = False, ids
         found = reply["choices"][0]["logprobs"]
         if not found:
             return {}
         (place,) = found["content"]
         return {entry["id"]: entry["logprob"] for entry in [*place["top_logprobs"], place]}
 
-    def _alone(self, job: Job) -> Iterator[Piece]:
-        chunks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        stopped = threading.Event()
+    def _named(self, token: int, logprob: float) -> tuple[int, str, float]:
+        return token, self._tokenizer.decode([token]), logprob
 
-        def received(chunk: dict[str, Any]) -> bool:
-            chunks.put(chunk)
-            return stopped.is_set()  # True ends the generation
+    # --- slots
 
-        def run() -> None:
-            try:
-                self._server.handle_completions(self._body(job) | {"stream": True}, received)
-            finally:
-                chunks.put(None)
-
-        worker = threading.Thread(target=run, name="llama.cpp", daemon=True)
-        worker.start()
-        said = ""
+    @contextmanager
+    def _slot(self, job: Job) -> Iterator[_Slot]:
+        """The free slot that holds most of the prompt for this model, else the one unused for longest."""
+        with self._free:
+            self._free.wait_for(lambda: any(not slot.busy for slot in self._slots))
+            free = [slot for slot in self._slots if not slot.busy]
+            group = _group(job)
+            best = max(free, key=lambda slot: self._worth(slot, group, job.prompt))
+            self._uses += 1
+            best.busy, best.used = True, self._uses
+            if best.group != group:
+                best.group, best.held, best.fresh = group, [], True
         try:
-            for piece in _pieces(chunks):
-                said += piece.text
-                yield piece
+            yield best
         finally:
-            stopped.set()
-            worker.join()
-            # The answer's tokens, as the next turn's prompt will most often write them. Where it writes them in another
-            # way, llama.cpp finds the difference, and reads at most an answer more at a time.
-            self._held[job.model] = job.prompt + self._tokenizer.encode(said, add_special_tokens=False)
+            with self._free:
+                best.busy = False
+                self._free.notify()
 
-    def _body(self, job: Job) -> dict[str, Any]:
+    def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, int]:
+        known = shared_prefix(slot.held, prompt) if slot.group == group else 0
+        # A system message that two conversations share is not worth another conversation's slot.
+        return known if 2 * known > len(slot.held) else 0, -slot.used
+
+    def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
         return {
-            "prompt": job.prompt,
-            "id_slot": self._models.index(job.model),
+            "id_slot": slot.id,
             "lora": [
                 {"id": place, "scale": job.sampling.adapter_strength if name == job.model else 0.0}
                 for place, name in enumerate(self._models[1:])
             ],
-            "max_tokens": job.max_new_tokens,
             # The best token needs no sorted vocabulary, a tenth of the time with a small model.
             **(
                 {"samplers": ["penalties", "top_k"], "top_k": 1}
@@ -231,28 +337,51 @@ class LlamaCpp:
             ),
             "repeat_penalty": job.sampling.repetition_penalty,
             "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
-            "seed": (job.sampling.seed or 0) % SEEDS,
-            "cache_prompt": True,
-            "timings_per_token": True,
+            "cache_prompt": not slot.fresh,
         }
+
+
+@dataclass
+class _Growing:
+    """One answer while it grows."""
+
+    index: int
+    job: Job
+    pieces: queue.SimpleQueue
+    left: threading.Event
+    ids: list[int] = field(default_factory=list)
+    finish: Any = None
+    shared: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    def add(self, text: str, ids: list[int], scores: tuple[TokenScore, ...], shared: bool) -> None:
+        self.ids += ids
+        self.shared |= shared
+        self.put(text, scores)
+
+    def put(self, text: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
+        self.pieces.put(Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared))
+
+
+def _group(job: Job) -> Group:
+    return job.model, 1.0 if job.model == BASE else job.sampling.adapter_strength
+
+
+def _score(entry: dict[str, Any]) -> TokenScore:
+    likeliest = tuple(Likely(one["id"], one["token"], one["logprob"]) for one in entry["top_logprobs"])
+    return TokenScore(entry["id"], entry["token"], entry["logprob"], likeliest)
+
+
+def slice_size(n_tokens: int) -> int:
+    """How many tokens come next, when an answer has `n_tokens`: up to the next place where all answers end a slice."""
+    step = next(step for start, step in reversed(SLICES.items()) if n_tokens >= start)
+    return step - n_tokens % step
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _pieces(chunks: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[Piece]:
-    n_tokens, finish = 0, None
-    while (chunk := chunks.get()) is not None:
-        if "choices" not in chunk:
-            raise RuntimeError(f"llama.cpp: {chunk}")
-        n_tokens = chunk.get("timings", {}).get("predicted_n", n_tokens)
-        for choice in chunk["choices"]:
-            finish = choice.get("finish_reason") or finish
-            if choice.get("text"):
-                yield Piece(0, choice["text"], n_tokens)
-    if finish is None:
-        raise RuntimeError("llama.cpp ended without a finish reason")
-    yield Piece(0, "", n_tokens, "stop" if finish == "stop" else "length")

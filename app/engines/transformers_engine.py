@@ -41,6 +41,8 @@ class TransformersEngine:
     """The base model with every adapter on it; which one applies is said row by row."""
 
     name = "transformers"
+    places = 1
+    grammars = False
 
     def __init__(
         self,
@@ -88,22 +90,20 @@ class TransformersEngine:
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
         """Each token of `ids` behind the job's prompt."""
-        cache, text = None, self._tokenizer.decode
+        cache = None
         for place in range(-1, len(ids) - 1):
             read = [ids[place]] if place >= 0 else job.prompt
             mask = torch.ones(1, len(job.prompt) + place + 1, dtype=torch.long)
             logits, cache = self._forward([job], torch.tensor([read]), mask, cache)
-            scores, token = logits[0].log_softmax(dim=0), ids[place + 1]
-            best = scores.topk(likeliest)
-            yield TokenScore(
-                token,
-                text([token]),
-                float(scores[token]),
-                tuple(
-                    Likely(one, text([one]), score)
-                    for score, one in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ),
-            )
+            yield self._score(logits[0], ids[place + 1], likeliest)
+
+    def _score(self, scores: torch.Tensor, token: int, likeliest: int) -> TokenScore:
+        """Of the plain scores, float (vocabulary)."""
+        text, logprobs = self._tokenizer.decode, scores.log_softmax(dim=0)
+        best = logprobs.topk(likeliest)
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        alternatives = tuple(Likely(one, text([one]), score) for score, one in pairs)
+        return TokenScore(token, text([token]), float(logprobs[token]), alternatives)
 
     def _batch(self, jobs: Sequence[Job]) -> Iterator[Piece]:
         rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed or 0)) for job in jobs]
@@ -123,8 +123,11 @@ class TransformersEngine:
             for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
                 if row.finish:
                     continue
+                if row.job.likeliest is not None and token not in self._stops:
+                    row.scores += (self._score(logits[index], token, row.job.likeliest),)
                 if piece := row.take(index, token, self._tokenizer, token in self._stops):
-                    yield piece
+                    yield replace(piece, scores=row.scores, shared=len(jobs) > 1)
+                    row.scores = ()
             if all(row.finish for row in rows):
                 return
             mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
@@ -166,6 +169,7 @@ class _Row(StreamingAnswer):
     """One row of the batch."""
 
     random: torch.Generator = field(default_factory=torch.Generator)
+    scores: tuple[TokenScore, ...] = ()  # not handed out yet
 
     def choose(self, scores: torch.Tensor) -> int:
         """The next token's id; a finished row goes on with padding's id 0, which nobody reads."""
