@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from abctune.core.adapters import WEIGHTS, require_adapter
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, Params
-from abctune.core.provenance import require_same_base, sha256_of
+from abctune.core.provenance import sha256_of
 from abctune.core.records import SummaryRecord
 
 
@@ -70,9 +70,7 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:
-    """Check that an adapter is there, whole, finite, the recorded one, and belongs to the base.
-
-    The one check for all engines and commands: what passes here is served.
+    """An adapter that passes `require_adapter`: what does is served, by either engine.
 
     Args:
         path: the adapter's folder, models/<variant>.
@@ -82,42 +80,9 @@ def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter
     Raises:
         UserError: what is wrong, and the command that mends it.
     """
-    from safetensors import SafetensorError, deserialize
-
     remedy = f"`dvc repro train@{path.name}` makes it, or `dvc pull` brings it"
-    weights = path / "adapter_model.safetensors"
-    for file in (path / "adapter_config.json", weights):
-        if not file.exists():
-            raise UserError(f"{file} not found; {remedy}")
-    try:
-        json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = dict(deserialize(weights.read_bytes()))  # checks that header and size agree
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, then {remedy}") from None
-    if not any("lora_A" in key for key in tensors):
-        raise UserError(f"{weights} holds no LoRA weights; {remedy}")
-    require_same_base(path, base, remedy)
-    for key, tensor in tensors.items():
-        if not _finite(tensor["dtype"], tensor["data"]):
-            raise UserError(
-                f"{path}: {key} holds values that are not finite; `dvc repro -f train@{path.name}`"
-            )
-    if recorded is not None and (found := folder_hash(path)) != recorded:
-        raise UserError(
-            f"{path} is not what dvc.lock records ({found} instead of {recorded}); "
-            f"`dvc checkout -f {path}` brings that back, `dvc commit -f train@{path.name}` records what is there"
-        )
-    return Adapter(path.name, path, sha256_of(weights))
-
-
-def _finite(dtype: str, data: bytes) -> bool:
-    """Whether all numbers of a safetensors tensor are finite. numpy has no bfloat16, so its exponent bits are read."""
-    import numpy as np
-
-    if dtype == "BF16":
-        return not ((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80).any()
-    numbers = np.frombuffer(data, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
-    return bool(np.isfinite(numbers).all())
+    require_adapter(path, base, remedy, recorded)
+    return Adapter(path.name, path, sha256_of(path / WEIGHTS))
 
 
 def recorded_hashes(lock: Path, names: list[str]) -> dict[str, str]:
@@ -133,17 +98,6 @@ def recorded_hashes(lock: Path, names: list[str]) -> dict[str, str]:
         for out in stages.get(f"train@{name}", {}).get("outs", [])
         if out["path"] == f"models/{name}" and "md5" in out
     }
-
-
-def folder_hash(folder: Path) -> str:
-    """The hash that DVC gives to a folder: of the list of its files' hashes."""
-
-    def md5(data: bytes) -> str:
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    entries = [{"md5": md5(files[name].read_bytes()), "relpath": name} for name in sorted(files)]
-    return md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
 
 
 def read_losses(summary: Path) -> dict[str, float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from abctune.core.shares import wilson
+
 VOTES = Path("app/local/votes.jsonl")
-Z = 1.959964  # two-sided 95 %
 _writing = threading.Lock()
 
 
@@ -38,14 +38,6 @@ def tally(path: Path) -> list[tuple[str, int, int, float, float]]:
     return [
         (model, wins[model], count, *wilson(wins[model], count)) for model, count in sorted(shown.items())
     ]
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a proportion; right for small counts, where the usual one is not."""
-    share, spread = successes / trials, Z * Z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,23 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dvc_folder_hash(folder: Path) -> str:
+    """The hash that DVC gives to a folder, `.dir` at its end: that of the sorted list of its files' MD5s."""
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    return dvc_listing_hash({name: md5(file.read_bytes()) for name, file in files.items()})
+
+
+def dvc_listing_hash(hashes: Mapping[str, str | None]) -> str:
+    """The same, from the MD5s by path inside the folder."""
+    entries = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
+    return md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
+
+
+def md5(content: bytes) -> str:
+    """Hex MD5, the hash that DVC uses."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def require_same_base(adapter: Path, base: Path, remedy: str) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from abctune.core.adapters import require_adapter
 from abctune.core.errors import UserError
-from abctune.core.provenance import require_same_base
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain
@@ -99,9 +99,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
     from safetensors import SafetensorError
 
     remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise UserError(f"{adapter}/adapter_model.safetensors not found; {remedy}")
-    require_same_base(adapter, base, remedy)
+    require_adapter(adapter, base, remedy)
     try:
         # In the base's number format, as training multiplies it: PEFT's float32 halves an H100's speed.
         return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)

@@ -15,7 +15,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtridf
-from scipy.stats import binom, binomtest
+from scipy.stats import binom
+
+from abctune.core.shares import wilson
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -200,12 +202,6 @@ def sample_size_needed(
 ) -> float:
     """How many conversations like these `n` would show a true `difference` with probability `power`."""
     return n * (minimum_detectable_difference(se, alpha, power) / abs(difference)) ** 2
-
-
-def wilson(passed: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927): sensible at 0 of n and n of n too, unlike share ± 2 standard errors."""
-    found = binomtest(passed, n).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def paired_shares(

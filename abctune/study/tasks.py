@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from abctune.core.shares import wilson
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA, pairs_of
 from abctune.study.inputs import Study
@@ -127,7 +128,7 @@ def compare_tasks(study: Study) -> TaskComparison:
     rates, differences = [], []
     for on, models in passed.items():
         for name, held in models.items():
-            limits = statistics.wilson(sum(held), len(held))
+            limits = wilson(sum(held), len(held))
             rates.append(PassRate(name, on, len(held), sum(held), *limits))
         differences += [
             difference(on, model, models[model], reference, models[reference])

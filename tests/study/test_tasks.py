@@ -10,8 +10,9 @@ import pytest
 
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
+from abctune.core.shares import wilson
 from abctune.study.inputs import read_study
-from abctune.study.statistics import mcnemar, paired_shares, wilson
+from abctune.study.statistics import mcnemar, paired_shares
 from abctune.study.tasks import compare_tasks
 from tests.plot.fake_run import collect
 

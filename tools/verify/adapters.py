@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from abctune.core.adapters import CONFIG, WEIGHTS, require_adapter
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
-from abctune.core.provenance import require_same_base
 from abctune.llm.tokenizer import BASE_MODEL
 
-ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX, HEAD, EMBEDDING = "base_model.model.", "lm_head", "model.embed_tokens"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -24,9 +23,9 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
     """What keeps the adapter from working on a base whose linear layers have these (out, in) shapes."""
     remedy = f"`dvc repro --force train@{adapter.name}` makes it anew"
     try:
+        require_adapter(adapter, BASE_MODEL, remedy)
         config = read_json(adapter / CONFIG, f"train@{adapter.name}")
-        found = shapes_of(adapter / ADAPTER)
-        require_same_base(adapter, BASE_MODEL, remedy)
+        found = shapes_of(adapter / WEIGHTS)
     except UserError as error:
         yield str(error)
         return
@@ -37,10 +36,8 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
     for name in sorted(set(wanted) | set(found)):
         if found.get(name) != wanted.get(name):
             ours, theirs = (shape_in_words(shapes.get(name)) for shapes in (found, wanted))
-            yield f"{adapter / ADAPTER} does not fit {BASE_MODEL}: {name} is {ours}, should be {theirs}; {remedy}"
+            yield f"{adapter / WEIGHTS} does not fit {BASE_MODEL}: {name} is {ours}, should be {theirs}; {remedy}"
             return  # one layer is enough to say so
-    if broken := first_not_finite(adapter / ADAPTER):
-        yield f"{adapter / ADAPTER} has values in {broken} that are no numbers; {remedy}"
 
 
 def expected(config: dict[str, Any], base: Mapping[str, tuple[int, ...]]) -> Shapes:
@@ -84,14 +81,6 @@ def shapes_of(path: Path) -> Shapes:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def first_not_finite(path: Path) -> str | None:
-    """The name of the first tensor with a NaN or an infinity in it; None if there is none."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return next((name for name in file.keys() if not file.get_tensor(name).isfinite().all()), None)  # noqa: SIM118
 
 
 def shape_in_words(shape: tuple[int, ...] | None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
+from abctune.core.provenance import dvc_listing_hash, md5
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -140,10 +141,9 @@ def file_faults(out: Output, listed: dict[str, str], hashes: Hashes) -> Iterator
 
 def folder_faults(out: Output, hashes: Hashes) -> Iterator[str]:
     """Compare a folder as a whole: of what is not cached, or whose list is lost, DVC has one hash for all files."""
-    root, names = Path(relative(out)), sorted(files_below(Path(relative(out))))
+    root, names = Path(relative(out)), list(files_below(Path(relative(out))))
     found = hashes.of(root / name for name in names)
-    entries = [{"md5": found[root / name], "relpath": name} for name in names]
-    same = md5(json.dumps(entries, sort_keys=True).encode()) + DIRECTORY == out.hash_info.value
+    same = dvc_listing_hash({name: found[root / name] for name in names}) == out.hash_info.value
     if not same:
         yield f"{root} {state('other')}; {restored(out, good_copy=not out.use_cache)}"
     if out.use_cache:
@@ -177,11 +177,6 @@ def files_below(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root):
         for name in names:
             yield (Path(folder) / name).relative_to(root).as_posix()
-
-
-def md5(content: bytes) -> str:
-    """Hex MD5, the hash that DVC uses."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def out_of_date(repo: Repo, named: set[str]) -> Iterator[str]:
