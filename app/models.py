@@ -30,6 +30,8 @@ class Models:
     adapters: dict[str, Adapter]
     losses: dict[str, float] = field(default_factory=dict)  # nats per token on the common test rows
     problems: list[str] = field(default_factory=list)
+    root: Path = Path()  # of the study: the workspace, or another revision's files
+    variants: tuple[str, ...] = ()  # of params.yaml, served or not
 
     @property
     def names(self) -> list[str]:
@@ -66,7 +68,8 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
             adapters[name] = read_adapter(root / "models" / name, base, recorded.get(name))
         except UserError as error:
             problems.append(str(error))
-    return Models(base, adapters, read_losses(root / "metrics/summary.json"), problems)
+    losses = read_losses(root / "metrics/summary.json")
+    return Models(base, adapters, losses, problems, root, tuple(params.variants))
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:

@@ -43,13 +43,12 @@ MATH = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?=\S)[^$\n]*?\S?\$(?!
 
 
 def _math(state: StateInline, silent: bool) -> bool:
-    """A formula stays as written: Markdown would take its backslashes, stars and underscores away."""
+    """A formula stays as written, marked for the page to typeset: Markdown would take its backslashes and stars away."""
     found = MATH.match(state.src, state.pos)
     if not found:
         return False
     if not silent:
-        token = state.push("text", "", 0)
-        token.content = found[0]
+        state.push("math", "", 0).content = found[0]
     state.pos = found.end()
     return True
 
@@ -60,7 +59,13 @@ def _parser() -> MarkdownIt:
     parser.inline.ruler.before("escape", "math", _math)
     # The text rule jumps to the next special character, of which `$` is none: it is made to stop there.
     parser.inline.ruler.at("text", _text)
+    parser.add_render_rule("math", lambda renderer, tokens, place, *_: _formula(tokens[place].content))
     return parser
+
+
+def _formula(text: str) -> str:
+    display = " display" if text.startswith(("$$", "\\[")) else ""
+    return f'<span class="math{display}">{escape(text)}</span>'
 
 
 def _text(state: StateInline, silent: bool) -> bool:
@@ -86,7 +91,7 @@ def answer_html(text: str) -> str:
         if token.tag in BLOCKS and token.nesting == 1:
             token.attrSet("dir", "auto")
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    return nh3.clean(html, tags=TAGS, attributes=ATTRIBUTES)
+    return nh3.clean(html, tags=TAGS, attributes=ATTRIBUTES, allowed_classes={"span": {"math", "display"}})
 
 
 def plain_html(text: str) -> str:

@@ -11,7 +11,12 @@ from abctune.core.params import load_params
 
 CACHE = Path("app/local/revisions")
 NOT_HERE = "its adapters are not in DVC's cache; `dvc pull --all-commits` brings them from the remote"
-FILES = ("params.yaml", "metrics/summary.json", "dvc.lock")
+RESULTS = (
+    "metrics/summary.json",
+    "metrics/study.json",
+    *(f"plots/{name}.svg" for name in ("forest", "curves", "test_loss")),
+)
+FILES = ("params.yaml", "dvc.lock", *RESULTS)
 
 
 def fetch_revision(rev: str, cache: Path = CACHE) -> Path:

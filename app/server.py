@@ -14,7 +14,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from app.openai_api import api_error, openai_routes
-from app.page import CSS, THEME, build_page
+from app.page import build_page
+from app.page.style import CSS, THEME
 from app.service import Service
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from abctune.llm.tokenizer import BASE_MODEL
 from app.engines.choose import CACHE, gguf_of_base
 from app.engines.lora_gguf import gguf_of
 from app.models import Models, find_models
-from app.revision import fetch_revision
+from app.revision import RESULTS, fetch_revision
 
 ROOT = Path(__file__).parent.parent
 # What `python -m app` imports with llama.cpp (a test starts it with nothing else). What these need in turn is left to
@@ -114,9 +114,10 @@ def _copy_models(folder: Path, root: Path, models: Models) -> None:
         target.mkdir()
         _copy_files(adapter.path, target, ADAPTER_FILES)
         gguf_of(adapter.path, adapter.sha256, models.base, folder / CACHE)
-    if (summary := root / "metrics/summary.json").exists():
-        (folder / "metrics").mkdir()
-        shutil.copy(summary, folder / "metrics")
+    for name in RESULTS:
+        if (root / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(root / name, folder / name)
 
 
 def _copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import json
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from abctune.core.shares import wilson
 
@@ -22,21 +22,40 @@ def record(path: Path, vote: dict[str, Any]) -> None:
         file.write(line + "\n")
 
 
-def tally(path: Path) -> list[tuple[str, int, int, float, float]]:
-    """(model, wins, times shown, low, high) of blind votes; `low` and `high` bound the share of wins at 95 %.
+class Standing(NamedTuple):
+    """One model's blind votes; `low` and `high` bound the share of wins at 95 %."""
 
-    Votes with names in sight do not count: a name is enough to sway people.
-    """
+    model: str
+    wins: int
+    shown: int
+    low: float
+    high: float
+    chance: float  # the share that choosing without looking would give
+
+    @property
+    def share(self) -> float:
+        return self.wins / self.shown
+
+
+def tally(path: Path) -> list[Standing]:
+    """Each model's blind votes. Those with names in sight do not count: a name is enough to sway people."""
     wins: dict[str, int] = {}
-    shown: dict[str, int] = {}
+    among: dict[str, list[int]] = {}
     for vote in _read(path):
         if not vote.get("blind"):
             continue
         for model in vote["models"]:
-            shown[model] = shown.get(model, 0) + 1
+            among.setdefault(model, []).append(len(vote["models"]))
             wins[model] = wins.get(model, 0) + (vote["preferred"] == model)
     return [
-        (model, wins[model], count, *wilson(wins[model], count)) for model, count in sorted(shown.items())
+        Standing(
+            model,
+            wins[model],
+            len(sizes),
+            *wilson(wins[model], len(sizes)),
+            sum(1 / n for n in sizes) / len(sizes),
+        )
+        for model, sizes in sorted(among.items())
     ]
 
 

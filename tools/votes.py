@@ -75,7 +75,7 @@ def _read(vote: dict[str, Any], key: str, current: dict[str, tuple[str, str]]) -
     variants = [name for name in vote["models"] if name != BASE]
     if any(name not in current or vote["adapters"][name] != current[name][0] for name in variants):
         return "votes on other adapters than those at models/"
-    if float(vote.get("strength", 1.0)) != 1.0:
+    if float(vote["sampling"].get("adapter_strength", 1.0)) != 1.0:
         return "votes on adapters at another strength"
     trained = {name: current[name][1] for name in variants}
     return VoteRecord(id=key, shown=tuple(vote["models"]), preferred=vote["preferred"], trained=trained)

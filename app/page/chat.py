@@ -20,11 +20,23 @@ from typing import Any
 import gradio as gr
 
 from abctune.llm.prompts import PROMPTS
-from app.page.conversation import Conversation, Turn, as_json, display, fail, messages, update
+from app.about import facts_html
+from app.page.conversation import (
+    Conversation,
+    Turn,
+    as_json,
+    display,
+    fail,
+    messages,
+    read_stored,
+    sampling_of_record,
+    update,
+)
 from app.page.parts import PRIVATE, QUEUE, sampling_controls, sampling_of
+from app.page.style import ASSETS, colors_of
 from app.page.view import SCRIPT, conversation_html
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
-from app.service import FAILED, Service
+from app.service import FAILED, Service, Waiting
 
 log = logging.getLogger("app")
 EXAMPLES = (PROMPTS[0], PROMPTS[1], PROMPTS[5], PROMPTS[6])
@@ -34,16 +46,36 @@ SAVE = """(text) => {
     link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
     link.download = "conversation.json"; link.click(); URL.revokeObjectURL(link.href);
 }"""
+# What a page that is loaded again shows: the conversation that its tab had open.
+RESTORE = """(turns) => {
+    try {
+        const key = sessionStorage.getItem("abctune.open"), kept = key && localStorage.getItem("abctune.chat." + key);
+        return [turns, kept ? JSON.stringify({key, messages: JSON.parse(kept).messages}) : ""];
+    } catch { return [turns, ""]; }
+}"""
+CHATS = """<nav aria-label="Conversations"><h2>Conversations</h2><p class="none">Kept in this browser alone.</p><ul></ul>
+<label class="bring">Import JSON<input type="file" accept=".json,application/json" class="unseen"></label>
+<p role="status"></p></nav>"""
 Shown = tuple[Conversation, list[dict[str, Any]], Any]
 SEND = {"submit_btn": True, "stop_btn": False}
 STOP = {"submit_btn": False, "stop_btn": True}
 
 
-def chat_tab(service: Service) -> None:
+def chat_tab(service: Service, page: gr.Blocks) -> None:
+    """The tab's controls, and what happens when."""
     models = service.models
-    conversation = gr.State([])
-    with gr.Row():
-        with gr.Column(scale=3, min_width=320):
+    conversation = gr.State(Conversation())
+    with gr.Row(elem_id="chat-row"):
+        with gr.Column(elem_id="left"):
+            clear = gr.Button("New conversation", size="sm")
+            save = gr.Button("Download JSON", size="sm", elem_id="save")
+            chats = gr.HTML(
+                CHATS,
+                js_on_load=(ASSETS / "chats.js").read_text("utf-8"),
+                apply_default_css=False,
+                elem_id="chats",
+            )
+        with gr.Column(elem_id="middle"):
             model = gr.Dropdown(
                 [(models.label(name), name) for name in models.names],
                 value=models.names[-1],
@@ -54,26 +86,23 @@ def chat_tab(service: Service) -> None:
                 conversation_html([], EXAMPLES), js_on_load=SCRIPT, apply_default_css=False, elem_id="chatbot"
             )
             box = gr.Textbox(
-                show_label=False, placeholder="Write a message; Shift+Enter for a new line", lines=1, max_lines=8,
-                max_length=MAX_CHARACTERS, autofocus=True, elem_id="box", **SEND,
+                label="Message", show_label=False, placeholder="Write a message; Shift+Enter for a new line", lines=1,
+                max_lines=6, max_length=MAX_CHARACTERS, autofocus=True, elem_id="box", container=True, **SEND,
             )  # fmt: skip
-            with gr.Row():
-                clear = gr.Button("New conversation", size="sm")
-                save = gr.Button("Download JSON", size="sm", elem_id="save")
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(elem_id="right"):
+            about = gr.HTML(facts_html(service, models.names[-1]), apply_default_css=False, elem_id="about")
             system = gr.Textbox(
                 label="System prompt", lines=2, max_lines=6, max_length=MAX_CHARACTERS, placeholder="none"
             )
             with gr.Accordion("Sampling", open=True):
                 settings = sampling_controls()
-            gr.Markdown(
-                f"Context: {service.engine.context:,} tokens. Older turns that no longer fit are left out; the answer then says so. Test loss: nats per token on held-out rows."
-            )
     file = gr.Textbox(visible=False)
+    stored = gr.Textbox(visible=False)
 
     # --- what happens when
     answer_inputs = [conversation, model, system, *settings]
     view = [conversation, chatbot, box]
+    opened = [*view, model, system, *settings]
 
     def answer(
         turns: Conversation, name: Any, instructions: Any, *values: Any
@@ -83,34 +112,102 @@ def chat_tab(service: Service) -> None:
             yield gr.skip(), gr.skip(), gr.skip()
             return
         for shown in _answer(service, turns, name, instructions, values):
-            yield drawn(shown)
+            yield draw(shown)
+
+    def draw(shown: Shown) -> tuple[Conversation, str, Any]:
+        turns, rows, text = shown
+        return turns, conversation_html(rows, EXAMPLES, turns.key, colors_of(models.variants)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
         return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
 
     def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
-        return functools.wraps(handler)(lambda *given: drawn(handler(*given)))
+        return functools.wraps(handler)(lambda *given: draw(handler(*given)))
+
+    def open_chat(turns: Conversation, text: Any) -> tuple[Any, ...]:
+        shown, last = _open(turns, text)
+        return *draw(shown), *_as_asked(service, last)
+
+    def open_kept(turns: Conversation, event: gr.EventData) -> tuple[Any, ...]:
+        return open_chat(turns, event.value)
+
+    def tokens(turns: Conversation, event: gr.EventData) -> Iterator[tuple[Any, Any]]:
+        for rows in _tokens(service, turns, event.index):
+            yield turns, draw((turns, rows, None))[1]
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
-    then_answer(
-        box.submit(drawing(_ask), [conversation, box], view, show_progress="hidden", **QUEUE, **PRIVATE)
-    )
+    in_line: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
+    then_answer(box.submit(drawing(_ask), [conversation, box], view, **in_line))
     then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
     then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
     then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
     box.stop(drawing(_settle), [conversation], view, **at_once)
     chatbot.undo(drawing(_undo), [conversation], view, **at_once)
-    clear.click(drawing(_clear), [conversation], view, **at_once)
+    chatbot.select(tokens, [conversation], view[:2], **in_line)
+    gr.on([clear.click, chats.clear], drawing(_clear), [conversation], view, **at_once)
+    chats.select(open_kept, [conversation], opened, **in_line)
+    page.load(open_chat, [conversation, stored], opened, js=RESTORE, **in_line)
+    model.change(lambda name: facts_html(service, name), [model], [about], **at_once)
     save.click(lambda turns: as_json(turns, service.engine.name), [conversation], [file], **at_once).then(
         None, [file], None, js=SAVE, **PRIVATE
     )
 
 
-def drawn(shown: Shown) -> tuple[Conversation, str, Any]:
-    """The same with the conversation as the page shows it."""
-    turns, rows, box = shown
-    return turns, conversation_html(rows, EXAMPLES), box
+def _open(turns: Conversation, text: Any) -> tuple[Shown, dict[str, Any]]:
+    """Put a kept conversation in the place of the open one; also the record of its last answer."""
+    if not text:
+        return (turns, display(turns), gr.update()), {}
+    try:
+        found = read_stored(text)
+    except Refused as refusal:
+        gr.Warning(str(refusal))
+        return (turns, display(turns), gr.update()), {}
+    _clear(turns)
+    turns.extend(found)  # the same list: an answer that is still being written looks at it
+    turns.key = found.key
+    last = next((turn.record for turn in reversed(turns) if turn.record), {})
+    return (turns, display(turns), gr.update(**SEND)), last
+
+
+def _as_asked(service: Service, record: dict[str, Any]) -> list[Any]:
+    """Model, system prompt and settings as the record has them; without one all stay."""
+    sampling = sampling_of_record(record) if "temperature" in record else None
+    name = record.get("model")
+    model = gr.update(value=name) if name in service.models.names else gr.update()
+    if sampling is None:
+        return [model, *[gr.update()] * 7]
+    return [
+        model, record.get("system") or "", sampling.temperature, sampling.top_p, sampling.max_new_tokens,
+        sampling.repetition_penalty, gr.update(), sampling.adapter_strength,
+    ]  # fmt: skip
+
+
+def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[list[dict[str, Any]]]:
+    """Show how likely each token of an answer was, or hide it again."""
+    turn = turns[index] if isinstance(index, int) and 0 <= index < len(turns) else None
+    if turn is None or not turn.record or turn.scores is not None:
+        if turn is not None:
+            turn.scores = None
+        yield display(turns)
+        return
+    turn.scores = ()
+    yield display(turns)
+    try:
+        asked = messages(turns[:index], str(turn.record.get("system") or ""))
+        sampling = sampling_of_record(turn.record) or sampling_of(0, 1, 256, 1, None)
+        request = read_request(service.models.names, turn.record.get("model"), asked, sampling)
+        with closing(service.token_scores(request, turn.text)) as found:
+            for progress in found:
+                if turn.scores is None or turn not in turns:  # hidden again, or taken back
+                    break
+                if not isinstance(progress, Waiting):
+                    turn.scores = tuple(progress)
+                    yield display(turns)
+    except Refused as refusal:
+        turn.scores = None
+        gr.Warning(str(refusal))
+    yield display(turns)
 
 
 def _answer(
@@ -143,6 +240,7 @@ def _ask(turns: Conversation, text: Any) -> Shown:
     _end(turns)
     try:
         turns.append(Turn("user", read_text(text)))
+        turns.begin()
     except Refused as refusal:
         if text:
             gr.Warning(str(refusal))
@@ -164,6 +262,7 @@ def _clear(turns: Conversation) -> Shown:
     for turn in turns:
         turn.ended = True
     turns.clear()  # the list itself: an answer that is being written looks at it
+    turns.key = ""
     return turns, [], gr.update(value="", **SEND)
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from abctune.llm.conversation import Message
+from app.engines import TokenScore
 from app.models import Models
-from app.page.parts import figures, in_line
+from app.page.parts import figures, in_line, record_of
+from app.request import MAX_CHARACTERS, MAX_MESSAGES, Refused, Sampling
 from app.service import Reply, Waiting
+
+MAX_STORED = 4_000_000  # characters of a stored conversation
 
 
 @dataclass
@@ -23,29 +31,103 @@ class Turn:
     growing: bool = False
     ended: bool = False  # a person stopped it or took it back; whoever writes it looks here at every step
     record: dict[str, Any] = field(default_factory=dict)
+    scores: Sequence[TokenScore] | None = None  # of its tokens, while they are shown
 
     def display(self) -> dict[str, Any]:
         """What app.page.view draws: the raw text, and beside it what is said about it."""
         row: dict[str, Any] = {"role": self.role, "content": self.text}
         if self.note is not None:
             return row | {"content": self.note, "note": True}
-        if self.reply is None:
-            return row
         if self.growing and not self.ended:
             return row | {"growing": True}
-        return row | {
-            "figures": figures(self.reply, self.reply.request.model, self.reply.finish or "stopped")
-        }
+        if not self.record:
+            return row
+        told = {"figures": figures(self.record), "how": self.record, "model": self.record.get("model", "")}
+        return row | told | {"scores": self.scores}
 
 
-Conversation = list[Turn]
+class Conversation(list[Turn]):
+    """Turns, and the key under which the browser keeps them; a new one at the first message."""
+
+    key: str = ""
+
+    def begin(self) -> None:
+        """Give it a key, unless it has one."""
+        self.key = self.key or secrets.token_hex(8)
 
 
-def display(conversation: Conversation) -> list[dict[str, Any]]:
+class _How(BaseModel):
+    """What is read of a stored answer's record; the record may hold more."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model: Annotated[str, Field(max_length=200)] = ""
+    answer_tokens: int | None = None
+    tokens_per_second: float | None = None
+    first_token_seconds: float | None = None
+    dropped_messages: int = 0
+    finish: str = ""
+    system: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
+    adapter_strength: float = 1.0
+
+
+class _Stored(BaseModel):
+    """One message as the browser keeps it and as the downloaded JSON has it."""
+
+    role: Literal["user", "assistant"]
+    content: Annotated[str, Field(max_length=MAX_CHARACTERS)]
+    how: _How | None = None
+
+
+class _StoredConversation(BaseModel):
+    key: Annotated[str, Field(pattern=r"^[a-z0-9]{1,40}$")]
+    messages: Annotated[list[_Stored], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def read_stored(text: Any) -> Conversation:
+    """A conversation that the browser kept, or a person has imported.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        if not isinstance(text, str) or len(text) > MAX_STORED:
+            raise Refused("this conversation is too long to be opened")
+        stored = TypeAdapter(_StoredConversation).validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise Refused(f"this is no conversation of this demo: {place}: {problem['msg'].lower()}") from None
+    found = Conversation(_turn(message) for message in stored.messages)
+    found.key = stored.key
+    return found
+
+
+def _turn(stored: _Stored) -> Turn:
+    text = stored.content.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+    if stored.role == "user":
+        return Turn("user", text)
+    # An answer without a record was growing when the page was left.
+    record = stored.how.model_dump(exclude_unset=True) if stored.how else {"finish": "interrupted"}
+    return Turn("assistant", text, record=record)
+
+
+def sampling_of_record(record: dict[str, Any]) -> Sampling | None:
+    """The settings in an answer's record; None if they are none."""
+    try:
+        return Sampling.model_validate(
+            {name: record[name] for name in Sampling.model_fields if name in record}
+        )
+    except ValidationError:
+        return None
+
+
+def display(conversation: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Rows for app.page.view."""
     return [turn.display() for turn in conversation]
 
 
-def messages(conversation: Conversation, system: str) -> list[Message]:
+def messages(conversation: Sequence[Turn], system: str) -> list[Message]:
     """What the model reads. A question that got no answer is left out with the note below it."""
     kept: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
     for turn, following in zip(conversation, [*conversation[1:], None], strict=True):
@@ -64,30 +146,14 @@ def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
         return
     turn.note, turn.reply, turn.growing = None, progress[0], progress[0].finish is None
     turn.text = turn.reply.text
-    turn.record = _record(turn.reply, models)
+    turn.record = record_of(turn.reply, models)
 
 
 def fail(turn: Turn, reason: str) -> None:
     turn.note = reason
 
 
-def _record(reply: Reply, models: Models) -> dict[str, Any]:
-    request = reply.request
-    return {
-        "model": request.model,
-        "adapter_sha256": models.sha256(request.model),
-        **request.sampling.model_dump(),
-        "system": request.messages[0]["content"] if request.messages[0]["role"] == "system" else None,
-        "dropped_messages": reply.dropped,
-        "prompt_tokens": reply.n_prompt,
-        "answer_tokens": reply.n_tokens,
-        "finish": reply.finish or "stopped",
-        "tokens_per_second": reply.tokens_per_second,
-        "first_token_seconds": reply.first_token_seconds,
-    }
-
-
-def as_json(conversation: Conversation, engine: str) -> str:
+def as_json(conversation: Sequence[Turn], engine: str) -> str:
     """The conversation with everything that an answer depends on."""
     rows = [
         {"role": turn.role, "content": turn.text, **({"how": turn.record} if turn.record else {})}

@@ -2,80 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from app.engines import TokenScore
+from app.page.style import ASSETS
 from app.rendering import answer_html, plain_html
 
 SILENT = "(the model ended its turn without a word)"
-# Runs once, on the element that holds the conversation; what is inside is replaced at every new word.
-SCRIPT = r"""
-const copied = async (text, button) => {
-    if (navigator.clipboard) await navigator.clipboard.writeText(text);
-    else {  // not on a page that comes without encryption from another machine
-        const area = document.createElement("textarea");
-        area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
-    }
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = button.dataset.do === "copy" ? "Copy" : "Copy all"; }, 1500);
-};
-const edit = (turn) => {
-    const body = turn.querySelector(".body"), area = document.createElement("textarea");
-    area.value = turn.dataset.raw; area.setAttribute("aria-label", "Edit message"); area.rows = 3;
-    body.replaceChildren(area); area.focus();
-    turn.querySelector(".actions").innerHTML =
-        '<button type="button" data-do="save">Send</button> <button type="button" data-do="cancel">Cancel</button>';
-    area.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); save(turn); }
-        if (event.key === "Escape") cancel();
-    });
-};
-const save = (turn) => trigger("edit", {index: Number(turn.dataset.at), value: turn.querySelector("textarea").value});
-const cancel = () => { element.innerHTML = props.value; };
-element.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-do]");
-    if (!button) return;
-    const turn = button.closest("[data-at]"), what = button.dataset.do;
-    if (what === "copy") copied(turn.dataset.raw, button);
-    else if (what === "copy-all")
-        copied([...element.querySelectorAll("[data-raw][data-at]")].map((one) => one.dataset.raw).join("\n\n"), button);
-    else if (what === "example") trigger("example_select", {value: button.dataset.raw});
-    else if (what === "edit") edit(turn);
-    else if (what === "save") save(turn);
-    else if (what === "cancel") cancel();
-    else trigger(what);
-});
-// The newest words stay in sight, unless the reader has scrolled up.
-const scroller = () => element.closest("#chatbot") || element;
-let atEnd = true;
-scroller().addEventListener("scroll", () => {
-    const box = scroller();
-    atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-});
-watch("value", () => { if (atEnd) { const box = scroller(); box.scrollTop = box.scrollHeight; } });
-"""
+SCRIPT = (ASSETS / "conversation.js").read_text(encoding="utf-8")
 Rows = Sequence[dict[str, Any]]
 
 
-def conversation_html(rows: Rows, examples: Sequence[str] = ()) -> str:
-    """All turns, or the examples while there is none."""
+def conversation_html(
+    rows: Rows, examples: Sequence[str] = (), key: str = "", colors: Mapping[str, str] | None = None
+) -> str:
+    """All turns, or the examples while there is none.
+
+    Args:
+        key: under which the browser keeps the conversation; it keeps none without one.
+        colors: of the models, by name.
+    """
+    chat = f' data-chat="{escape(key)}"' if key else ""
     if not rows:
         buttons = "".join(
             f'<button type="button" data-do="example" data-raw="{escape(text)}">{escape(text)}</button>'
             for text in examples
         )
-        return (
-            f'<div class="start"><h2>Ask something, or start with an example</h2><div>{buttons}</div></div>'
-        )
+        return f'<div class="start"{chat}><h2>Ask something, or start with an example</h2><div>{buttons}</div></div>'
     last = len(rows) - 1
-    turns = "".join(_turn(place, row, is_last=place == last) for place, row in enumerate(rows))
-    return f'<div class="talk" role="log" aria-label="Conversation">{turns}</div>'
+    turns = "".join(_turn(place, row, place == last, colors or {}) for place, row in enumerate(rows))
+    return f'<div class="talk" role="log" aria-label="Conversation"{chat}>{turns}</div>'
 
 
-def _turn(place: int, row: dict[str, Any], is_last: bool) -> str:
+def _turn(place: int, row: dict[str, Any], is_last: bool, colors: Mapping[str, str]) -> str:
     ours = row["role"] == "user"
     raw = "" if row.get("note") else row["content"]
+    how = f' data-how="{escape(json.dumps(row["how"]))}"' if row.get("how") else ""
     actions = ["copy"] if raw else []
     actions += ["edit"] if ours else []
     if is_last and not ours and not row.get("growing"):
@@ -84,9 +50,13 @@ def _turn(place: int, row: dict[str, Any], is_last: bool) -> str:
         f'<button type="button" data-do="{what}">{what.capitalize().replace("-", " ")}</button>'
         for what in actions
     )
-    figures = f'<div class="figures">{escape(row["figures"])}</div>' if row.get("figures") else ""
+    if row.get("how") and raw:
+        shown = "Hide probabilities" if row.get("scores") is not None else "Probabilities"
+        buttons += f'<button type="button" data-do="tokens">{shown}</button>'
+    dot = dot_html(colors.get(row.get("model", "")))
+    figures = f'<div class="figures">{dot}{escape(row["figures"])}</div>' if row.get("figures") else ""
     return (
-        f'<div class="turn {row["role"]}" data-at="{place}" data-raw="{escape(raw)}">'
+        f'<div class="turn {row["role"]}" data-at="{place}" data-raw="{escape(raw)}"{how}>'
         f'<div class="bubble" data-testid="{"user" if ours else "bot"}"><div class="body">{body_html(row)}</div>{figures}</div>'
         f'<div class="actions">{buttons}</div></div>'
     )
@@ -97,6 +67,8 @@ def body_html(row: dict[str, Any]) -> str:
     text = row["content"]
     if row.get("note"):
         return note_html(text)
+    if row.get("scores") is not None:
+        return scores_html(row["scores"])
     if row["role"] == "user":
         return plain_html(text)
     return answer_html(text) or note_html("…" if row.get("growing") else SILENT)
@@ -105,3 +77,32 @@ def body_html(row: dict[str, Any]) -> str:
 def note_html(text: str) -> str:
     """The demo's own words."""
     return f'<p class="note">{escape(text)}</p>'
+
+
+def dot_html(color: str | None) -> str:
+    """A model's mark; its name stands beside it, so that no color alone says which it is."""
+    return (
+        f'<span class="dot" style="background: {escape(color)}" aria-hidden="true"></span>' if color else ""
+    )
+
+
+def scores_html(scores: Sequence[TokenScore]) -> str:
+    """An answer token by token, the unlikely ones underlined; pointing at one shows what was likelier."""
+    if not scores:
+        return note_html("scoring …")
+    tokens = "".join(
+        f'<span class="token t{_rarity(score.logprob)}" title="{escape(_alternatives(score))}">{escape(score.text)}</span>'
+        for score in scores
+    )
+    mean = math.exp(sum(score.logprob for score in scores) / len(scores))
+    small = f"{len(scores)} tokens, geometric mean of the probabilities {mean:.0%}; underlined: below 50, 20 and 5 %; by the plain scores, before temperature and penalties"
+    return f'<p class="plain">{tokens}</p><p class="note">{small}</p>'
+
+
+def _rarity(logprob: float) -> int:
+    return sum(logprob < math.log(bound) for bound in (0.5, 0.2, 0.05))
+
+
+def _alternatives(score: TokenScore) -> str:
+    others = ", ".join(f"{one.text!r} {math.exp(one.logprob):.1%}" for one in score.likeliest)
+    return f"{math.exp(score.logprob):.1%}; likeliest: {others}"

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from app.page import chat, compare
-from app.page.conversation import Turn, messages
+from app.page.conversation import Conversation, Turn, messages
 from app.service import FAILED, Service
 from tests.app.test_load import BrokenEngine, SlowEngine
 
 SETTINGS = (0.7, 0.9, 16, 1.1, 1)
+ALL = compare.Setup(("base", "A", "B", "C"))
 
 
 def talk(service, turns, text, model="B", settings=SETTINGS):
@@ -21,7 +22,7 @@ def talk(service, turns, text, model="B", settings=SETTINGS):
 
 
 def test_an_answer_shows_its_model_speed_and_time_to_first_token(service):
-    _, display, _ = talk(service, [], "hello")
+    _, display, _ = talk(service, Conversation(), "hello")
     assert display[0] == {"role": "user", "content": "hello"}
     assert display[1]["content"].startswith("b" * 16)
     for part in ("B · 16 tokens", "tokens/s", "first after", "cut at the token limit"):
@@ -29,7 +30,7 @@ def test_an_answer_shows_its_model_speed_and_time_to_first_token(service):
 
 
 def test_retry_undo_and_edit_change_the_conversation_as_they_say(service):
-    turns, *_ = talk(service, [], "one")
+    turns, *_ = talk(service, Conversation(), "one")
     turns, *_ = talk(service, turns, "two")
     turns, _, _ = chat._retry(turns)
     assert [turn.text for turn in turns] == ["one", "b" * 16, "two"]
@@ -50,7 +51,7 @@ def test_the_box_is_free_again_after_every_kind_of_failure(models, tokenizer, se
         (service, "B", (float("nan"), *SETTINGS[1:]), "temperature"),
         (service, "B", (None,) * 5, "temperature"),
     ):
-        _, display, box = talk(served, [], "hello", model, settings)
+        _, display, box = talk(served, Conversation(), "hello", model, settings)
         assert says in display[-1]["content"] and "shadow" not in display[-1]["content"]
         assert box["submit_btn"] is True and box["stop_btn"] is False
 
@@ -59,14 +60,14 @@ def test_a_full_line_is_a_message_in_the_chat(models, tokenizer):
     service = Service(models, SlowEngine(), tokenizer, waiting=0)
     holding = chat._answer(service, [Turn("user", "hi")], "A", "", SETTINGS)
     next(holding)
-    _, display, box = talk(service, [], "hello")
+    _, display, box = talk(service, Conversation(), "hello")
     assert "Too many people" in display[-1]["content"] and box["submit_btn"] is True
     holding.close()
 
 
 def test_what_was_written_before_a_stop_stays_and_is_marked(models, tokenizer):
     service = Service(models, SlowEngine(), tokenizer)
-    turns = [Turn("user", "hi")]
+    turns = Conversation([Turn("user", "hi")])
     answer = chat._answer(service, turns, "A", "", SETTINGS)
     for _ in range(3):
         next(answer)
@@ -77,7 +78,7 @@ def test_what_was_written_before_a_stop_stays_and_is_marked(models, tokenizer):
 
 def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(models, tokenizer):
     engine = SlowEngine()
-    turns = [Turn("user", "hi")]
+    turns = Conversation([Turn("user", "hi")])
     answer = chat._answer(Service(models, engine, tokenizer), turns, "A", "", SETTINGS)
     for _ in range(3):
         next(answer)
@@ -90,7 +91,7 @@ def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(m
 def test_an_answer_that_is_cleared_or_retried_while_it_grows_does_not_come_back(models, tokenizer):
     service = Service(models, SlowEngine(), tokenizer)
     for leave, left in ((chat._clear, []), (chat._undo, []), (chat._retry, ["hi"])):
-        turns = [Turn("user", "hi")]
+        turns = Conversation([Turn("user", "hi")])
         answer = chat._answer(service, turns, "A", "", SETTINGS)
         next(answer)
         leave(turns)
@@ -99,7 +100,7 @@ def test_an_answer_that_is_cleared_or_retried_while_it_grows_does_not_come_back(
 
 
 def test_a_stopped_comparison_keeps_what_is_there_and_asks_for_no_vote(models, tokenizer):
-    round_ = compare._run(Service(models, SlowEngine(), tokenizer), "hello", True, SETTINGS)
+    round_ = compare._run(Service(models, SlowEngine(), tokenizer), None, "hello", ALL, SETTINGS)
     for _ in range(3):
         now, *_ = next(round_)
     compare._stop(now)
@@ -119,7 +120,7 @@ def test_a_question_that_got_an_error_is_not_read_by_the_model_again():
 
 
 def test_old_turns_left_out_are_mentioned_under_the_answer(service):
-    turns = []
+    turns = Conversation()
     for place in range(4):
         turns, display, _ = talk(service, turns, f"{place} " * 60)
     assert "were left out" in display[-1]["figures"] and "were left out" not in display[1]["figures"]
@@ -129,7 +130,7 @@ def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts
     service, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
-    *_, last = compare._run(service, "hello", True, SETTINGS)
+    *_, last = compare._run(service, None, "hello", ALL, SETTINGS)
     now, answers = last[0], last[3:]
     assert sorted(now.order) == ["A", "B", "C", "base"]
     for place, text in enumerate(answers):
@@ -143,13 +144,13 @@ def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts
 
 
 def test_a_comparison_that_fails_says_so_in_place_of_the_answers(models, tokenizer, service):
-    *_, last = compare._run(Service(models, BrokenEngine(), tokenizer), "hello", True, SETTINGS)
+    *_, last = compare._run(Service(models, BrokenEngine(), tokenizer), None, "hello", ALL, SETTINGS)
     assert FAILED in last[3]
-    *_, last = compare._run(service, "", True, SETTINGS)
+    *_, last = compare._run(service, None, "", ALL, SETTINGS)
     assert "empty message" in last[3]
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", 7, "x" * 200_000])
 def test_what_is_no_message_starts_nothing(text):
-    turns, display, _ = chat._ask([], text)
+    turns, display, _ = chat._ask(Conversation(), text)
     assert turns == [] and display == []

@@ -21,6 +21,7 @@ def cast(prefer: str | None, n: int = 1, **changed: object) -> list[str]:
         "adapters": {"B": "the hash", "base": None},
         "prompt": "a private question",
         "answers": ["x", "y"],
+        "sampling": {"temperature": 0.7},
         "preferred": prefer,
         "blind": True,
     } | changed
@@ -47,7 +48,7 @@ def test_blind_votes_on_todays_adapters_stand_in_the_report_next_to_the_losses(
         *cast(None, 2),
         *cast("B", blind=False),
         *cast("B", adapters={"B": "another", "base": None}),
-        *cast("B", strength=0.5),
+        *cast("B", sampling={"adapter_strength": 0.5}),
         '{"cut sho',
     ]
     CAST.write_text("\n".join(lines))

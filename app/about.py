@@ -1,0 +1,126 @@
+"""What is known about each model that is served: for the page, from the files that training and the report wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from abctune.core.params import BASE
+from abctune.core.records import SourceRecord, SummaryRecord, TrainingRecord
+from app.models import Models
+from app.service import Service
+
+QUANTIZED = re.compile(r"(?i)\b(I?Q\d\w*|F16|BF16|F32)\.gguf$")
+
+
+def facts(service: Service, name: str) -> dict[str, str]:
+    """Label and words, in the order in which they are shown; what no file says is left out."""
+    models = service.models
+    found = {"Base": _base(models), "Served as": _served_as(service)}
+    if name != BASE:
+        found |= _training(models, name)
+    if verdict := _verdict(models, name):
+        found["Test loss" if name == BASE else "Against base"] = verdict
+    if adapter := models.sha256(name):
+        found["Adapter"] = f"SHA-256 {adapter[:12]}"
+    return {label: words for label, words in (found | {"From": origin(models.root)}).items() if words}
+
+
+def facts_html(service: Service, name: Any) -> str:
+    """The facts as a list; nothing for a model that is not served."""
+    if name not in service.models.names:
+        return ""
+    rows = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(words)}</dd>" for label, words in facts(service, name).items()
+    )
+    note = (
+        f"Context {service.engine.context:,} tokens; older turns that no longer fit are left out, and the answer says so. "
+        "A lower test loss means closer to the training data's style, not truer."
+    )
+    return f"<section aria-label='About the model'><h2>{escape(name)}</h2><dl>{rows}</dl><p>{escape(note)}</p></section>"
+
+
+def origin(root: Path) -> str:
+    """`workspace at 1a2b3c4`, or the revision's commit if the models are not the workspace's."""
+    if re.fullmatch(r"[0-9a-f]{40}", root.name):
+        return f"revision {root.name[:10]}"
+    if not (root / ".git").exists():  # a Space, or a revision's files
+        return ""
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"workspace at {commit.replace('-dirty', ', edited since')}"
+
+
+def _base(models: Models) -> str:
+    source = _record(models.base / "source.json", SourceRecord)
+    return (
+        "" if source is None else f"{_file_of(source) or source.full_name} {_short(source.revision)}".strip()
+    )
+
+
+def _file_of(source: SourceRecord) -> str:
+    return Path(source.file).name.split(".")[0] if source.file else ""
+
+
+def _short(revision: str | None) -> str:
+    return f"@ {revision[:10]}" if revision else ""
+
+
+def _served_as(service: Service) -> str:
+    """The engine and the base's precision in it."""
+    source = _record(service.models.base / "source.json", SourceRecord)
+    exported = sorted((service.models.base.parent / "exported" / BASE).glob("*/*.gguf"))
+    names = [source.file or ""] if source else []
+    if service.engine.name == "llama.cpp" and not (service.models.base / "base.gguf").exists():
+        names = [file.name for file in exported]
+    found = next((match[1] for match in map(QUANTIZED.search, names) if match), "")
+    precision = (
+        found.upper() if service.engine.name == "llama.cpp" else getattr(service.engine, "precision", "")
+    )
+    return f"{service.engine.name}{f', {precision}' if precision else ''}"
+
+
+def _training(models: Models, name: str) -> dict[str, str]:
+    """Data, steps and replicate of a variant."""
+    record = _record(models.adapters[name].path / "training.json", TrainingRecord)
+    if record is None:
+        return {}
+    seen = ", ".join(f"{n:,} {source}" for source, n in record.exposure.conversations.items() if n)
+    kept, of = record.published_replicate.kept, len(record.replicates)
+    rate = f"{record.schedule.peak_learning_rate:.3g}"
+    return {
+        "Data": f"{seen} conversations seen ({record.exposure.epochs:.2g} epochs)",
+        "Steps": f"{kept.step} of {record.schedule.max_steps}, {record.conversations_per_step} conversations each; rate {rate}",
+        "Replicate": f"{record.published} of {of}, seed {record.published_replicate.seed}",
+    }
+
+
+def _verdict(models: Models, name: str) -> str:
+    """base's loss; of a variant, its recipe's verdict against base."""
+    loss = models.losses.get(name)
+    value = "" if loss is None else f"{loss:.3f} nats"
+    if name == BASE:
+        return value
+    try:
+        document = json.loads((models.root / "metrics/summary.json").read_text(encoding="utf-8"))
+        verdict = SummaryRecord.from_json(document).models[name].vs_base
+    except (OSError, ValueError, KeyError):
+        verdict = None
+    return ", ".join(part for part in (verdict, value) if part)
+
+
+def _record(path: Path, record: type[Any]) -> Any:
+    """The record in a file; None if it is missing or another version's: nothing here is needed to chat."""
+    try:
+        return record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,13 @@
+// Keys for the ballot, wherever the focus is but in a text field: 1, 2, ... choose an answer, 0 none, Enter votes.
+document.addEventListener("keydown", (event) => {
+    const ballot = document.querySelector("#prefer"), at = document.activeElement;
+    if (!ballot || !ballot.offsetParent || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (at && (at.tagName === "TEXTAREA" || (at.tagName === "INPUT" && !["radio", "checkbox"].includes(at.type)))) return;
+    const choices = [...ballot.querySelectorAll("input[type=radio]")];
+    if (/^[0-9]$/.test(event.key)) {
+        const chosen = event.key === "0" ? choices.at(-1) : choices[Number(event.key) - 1];
+        if (chosen) { chosen.click(); chosen.focus(); event.preventDefault(); }
+    } else if (event.key === "Enter" && at && at.type === "radio") document.querySelector("#vote").click();
+});
+const box = element.closest("#rounds") || element;
+watch("value", () => { window.abctuneTypeset?.(element); box.scrollTop = box.scrollHeight; });
