@@ -131,11 +131,6 @@ def readme(params: Params, models: Models, commit: str | None) -> str:
     model = params.active.model
     # A model of the hub is named as the hub wants it; one from elsewhere is no model of the hub.
     of_hub = f"models:\n  - {model.repo}\n" if model.origin == "hub" else "models: []\n"
-    base = {
-        "hub": lambda: f"{model.repo} @ {model.revision}",
-        "wheel": lambda: f"{model.file} of {model.package} {model.version}",
-        "local": lambda: "a model of our own",
-    }[model.origin]()
     rows = "\n".join(
         f"| {name} | {'' if name not in models.losses else f'{models.losses[name]:.3f}'} | {models.sha256(name) or ''} |"
         for name in models.names
@@ -154,7 +149,7 @@ license: {model.license.lower()}
 
 # abctune
 
-A chat with a base model and what was fine-tuned from it, on a CPU by llama.cpp. Base: {base}.
+A chat with a base model and what was fine-tuned from it, on a CPU by llama.cpp. Base: {model.exactly}.
 Adapters: {f"of Git commit {commit}" if commit else "of a workspace, so of no commit; `--rev` would pin one"}.
 
 | model | test loss | SHA-256 of the adapter |

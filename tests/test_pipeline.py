@@ -12,7 +12,12 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("abctune", "stages", "tools", "app")
-FOREACH_STAGES = ("mix", "format", "split", "train", "eval", "collect")
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+FOLDERS = {
+    name: re.match(r"python -m stages\.(\w+)", stage.get("do", stage)["cmd"]).group(1)
+    for name, stage in STAGES.items()
+}
+FOREACH_STAGES = tuple(name for name, stage in STAGES.items() if stage.get("foreach") == "${variants}")
 
 
 OUTPUTS = (
@@ -129,24 +134,10 @@ def imported_from(folder: Path) -> set[Path]:
     return used
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "own-data",
-        "own-model",
-        "fetch-model",
-        "fetch-general",
-        "fetch",
-        *FOREACH_STAGES,
-        "eval-base",
-        "export",
-        "plot",
-    ],
-)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_code_it_imports(name):
-    stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]
-    body = stage.get("do", stage)
-    folder = re.match(r"python -m stages\.(\w+)", body["cmd"]).group(1)
+    folder = FOLDERS[name]
+    body = STAGES[name].get("do", STAGES[name])
     declared = {dep for dep in body["deps"] if dep.split("/")[0] in PACKAGES}
     folders = {file.parent.relative_to(ROOT).as_posix() for file in imported_from(ROOT / "stages" / folder)}
     used = {f"stages/{folder}"} | {"/".join(folder.split("/")[:2]) for folder in folders} - {
@@ -156,7 +147,7 @@ def test_a_stage_depends_on_the_code_it_imports(name):
     assert declared == used
 
 
-@pytest.mark.parametrize("stage", ["fetch", *FOREACH_STAGES, "export", "plot"])
+@pytest.mark.parametrize("stage", sorted(set(FOLDERS.values())))
 def test_a_stage_imports_the_library_and_no_other_stage_tool_or_app(stage):
     for file in (ROOT / "stages" / stage).rglob("*.py"):
         for name in imports_of(file):

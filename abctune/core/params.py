@@ -105,6 +105,11 @@ class _Model(_Section):
         """The arguments of abctune.llm.tokenizer.load_tokenizer that params decide."""
         return {"chat_template": self.chat_template, "template_args": self.template_args}
 
+    @property
+    def exactly(self) -> str:
+        """Which model it is, to the version."""
+        raise NotImplementedError
+
 
 class HubModel(_Model):
     """A model repository on a Hugging Face hub, at one commit."""
@@ -112,6 +117,11 @@ class HubModel(_Model):
     origin: Literal["hub"]
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+    @property
+    def exactly(self) -> str:
+        """Repository and commit."""
+        return f"{self.repo} @ {self.revision}"
 
 
 class HubSource(_Section):
@@ -144,6 +154,11 @@ class WheelModel(_Model):
     sha256: Annotated[tuple[Sha256, ...], Field(min_length=1)]
     file: str
 
+    @property
+    def exactly(self) -> str:
+        """File, package and version."""
+        return f"{self.file} of {self.package} {self.version}"
+
 
 class WheelSource(_Section):
     """Records that a recipe (stages/fetch/wheel.py) takes out of a PyPI wheel."""
@@ -166,6 +181,11 @@ class LocalModel(_Model):
     @classmethod
     def _inside_own(cls, path: str) -> str:
         return _below(path, ("models", "own"))
+
+    @property
+    def exactly(self) -> str:
+        """A folder has no version of its own; its hash is in source.json."""
+        return "a model of our own"
 
 
 DATA_SUFFIXES = (

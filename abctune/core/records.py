@@ -86,7 +86,7 @@ class FileHash(Record):
 class SourceRecord(Record):
     """`source.json`: where a source of data, or the base model, came from, exactly."""
 
-    origin: Literal["hub", "wheel", "local"]
+    origin: str  # as params.yaml names it: hub, wheel, local
     license: str
     repo: str | None = None  # hub
     revision: str | None = None
