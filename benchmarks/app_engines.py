@@ -43,15 +43,15 @@ def write_base(folder: Path, fmt: str) -> None:
     """The base in another GGUF precision, from the weights that transformers reads."""
     import torch
 
+    from abctune.llm.gguf_families import text_config
     from abctune.llm.inference import load_for_inference
-    from stages.export.llama_gguf import write_gguf
+    from stages.export.gguf_file import write_gguf
 
     model = load_for_inference(torch.float32)
-    config = json.loads((BASE_MODEL / "config.json").read_text())
     write_gguf(
         folder / f"{fmt}.gguf",
         model.state_dict(),
-        config,
+        text_config(BASE_MODEL),
         BASE_MODEL,
         fmt,
         "base",

@@ -125,6 +125,42 @@ def llama_tokenizer():
     return tokenizer
 
 
+def sentencepiece_tokenizer():
+    """A tokenizer of Llama 2's kind, a token per byte or letter: a text begins with a space, written `▁`."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<unk>", "<s>", "</s>", "<pad>"]
+    letters = "▁abcdefghijklmnopqrstuvwxyz"
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁a"]
+    model = models.BPE(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=[("▁", "a")],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    return tokenizer
+
+
 SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,18 @@ def _for_template(message: Message) -> Mapping[str, Any]:
     if "reasoning_content" in message:
         return {**message, "thinking": message["reasoning_content"]}
     return message
+
+
+def system_folded(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation with its system message before the first question, for templates without that role (Gemma 2).
+
+    As Gemma 3's template prints it. None where there is no system message, or no question behind it.
+    """
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return None
+    system, question = messages[:2]
+    text = f"{system['content']}\n\n{question['content']}"
+    return [Message(**{**question, "content": text}), *messages[2:]]
 
 
 def segments(
@@ -213,24 +225,38 @@ class Encoder:
                 return True
         return tools is not None and bool(self._any.search(json.dumps(tools, ensure_ascii=False)))
 
-    def ids(self, texts: Sequence[str], marks: Mapping[str, str] | None = None) -> list[list[int]]:
-        """Token ids of each text, marks spelled out in characters; no bos is added."""
+    def ids(
+        self, texts: Sequence[str], marks: Mapping[str, str] | None = None, begins: Container[int] = ()
+    ) -> list[list[int]]:
+        """Token ids of each text, marks spelled out in characters; no bos is added.
+
+        Args:
+            begins: numbers of the texts that begin a conversation, not go on with one.
+        """
         if not marks:
             # The tokenizer's Rust core on all cores; transformers' wrapper would build unused masks and offsets.
             encode = self.tokenizer.backend_tokenizer.encode_batch_fast
-            found = [
-                one.ids for one in encode([self._anchor + text for text in texts], add_special_tokens=False)
+            if not self._anchor:
+                return [one.ids for one in encode(list(texts), add_special_tokens=False)]
+            anchors = ["" if number in begins else self._anchor for number in range(len(texts))]
+            anchored = [anchor + text for anchor, text in zip(anchors, texts, strict=True)]
+            found = [one.ids for one in encode(anchored, add_special_tokens=False)]
+            return [
+                ids[self._n_anchor :] if anchor else ids for anchor, ids in zip(anchors, found, strict=True)
             ]
-            return [ids[self._n_anchor :] for ids in found] if self._anchor else found
         split = re.compile(f"([{''.join(marks)}])").split
         return [
             [
                 token
-                for part in split(text)
+                for place, part in enumerate(split(text))
                 if part
-                for token in (self._characters(marks[part]) if part in marks else self.ids([part])[0])
+                for token in (
+                    self._characters(marks[part])
+                    if part in marks
+                    else self.ids([part], begins=(0,) if number in begins and not place else ())[0]
+                )
             ]
-            for text in texts
+            for number, text in enumerate(texts)
         ]
 
     @property
@@ -260,10 +286,18 @@ def prompt_ids(
 ) -> list[int]:
     """Token ids of a conversation that awaits a reply, tokenised piece by piece as in training.
 
+    Where the template refuses a system message, it stands before the first question, as in training.
+
     Raises:
         Unrenderable: the template fails on this conversation.
     """
     encoder = Encoder(tokenizer)
     masked, masked_tools, marks = encoder.mask(messages, tools)
-    pieces = prompt_pieces(tokenizer, masked, masked_tools)
-    return [token for ids in encoder.ids([piece.text for piece in pieces], marks) for token in ids]
+    try:
+        pieces = prompt_pieces(tokenizer, masked, masked_tools)
+    except Unrenderable:
+        if (folded := system_folded(masked)) is None:
+            raise
+        pieces = prompt_pieces(tokenizer, folded, masked_tools)
+    found = encoder.ids([piece.text for piece in pieces], marks, begins=(0,))
+    return [token for ids in found for token in ids]

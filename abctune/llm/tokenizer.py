@@ -24,9 +24,8 @@ DATE_STRING = "26 July 2024"  # as the report's prompt shows it
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>")
 # Special tokens a reply's own text may spell: a model writes them as these tokens.
 REPLY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
-PROBE = (
-    "two words,\n  indented; naïve 你好"  # what a tokenizer that mangles spaces or bytes does not give back
-)
+# What a tokenizer that mangles spaces or bytes does not give back, and a space that begins a text.
+PROBES = ("two words,\n  indented; naïve 你好", " lead")
 
 
 def load_tokenizer(
@@ -82,10 +81,14 @@ def _as_written(path: Path) -> PreTrainedTokenizerBase:
 
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     written = Tokenizer.from_file(str(path / "tokenizer.json"))
-    expected = written.encode(PROBE, add_special_tokens=False).ids
-    if tokenizer.encode(PROBE, add_special_tokens=False) != expected:
+    expected = [written.encode(probe, add_special_tokens=False).ids for probe in PROBES]
+
+    def differs() -> bool:
+        return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES] != expected
+
+    if differs():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    if tokenizer.encode(PROBE, add_special_tokens=False) != expected:
+    if differs():
         raise UserError(
             f"{path}: transformers reads another tokenizer than tokenizer.json describes; check tokenizer_config.json"
         )

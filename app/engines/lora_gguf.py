@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter of a Llama-architecture model as the GGUF adapter that llama.cpp applies at run time.
+"""A PEFT LoRA adapter as the GGUF adapter that llama.cpp applies at run time.
 
 Its rank is made odd, by a row and a column of zeros that change no result. llama.cpp multiplies matrices of even rank in
 another order of summation when it reads many tokens than when it reads one; the rounding then decides near ties, and a
@@ -15,16 +15,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, read_json
 from abctune.llm.rotary import interleaved
 
-TENSOR = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight$")
-GGUF_NAMES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-}
+TENSOR = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 FORM = "odd"  # in the name of the file: an older conversion is made again
 # Settings that change what an adapter computes and that a plain GGUF LoRA cannot say.
 UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias")
@@ -49,12 +40,19 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     import numpy as np
     from safetensors import safe_open
 
+    from abctune.llm.gguf_families import FAMILIES, plain_name, rotary_heads, tensor_names, text_config
+
     config = read_json(adapter / "adapter_config.json", made_by=f"train@{adapter.name}")
-    shape = read_json(base / "config.json", made_by="fetch-model")
+    shape = text_config(base)
     if used := [key for key in UNSUPPORTED if config.get(key)]:
         raise UserError(f"{adapter}: llama.cpp cannot apply {', '.join(used)}; use --engine transformers")
-    heads = {"q_proj": shape["num_attention_heads"], "k_proj": shape["num_key_value_heads"]}
-    writer = gguf.GGUFWriter(target, "llama")
+    family = FAMILIES.get(shape["model_type"])
+    if family is None:
+        raise UserError(
+            f"{adapter}: no GGUF adapter is written for {shape['model_type']}; use --engine transformers"
+        )
+    names = tensor_names(family, shape)
+    writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[family.arch])
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     odd = config["r"] | 1
@@ -64,16 +62,19 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
             found = TENSOR.search(key)
-            if not found or found[2] not in GGUF_NAMES:
+            module = plain_name(found[1]) if found else None
+            name = names.get_name(module) if module else None
+            if not found or module is None or name is None:
                 raise UserError(f"{adapter}: llama.cpp cannot apply {key}; use --engine transformers")
-            layer, module, side = found.groups()
             weight = tensors.get_tensor(key).float().numpy()
-            if side == "B" and module in heads:
-                weight = interleaved(weight, heads[module])
+            side = found[2]
+            heads = rotary_heads(f"{module}.", shape) if family.interleaved and side == "B" else None
+            if heads is not None:
+                weight = interleaved(weight, heads)
             missing = odd - config["r"]
             weight = np.pad(weight, ((0, 0), (0, missing)) if side == "B" else ((0, missing), (0, 0)))
-            name = f"blk.{layer}.{GGUF_NAMES[module]}.weight.lora_{side.lower()}"
-            writer.add_tensor(name, np.ascontiguousarray(weight, dtype=np.float32))
+            weight = np.ascontiguousarray(weight, dtype=np.float32)
+            writer.add_tensor(f"{name}.weight.lora_{side.lower()}", weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

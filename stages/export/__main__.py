@@ -12,9 +12,8 @@ from typing import Annotated, get_args
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
-from abctune.core.files import read_json, read_table
+from abctune.core.files import read_table
 from abctune.core.params import BASE, ExportFormat, Params, key_from_dvc, load_params
-from abctune.llm.tokenizer import BASE_MODEL
 
 SPLIT = Path("data/split")
 VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
@@ -27,12 +26,11 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     started = time.perf_counter()
     params = load_params()
     variant, fmt = item_of(params, variant, fmt)
-    config = read_json(BASE_MODEL / "config.json", made_by="fetch-model")
     rows_of = params.evaluation.test_of if variant == BASE else variant
     rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
     from stages.export.write import export  # loads torch: a wrong name is told without it
 
-    record = export(variant, fmt, config, rows, params.active.model.template)
+    record = export(variant, fmt, rows, params.active.model.template)
     print(
         f"{variant} {fmt}: {record['bytes'] / 1e6:,.0f} MB, loss {record['file_loss']:.4f} (the adapter's "
         f"{record['adapter_loss']:.4f}), mean KL {record['mean_kl']:.2g} nats, {time.perf_counter() - started:.1f} s"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import torch
 
 from abctune.core.errors import UserError
-from abctune.llm.conversation import IGNORE
+from abctune.llm.chat import prompt_ids
+from abctune.llm.conversation import IGNORE, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONVERSATIONS, POSITIONS = 8, 6  # 48 distributions: each is a whole vocabulary
 CONTEXT = (
@@ -20,6 +26,14 @@ CONTEXT = (
 # Mean Kullback-Leibler divergence, in nats, above which a file is not published. Well above what rounding to the
 # format costs (tests/export/test_export.py prints it), well below what one wrongly written tensor costs (over 1).
 TOLERANCE = {"merged_16bit": 0.005, "f16": 0.005, "q8_0": 0.02, "q4_k_m": 0.25}
+
+# What tokenizers cut differently: runs of spaces and lines, digits, contractions, scripts, combining characters, code.
+TEXTS = (
+    " lead,  two  spaces\n\n\nnew\ttab 12345 3.14 don't DON'T we'Ve ",
+    "naïve 你好 🦙 ру́сский\r\n",
+    "def f(x):\n    return x  # é\n\n    end",
+)
+QUESTION: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
 class Prefix(NamedTuple):
@@ -55,46 +69,101 @@ def by_transformers(model: Any) -> Distributions:
     return next_token
 
 
-def by_llama_cpp(file: Path, vocabulary: int, threads: int) -> Distributions:
-    """Log-probabilities from a GGUF file, by the program that it is made for."""
-    import xllamacpp
+class LlamaCppFile:
+    """A GGUF file, with a GGUF adapter on it if one is given, by the program that it is made for."""
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx = CONTEXT + 8
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that spin keep others from the cores
-    params.offline = True
-    params.verbosity = -1
-    params.api_keys = [secrets.token_hex(32)]  # its HTTP server on a loopback port is nobody's business
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise UserError(f"llama.cpp does not load {file.name}: {error}") from None
+    def __init__(self, file: Path, threads: int, lora: Path | None = None) -> None:
+        import xllamacpp
 
-    def next_token(ids: list[int]) -> torch.Tensor:
-        reply = server.handle_completions(
-            {
-                "prompt": ids,
-                "max_tokens": 1,
-                "temperature": 1.0,
-                # llama.cpp reports no probabilities with an end token or half of a UTF-8 character. What it draws
-                # is not looked at, and the probabilities are those before any choice.
-                "grammar": "root ::= [ -~]+",
-                "samplers": [],
-                "logprobs": vocabulary,
-                "cache_prompt": True,
-            }
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx = CONTEXT + 8
+        params.n_parallel = 1
+        if lora is not None:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cpuparams.poll = params.cpuparams_batch.poll = (
+            0  # threads that spin keep others from the cores
         )
-        if "choices" not in reply:
-            raise RuntimeError(f"llama.cpp: {reply}")
-        log_probabilities = torch.full((vocabulary,), -torch.inf, dtype=torch.float64)
-        for token in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-            log_probabilities[token["id"]] = token["logprob"]
-        return log_probabilities
+        params.offline = True
+        params.verbosity = -1
+        self._key = secrets.token_hex(32)  # its HTTP server on a loopback port is nobody else's business
+        params.api_keys = [self._key]
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise UserError(f"llama.cpp does not load {file.name}: {error}") from None
 
-    return next_token
+    def distributions(self, vocabulary: int) -> Distributions:
+        """Log-probabilities of the next token."""
+
+        def next_token(ids: list[int]) -> torch.Tensor:
+            reply = self._server.handle_completions(
+                {
+                    "prompt": ids,
+                    "max_tokens": 1,
+                    "temperature": 1.0,
+                    # llama.cpp reports no probabilities with an end token or half of a UTF-8 character. What it
+                    # draws is not looked at, and the probabilities are those before any choice.
+                    "grammar": "root ::= [ -~]+",
+                    "samplers": [],
+                    "logprobs": vocabulary,
+                    "cache_prompt": True,
+                }
+            )
+            if "choices" not in reply:
+                raise RuntimeError(f"llama.cpp: {reply}")
+            log_probabilities = torch.full((vocabulary,), -torch.inf, dtype=torch.float64)
+            for token in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+                log_probabilities[token["id"]] = token["logprob"]
+            return log_probabilities
+
+        return next_token
+
+    def tokens(self, text: str, begins: bool = False) -> list[int]:
+        """Ids of a text in which control tokens count as such.
+
+        Args:
+            begins: whether to begin as the file says that texts begin, with bos or without.
+        """
+        wanted = {"content": text, "add_special": begins, "parse_special": True}
+        found: list[int] = self._ask("tokenize", wanted)["tokens"]
+        return found
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """A conversation that awaits a reply, by the file's own template."""
+        text: str = self._ask("apply-template", {"messages": list(messages)})["prompt"]
+        return text
+
+    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self._server.listening_address}/{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
+
+def require_same_tokens(file: LlamaCppFile, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Compare the file's tokenizer and template with the published ones, by what they make of texts and of a question.
+
+    Raises:
+        UserError: llama.cpp would read other ids than the model was trained on.
+    """
+    for text in TEXTS:
+        expected = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if file.tokens(text) != expected:
+            raise UserError(
+                f"llama.cpp cuts {text!r} into other tokens with {name} than the tokenizer does; nothing is published. "
+                "Put merged_16bit into export.formats and convert it with llama.cpp's convert_hf_to_gguf.py"
+            )
+    if file.tokens(file.prompt(QUESTION), begins=True) != prompt_ids(tokenizer, QUESTION):
+        raise UserError(
+            f"llama.cpp makes another prompt of a question with {name}'s chat template than transformers does; nothing "
+            "is published. Name a plainer one with profiles.*.model.chat_template in params.yaml"
+        )
 
 
 def compare(

@@ -66,13 +66,16 @@ def encode(weight: np.ndarray, kind: GGMLQuantizationType, threads: int) -> np.n
     """A float32 tensor in a number format, blocks as bytes."""
     if kind in (F16, F32):
         return weight.astype(np.float16 if kind == F16 else np.float32)
-    weight = np.ascontiguousarray(weight, dtype=np.float32)
+    whole = byte_shape(weight.shape, kind)
+    weight = np.ascontiguousarray(weight, dtype=np.float32).reshape(
+        -1, weight.shape[-1]
+    )  # experts are stacked
     encoded = np.empty(byte_shape(weight.shape, kind), dtype=np.uint8)
     rows = np.array_split(np.arange(len(weight)), threads)
     quantize = partial(_quantize_rows, weight, encoded, kind)
     with ThreadPoolExecutor(threads) as pool:  # ctypes releases the interpreter's lock
         list(pool.map(quantize, [part for part in rows if len(part)]))
-    return encoded
+    return encoded.reshape(whole)
 
 
 def _quantize_rows(

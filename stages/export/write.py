@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json
 from abctune.core.params import BASE
+from abctune.llm.gguf_families import text_config
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
-from stages.export import llama_gguf
-from stages.export.check import TOLERANCE, Distributions, by_llama_cpp, by_transformers, compare, prefixes
+from stages.export import gguf_file
+from stages.export.check import (
+    TOLERANCE,
+    Distributions,
+    LlamaCppFile,
+    by_transformers,
+    compare,
+    prefixes,
+    require_same_tokens,
+)
 
 MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
-def export(
-    variant: str, fmt: str, config: dict[str, Any], rows: pa.Table, template: dict[str, Any]
-) -> dict[str, Any]:
+def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> dict[str, Any]:
     """Write models/exported/<variant>/<fmt> if it says what the adapter says; return how near it comes."""
+    config = text_config(BASE_MODEL)
     if fmt != "merged_16bit":
-        llama_gguf.refuse(config)  # before minutes are spent
+        gguf_file.family_of(config)  # refuses before minutes are spent
     places = prefixes(rows)
     # In float32: the adapter as it is meant, which the file then rounds once.
     trained = None if variant == BASE else MODELS / variant
@@ -37,14 +45,15 @@ def export(
     expected = [adapter(place.ids) for place in places]
     del adapter  # one model in memory at a time
     dtype = sixteen_bit(BASE_MODEL) if fmt == "merged_16bit" else torch.float32
+    tokenizer = load_tokenizer(**template)
     if trained:
-        merged, _ = load_merged(trained, dtype, load_tokenizer(**template))
+        merged, _ = load_merged(trained, dtype, tokenizer)
     else:
         merged = load_for_inference(dtype)
     with atomic_output(EXPORTED / variant / fmt) as folder:
         folder.mkdir()
         write = write_merged if fmt == "merged_16bit" else write_gguf
-        found = write(folder, variant, fmt, merged, config)
+        found = write(folder, variant, fmt, merged, config, tokenizer)
         agreement = compare(places, expected, found)
         size = sum(file.stat().st_size for file in folder.iterdir())
         record = {"variant": variant, "format": fmt, **agreement, "tolerance": TOLERANCE[fmt], "bytes": size}
@@ -58,13 +67,16 @@ def export(
 
 
 def write_merged(
-    folder: Path, variant: str, fmt: str, merged: PreTrainedModel, config: dict[str, Any]
+    folder: Path,
+    variant: str,
+    fmt: str,
+    merged: PreTrainedModel,
+    config: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Distributions:
     """A folder for `from_pretrained`; returns its next-token distributions."""
     merged.save_pretrained(folder)
-    for file in sorted((MODELS / variant).iterdir()):
-        if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
-            shutil.copy(file, folder)
+    tokenizer.save_pretrained(folder)
     read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     return by_transformers(read)
 
@@ -77,10 +89,19 @@ def sixteen_bit(base: Path) -> torch.dtype:
 
 
 def write_gguf(
-    folder: Path, variant: str, fmt: str, merged: PreTrainedModel, config: dict[str, Any]
+    folder: Path,
+    variant: str,
+    fmt: str,
+    merged: PreTrainedModel,
+    config: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Distributions:
-    """One GGUF file; returns its next-token distributions."""
+    """One GGUF file, whose tokenizer is compared too; returns its next-token distributions."""
     file, threads = folder / f"{variant}.{fmt}.gguf", len(os.sched_getaffinity(0))
     name = f"abctune {variant}"
-    llama_gguf.write_gguf(file, merged.state_dict(), config, MODELS / variant, fmt, name, threads)
-    return by_llama_cpp(file, config["vocab_size"], threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        gguf_file.write_gguf(file, merged.state_dict(), config, Path(scratch), fmt, name, threads)
+    server = LlamaCppFile(file, threads)
+    require_same_tokens(server, tokenizer, file.name)
+    return server.distributions(config["vocab_size"])

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from abctune.llm.chat import THINK_CLOSE, Encoder, Piece, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, Message, Tools
 from abctune.llm.tokenizer import stop_token_ids
-from stages.format.repairs import Conversation, merged
+from stages.format.repairs import Conversation, folded, merged
 from stages.format.turns import Rejected
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Renderer:
             attempts.append(joined)
         if any("tool_calls" in message for message in conversation.messages):
             attempts += [_with_text_arguments(one) for one in attempts]
+        attempts += [other for one in attempts if (other := folded(one)) is not one]
         reasons = []
         for attempt in attempts:
             try:
@@ -114,12 +116,13 @@ class Renderer:
 
     def encode(self, examples: Sequence[Rendered]) -> list[Example]:
         """Token ids and labels of a batch of examples."""
-        plain = [piece.text for one in examples if not one.marks for piece in one.pieces]
-        encoded = iter(self._encoder.ids(plain))
+        plain = [one for one in examples if not one.marks]
+        first = {0, *accumulate(len(one.pieces) for one in plain)}
+        encoded = iter(self._encoder.ids([piece.text for one in plain for piece in one.pieces], begins=first))
         return [self._example(one, self._ids(one) if one.marks else encoded) for one in examples]
 
     def _ids(self, example: Rendered) -> Iterator[list[int]]:
-        return iter(self._encoder.ids([piece.text for piece in example.pieces], example.marks))
+        return iter(self._encoder.ids([piece.text for piece in example.pieces], example.marks, (0,)))
 
     def _example(self, rendered: Rendered, encoded: Iterator[list[int]]) -> Example:
         input_ids: list[int] = []

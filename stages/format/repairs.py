@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from abctune.llm.chat import system_folded
 from abctune.llm.conversation import Message, Tools
 from stages.format.turns import Rejected, Turn
 
@@ -115,3 +116,12 @@ def merged(conversation: Conversation) -> Conversation:
         return conversation
     repairs = (*conversation.repairs, "neighbouring turns of one role joined")
     return replace(conversation, messages=messages, supervised=supervised, repairs=repairs)
+
+
+def folded(conversation: Conversation) -> Conversation:
+    """The conversation with its system message before the first question, for templates that refuse the role."""
+    messages = system_folded(conversation.messages)
+    if messages is None:
+        return conversation
+    repairs = (*conversation.repairs, "system message put before the first question")
+    return replace(conversation, messages=messages, supervised=conversation.supervised[1:], repairs=repairs)

@@ -114,12 +114,22 @@ def write_adapter(folder: Path, base: Path, plant: str | None = None, seed: int 
     model.save_pretrained(folder)
 
 
+GGUF_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
 def write_gguf(folder: Path) -> None:
     """`base.gguf` beside a small model's safetensors, in float32."""
     import gguf
 
     from abctune.llm.rotary import interleaved
-    from app.engines.lora_gguf import GGUF_NAMES
 
     model = _load(folder)
     config, tokenizer = model.config, small.chatml_tokenizer()

@@ -20,9 +20,9 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from abctune.core.errors import UserError
-from abctune.core.files import read_json, read_table
+from abctune.core.files import read_table
 from app.engines.choose import gguf_of_base
-from stages.export import llama_gguf, write
+from stages.export import gguf_file, gguf_tokenizer, write
 from stages.export.check import TOLERANCE
 from stages.export.quantize import encode, type_of
 from tests import small
@@ -145,7 +145,7 @@ def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
 
 
 def test_a_file_with_one_mistake_is_not_published(project, monkeypatch):
-    monkeypatch.setattr(llama_gguf, "interleaved", lambda weight, heads: weight)
+    monkeypatch.setattr(gguf_file, "interleaved", lambda weight, heads: weight)
     with pytest.raises(UserError, match=r"B as f16 is not the adapter: mean KL .* nothing is published"):
         write.export("B", "f16", *inputs())
     assert not (project.root / "models/exported/B/f16").exists()
@@ -153,21 +153,20 @@ def test_a_file_with_one_mistake_is_not_published(project, monkeypatch):
 
 def inputs():
     return (
-        read_json(write.BASE_MODEL / "config.json", made_by="fetch-model"),
         read_table(Path("data/split/B/val.parquet"), made_by="split@B"),
         {"chat_template": "model"},
     )
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
-def test_a_model_that_is_no_llama_is_refused_before_work(project):
+def test_a_model_that_is_not_handled_is_refused_before_work(project):
     config = json.loads((project.root / "models/base/config.json").read_text())
-    config["architectures"] = ["Qwen3ForCausalLM"]
+    config |= {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
     (project.root / "models/base/config.json").write_text(json.dumps(config))
     done = project.stage("export", "B", "q8_0", check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "error: models/base/config.json: no GGUF is written for architecture ['Qwen3ForCausalLM']; put merged_16bit"
+        "error: models/base/config.json: no GGUF is written for architecture gpt_oss; put merged_16bit"
     )
 
 
@@ -194,10 +193,10 @@ def test_an_unknown_format_is_one_line(ready_to_train):
 
 def test_a_tokenizer_that_cuts_text_in_an_unknown_way_is_refused():
     tokenizer = json.loads(small.chatml_tokenizer().backend_tokenizer.to_str())
-    assert llama_gguf.pre_tokenizer(tokenizer) == "gpt-2"
+    assert gguf_tokenizer.pre_tokenizer(tokenizer) == "gpt-2"
     tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
     with pytest.raises(UserError, match="no GGUF is written for this tokenizer"):
-        llama_gguf.pre_tokenizer(tokenizer)
+        gguf_tokenizer.pre_tokenizer(tokenizer)
 
 
 def test_the_rotary_factors_are_what_transformers_multiplies_by():
@@ -206,8 +205,8 @@ def test_the_rotary_factors_are_what_transformers_multiplies_by():
         **SHAPE, max_position_embeddings=512, rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"}
     )
     ratio = LlamaRotaryEmbedding(plain).inv_freq / LlamaRotaryEmbedding(config).inv_freq
-    torch.testing.assert_close(llama_gguf.rope_factors(config.to_dict()), ratio, rtol=1e-5, atol=0)
-    assert llama_gguf.rope_factors(plain.to_dict()) is None
+    torch.testing.assert_close(gguf_file.rope_factors(config.to_dict()), ratio, rtol=1e-5, atol=0)
+    assert gguf_file.rope_factors(plain.to_dict()) is None
 
 
 def test_q4_k_m_spends_its_bits_where_llama_cpp_does():

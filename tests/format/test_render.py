@@ -190,6 +190,36 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected():
         Renderer(tokenizer, 100).cut(learned(messages("Hi", "Yo", "And?", "So.")))
 
 
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + small.CHATML
+)
+
+
+def test_a_template_that_refuses_the_system_role_gets_its_message_with_the_first_question():
+    """Gemma 2's does; training and prompts do the same, and the repair is counted."""
+    tokenizer = small.chatml_tokenizer()
+    tokenizer.chat_template = NO_SYSTEM
+    asked = messages("Hi", "Yo", "And?", "Fine", system="Be brief.")
+    rendered, repairs = Renderer(tokenizer, 1000).cut(learned(asked))
+    assert repairs == ("system message put before the first question",)
+    [found] = Renderer(tokenizer, 1000).encode(rendered)
+    assert tokenizer.decode(found.input_ids).startswith("<|im_start|>user\nBe brief.\n\nHi<|im_end|>")
+    prompt = prompt_ids(tokenizer, asked[:-1])
+    assert found.input_ids[: len(prompt)] == prompt
+    with pytest.raises(Rejected, match="System role not supported"):
+        Renderer(tokenizer, 1000).cut(learned([asked[0], *asked[2:3], *asked[1:2], asked[4]]))
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_does_so_once_where_a_conversation_begins():
+    """Llama 2's kind (Zephyr, TinyLlama): the ids are those of the whole text, and no reply begins with a space."""
+    tokenizer = small.sentencepiece_tokenizer()
+    found = examples(tokenizer, messages("a b", " c"))[0].input_ids
+    text = tokenizer.apply_chat_template(messages("a b", " c"), tokenize=False)
+    assert found == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(found)[0] == "▁"
+
+
 def test_truncation_cuts_ids_and_labels_alike_and_remembers_the_length():
     whole = example("chatml", messages("Hi", "A long answer."))
     cut = example("chatml", messages("Hi", "A long answer."), max_length=30)
