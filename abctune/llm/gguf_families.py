@@ -73,7 +73,7 @@ def head_dim(config: dict[str, Any]) -> int:
 
 
 def tensor_names(family: Family, config: dict[str, Any]) -> TensorNameMap:
-    """transformers' name of a tensor -> GGUF's."""
+    """What maps a tensor's name in transformers to GGUF's."""
     return get_tensor_name_map(family.arch, config["num_hidden_layers"])
 
 
