@@ -96,10 +96,10 @@ def _training(models: Models, name: str) -> dict[str, str]:
         return {}
     seen = ", ".join(f"{n:,} {source}" for source, n in record.exposure.conversations.items() if n)
     kept, of = record.published_replicate.kept, len(record.replicates)
-    rate = f"{record.schedule.peak_learning_rate:.3g}"
+    rate, each = f"{record.schedule.peak_learning_rate:.2g}", record.conversations_per_step
     return {
         "Data": f"{seen} conversations seen ({record.exposure.epochs:.2g} epochs)",
-        "Steps": f"{kept.step} of {record.schedule.max_steps}, {record.conversations_per_step} conversations each; rate {rate}",
+        "Steps": f"{kept.step} of {record.schedule.max_steps}, {each} conversation{'s' * (each != 1)} each; peak rate {rate}",
         "Replicate": f"{record.published} of {of}, seed {record.published_replicate.seed}",
     }
 

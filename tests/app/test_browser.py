@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from app.engines import Likely, TokenScore
 from app.page import compare
 from app.service import BUSY, FAILED, Service
 from tests.app.conftest import serving
 from tests.app.test_load import BrokenEngine, Says, SlowEngine
+from tests.app.wire import Wire
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (dev group)")
 CHROMIUM = shutil.which("chromium")
@@ -354,3 +360,171 @@ def test_wide_code_tables_and_formulas_scroll_inside_the_bubble(page, saying):
         assert last["y"] + last["height"] <= talk["y"] + talk["height"] + 1 <= box["y"] + 2, (
             "nothing covers the composer"
         )
+
+
+def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_back(
+    page, slow, address, tmp_path
+):
+    """The server is asked through a wire that is pulled out for four seconds while an answer grows."""
+    chats = page.locator("#chats li")
+    wire = Wire(int(slow.rsplit(":", 1)[1]))
+    page.goto(wire.address)
+    page.locator("#model input").click()
+    page.get_by_role("option", name="A", exact=True).click()
+    send(page, "the first question")
+    says(answers(page).last, re.compile("x{30}"))
+    wire.cut()
+    page.wait_for_timeout(4000)
+    wire.mend()
+    says(answers(page).last, "interrupted")  # Gradio loads the page again by itself
+    says(answers(page).last, re.compile("x{30}"))
+    says(page.locator("#chatbot [data-testid=user]"), "the first question")
+    page.get_by_role("button", name="New conversation").click()
+    visible(page.locator(".start"))
+    send(page, "the second question")
+    says(answers(page).last, re.compile("x{3}"))
+    stop(page).click()
+    says(answers(page).last, "stopped")
+    sync_api.expect(chats).to_have_count(2)
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    file = tmp_path / "kept.json"
+    download.value.save_as(file)
+    assert json.loads(file.read_text())["messages"][0]["content"] == "the second question"
+    page.reload()
+    says(page.locator("#chatbot [data-testid=user]"), "the second question")
+    says(answers(page).last, "stopped")
+    page.get_by_role("button", name="Rename the first question").click()
+    page.get_by_label("Name of the conversation").fill("about x")
+    page.get_by_label("Name of the conversation").press("Enter")
+    chats.get_by_role("button", name="about x", exact=True).click()
+    says(page.locator("#chatbot [data-testid=user]"), "the first question")
+    page.locator("#chats input[type=file]").set_input_files(file)
+    sync_api.expect(chats).to_have_count(3)
+    says(page.locator("#chatbot [data-testid=user]"), "the second question")
+    file.write_text('{"messages": [{"role": "nobody", "content": "x"}]}')
+    page.locator("#chats input[type=file]").set_input_files(file)
+    says(page.get_by_test_id("toast-body"), "no conversation of this demo")
+    for _ in range(2):  # once to ask, once to do it
+        page.get_by_role("button", name="Delete about x").click()
+    sync_api.expect(page.locator("#chats")).not_to_contain_text("about x")
+
+
+def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(page, models, tokenizer):
+    class Scores(Says):
+        def score(self, job, ids, likeliest):
+            self.scored = job
+            for token in ids:
+                yield TokenScore(token, tokenizer.decode([token]), math.log(0.04), (Likely(1, "y", -0.1),))
+
+    engine = Scores(["so $x^2$ and ", "\\[\\frac{1}{2}\\]", " and $\\oops{$"])
+    with serving(Service(models, engine, tokenizer)) as url:
+        page.goto(url)
+        page.get_by_label("number input for Adapter strength").first.fill("0.5")
+        page.get_by_label("number input for Adapter strength").first.press("Tab")
+        send(page, "hello")
+        says(answers(page).last, "strength 0.5")
+        sync_api.expect(answers(page).last.locator(".katex")).to_have_count(2)
+        says(answers(page).last, "$\\oops{$")  # no formula: as it was written
+        assert engine.asked[-1][0].sampling.adapter_strength == 0.5
+        page.get_by_role("button", name="Probabilities").click()
+        says(answers(page).last, "geometric mean of the probabilities 4%")
+        assert "likeliest: 'y' 90" in answers(page).last.locator(".token").first.get_attribute("title")
+        assert engine.scored.sampling.adapter_strength == 0.5
+        page.get_by_role("button", name="Hide probabilities").click()
+        sync_api.expect(answers(page).last.locator(".katex")).to_have_count(2)
+
+
+def test_two_of_the_models_are_compared_over_turns_and_voted_on_by_keys(page, address, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
+    page.goto(address)
+    page.get_by_role("tab", name="Compare").click()
+    for name in ("base", "C"):
+        page.locator("#chosen").get_by_label(name, exact=True).uncheck()
+    ask = page.locator("#compare-box textarea")
+    for turn in (1, 2):
+        ask.fill(f"question {turn}")
+        ask.press("Enter")  # Enter sends here too
+        sync_api.expect(page.locator("#rounds .asked")).to_have_count(turn)
+        visible(page.locator("#prefer"))
+    assert (
+        page.locator("#rounds .answer").count() == 4
+        and "tokens/s" not in page.locator("#rounds").inner_text()
+    )
+    page.locator("#mark-differences input").check()
+    sync_api.expect(page.locator("#rounds mark").first).to_be_visible()
+    page.locator("#rounds").focus()
+    page.keyboard.press("0")
+    page.keyboard.press("Enter")
+    says(page.locator("#standings"), "0 of 1")
+    [vote] = map(json.loads, (tmp_path / "votes.jsonl").read_text().splitlines())
+    assert sorted(vote["models"]) == ["A", "B"] and vote["preferred"] is None
+    assert [turn["prompt"] for turn in vote["turns"]] == ["question 1", "question 2"]
+
+
+def test_the_composer_is_in_view_and_nothing_is_covered_on_a_desk_and_on_a_phone(page, saying):
+    with saying("word " * 400) as url:
+        for width, height in ((1280, 800), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.goto(url)
+            send(page, "hello")
+            says(answers(page).last, "1 token")
+            inside(page, "#box", width, height)
+            if width == 1280:
+                for name in ("New conversation", "Download JSON"):
+                    inside(page, f"button:has-text('{name}')", width, height)
+            page.get_by_role("tab", name="Compare").click()
+            inside(page, "#compare-box", width, height)
+            inside(page, "#ask-all", width, height)
+
+
+def inside(page: sync_api.Page, selector: str, width: int, height: int) -> None:
+    """Its whole box is in the window, and a click in its middle hits it."""
+    box = page.locator(selector).first.bounding_box()
+    assert box and box["x"] >= 0 and box["y"] >= 0, selector
+    assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= height, (selector, box)
+    hit = "([s, x, y]) => document.querySelector(s)?.contains(document.elementFromPoint(x, y))"
+    if not selector.startswith("button"):
+        assert page.evaluate(hit, [selector, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]), (
+            selector
+        )
+
+
+AXE = os.environ.get("AXE_CORE")
+
+
+@pytest.mark.skipif(not AXE, reason="AXE_CORE does not name axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_tab(browser, address, scheme):
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(address)
+    found = faults(page, "empty chat")
+    send(page, "hello")
+    says(answers(page).last, re.compile("c{20}"))
+    found += faults(page, "chat")
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-box textarea").fill("hello")
+    page.locator("#ask-all").click()
+    visible(page.locator("#prefer"))
+    found += faults(page, "compare")
+    page.get_by_role("tab", name="Results").click()
+    visible(page.locator("#results table"))
+    found += faults(page, "results")
+    context.close()
+    assert found == []
+
+
+def faults(page: sync_api.Page, where: str) -> list[str]:
+    """What axe-core calls serious or critical, WCAG 2.2 AA and its 24 px targets included."""
+    page.wait_for_timeout(400)
+    page.evaluate(Path(AXE).read_text())
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    result = page.evaluate("tags => axe.run(document, {runOnly: tags})", tags)
+    return [
+        f"{where}: {one['id']}: {one['nodes'][0]['target']}"
+        for one in result["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]

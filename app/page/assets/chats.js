@@ -16,12 +16,15 @@ const button = (text, name, what) => {
 const rename = (key, item) => {
     const box = document.createElement("input"), chat = read(key);
     box.type = "text"; box.value = title(chat); box.maxLength = 80; box.setAttribute("aria-label", "Name of the conversation");
+    let ended = false;
     const done = (keepIt) => {
+        if (ended) return;
+        ended = true;
         if (keepIt && box.value.trim()) localStorage.setItem(PREFIX + key, JSON.stringify({...read(key), title: box.value.trim()}));
-        draw();
+        box.remove(); draw();
     };
     box.addEventListener("keydown", (event) => { if (event.key === "Enter") done(true); if (event.key === "Escape") done(false); });
-    box.addEventListener("blur", () => done(true), {once: true});
+    box.addEventListener("blur", () => done(true));
     item.replaceChildren(box); box.focus(); box.select();
 };
 const remove = (key, pressed) => {

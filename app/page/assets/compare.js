@@ -9,5 +9,13 @@ document.addEventListener("keydown", (event) => {
         if (chosen) { chosen.click(); chosen.focus(); event.preventDefault(); }
     } else if (event.key === "Enter" && at && at.type === "radio") document.querySelector("#vote").click();
 });
+// A new question comes to the top of the box; while its answers grow, nothing moves.
 const box = element.closest("#rounds") || element;
-watch("value", () => { window.abctuneTypeset?.(element); box.scrollTop = box.scrollHeight; });
+box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "Questions and answers");
+let questions = 0;
+watch("value", () => {
+    window.abctuneTypeset?.(element);
+    const asked = element.querySelectorAll(".asked");
+    if (asked.length !== questions && asked.length) box.scrollTop += asked[asked.length - 1].getBoundingClientRect().top - box.getBoundingClientRect().top - 12;
+    questions = asked.length;
+});
