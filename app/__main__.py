@@ -16,23 +16,28 @@ if os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2:
 import logging
 import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import uvicorn
 
 import abctune
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
-from app.engines.choose import EngineName, load_engine
-from app.models import Models, find_models
+from app.engines.choose import EngineName, load_behind, load_engine
+from app.models import Models, find_models, join_revisions
 from app.revision import fetch_revision
 from app.service import Service
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from app.engines.loading import LoadingEngine
 
 AUTH = "ABCTUNE_AUTH"
 
@@ -47,7 +52,10 @@ def print_version(wanted: bool) -> None:
 @exits_with_one_line
 def main(
     rev: Annotated[
-        str | None, typer.Option(help="Git revision or experiment to take the adapters from.")
+        list[str] | None,
+        typer.Option(
+            help="Git revision or experiment to take the adapters from; repeatable: B@one, B@other."
+        ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Serve this variant alone beside the base.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -80,24 +88,44 @@ def main(
     if share and auth is None:
         raise UserError(f"--share makes the demo public: set {AUTH}=user:password in the environment")
     listener = listen(host, port)
-    service = load_service(rev, variant, engine)
-    for problem in service.models.problems:
+    models, template = choose_models(rev or (), variant)
+    running = Running()
+    tokenizer = load_tokenizer(BASE_MODEL, **template)
+    loading = load_behind(engine, models, tokenizer, running.fail)
+    for problem in models.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    print_start(service, listener, share, f"{time.perf_counter() - started:.1f}")
-    from app.server import LOOPBACK, build_app
+    from app.server import LOOPBACK, build_app  # while the models load: this takes as long
 
     loopback = listener.getsockname()[0] in LOOPBACK and not share
-    serve(
-        build_app(service, auth, only_loopback=loopback, origins=cors or (), frames=framed_by or ()), listener
-    )
+    service = Service(models, loading, tokenizer)
+    app = build_app(service, auth, only_loopback=loopback, origins=cors or (), frames=framed_by or ())
+    running.announce(service, loading, listener, share, started)
+    running.serve(app, listener)
 
 
-def load_service(rev: str | None, variant: str | None, engine: EngineName) -> Service:
-    """Everything that answers, from the workspace or from another revision."""
-    root = fetch_revision(rev) if rev else Path()
-    params = load_params(root / "params.yaml")
-    models: Models = find_models(root, BASE_MODEL, params, only=variant)
-    tokenizer = load_tokenizer(BASE_MODEL, **params.active.model.template)
+def choose_models(revs: Sequence[str], variant: str | None) -> tuple[Models, dict[str, Any]]:
+    """The workspace's models, or those of one or more revisions, and how the tokenizer's template is chosen.
+
+    Raises:
+        UserError: there is no such revision or variant, or two revisions write conversations differently.
+    """
+    found, templates = {}, []
+    for rev in revs or (None,):
+        root = fetch_revision(rev) if rev else Path()
+        params = load_params(root / "params.yaml")
+        found[str(rev)] = find_models(root, BASE_MODEL, params, only=variant)
+        templates.append(params.active.model.template)
+    if any(template != templates[0] for template in templates):
+        raise UserError(
+            f"--rev {' --rev '.join(revs)}: their profiles' chat templates differ; serve one at a time"
+        )
+    return next(iter(found.values())) if len(found) == 1 else join_revisions(found), templates[0]
+
+
+def load_service(revs: Sequence[str], variant: str | None, engine: EngineName) -> Service:
+    """Everything that answers, loaded."""
+    models, template = choose_models(revs, variant)
+    tokenizer = load_tokenizer(BASE_MODEL, **template)
     return Service(models, load_engine(engine, models, tokenizer), tokenizer)
 
 
@@ -121,22 +149,48 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def print_start(service: Service, listener: socket.socket, share: bool, seconds: str) -> None:
-    host, port = listener.getsockname()[:2]
-    address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
-    print(
-        f"{', '.join(service.models.names)} by {service.engine.name}, loaded in {seconds} s: {address}",
-        flush=True,
-    )
-    if share:
-        print(f"public: {tunnel(host, port)}", flush=True)
+class Running:
+    """The web server, which ends when the models that load behind it cannot be loaded."""
 
+    def __init__(self) -> None:
+        self._server: uvicorn.Server | None = None
+        self._failure: BaseException | None = None
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    import uvicorn
+    def fail(self, failure: BaseException) -> None:
+        self._failure = failure
+        if self._server is not None:
+            self._server.should_exit = True
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-    server.run(sockets=[listener])
+    def announce(
+        self, service: Service, loading: LoadingEngine, listener: socket.socket, share: bool, started: float
+    ) -> None:
+        """Say where the page is, and, when the models are loaded, that they are."""
+        host, port = listener.getsockname()[:2]
+        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
+        page = time.perf_counter() - started
+        print(f"{address} in {page:.1f} s; the models are loading ...", file=sys.stderr, flush=True)
+        if share:
+            print(f"public: {tunnel(host, port)}", flush=True)
+
+        def when_loaded() -> None:
+            loading.ready(timeout=None)
+            seconds = time.perf_counter() - started
+            names = ", ".join(service.models.names)
+            print(f"{names} by {service.engine.name}, loaded in {seconds:.1f} s: {address}", flush=True)
+
+        threading.Thread(target=when_loaded, name="announce", daemon=True).start()
+
+    def serve(self, app: FastAPI, listener: socket.socket) -> None:
+        """Until it is told to end.
+
+        Raises:
+            UserError: the models could not be loaded.
+        """
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        if self._failure is None:
+            self._server.run(sockets=[listener])
+        if self._failure is not None:
+            raise self._failure
 
 
 def tunnel(host: str, port: int) -> str:

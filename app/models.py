@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import abctune
 from abctune.core.adapters import WEIGHTS, require_adapter
 from abctune.core.errors import UserError
+from abctune.core.files import read_json, write_json
 from abctune.core.params import BASE, Params
-from abctune.core.provenance import sha256_of
+from abctune.core.provenance import require_same_base, sha256_of
 from abctune.core.records import SummaryRecord
+
+CONVERTED_RECORD = "converted.json"
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,8 @@ class Adapter:
     name: str
     path: Path
     sha256: str
+    commit: str | None = None  # of the revision that it comes from; None: the workspace's
+    gguf: Path | None = None  # converted already, as in a Space, which has no other form of it
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,27 @@ class Models:
     @property
     def names(self) -> list[str]:
         return [BASE, *self.adapters]
+
+    def about(self) -> dict[str, Any]:
+        """What answers come from, for the record: abctune's version, the base, each adapter's bytes and commit."""
+        try:
+            source = json.loads((self.base / "source.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            source = None  # a base that fetch-model did not bring
+        return {
+            "abctune": abctune.__version__,
+            "base": {"source": source, "sha256": self.base_sha256},
+            "adapters": {
+                name: {"sha256": one.sha256, **({"commit": one.commit} if one.commit else {})}
+                for name, one in self.adapters.items()
+            },
+        }
+
+    @cached_property
+    def base_sha256(self) -> dict[str, str]:
+        """Hash of each file of weights, by name; read when first asked for, since a large base takes seconds."""
+        weights = sorted([*self.base.glob("*.gguf"), *self.base.glob("*.safetensors")])
+        return {path.name: sha256_of(path) for path in weights}
 
     def label(self, name: str) -> str:
         loss = self.losses.get(name)
@@ -63,13 +95,29 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
         params.require_variant(only)
         names = [only]
     adapters, problems, recorded = {}, [], recorded_hashes(root / "dvc.lock", names)
+    # app.revision names a revision's folder by its commit.
+    commit = root.name if re.fullmatch("[0-9a-f]{40}", root.name) else None
     for name in names:
         try:
-            adapters[name] = read_adapter(root / "models" / name, base, recorded.get(name))
+            found = read_adapter(root / "models" / name, base, recorded.get(name))
+            adapters[name] = replace(found, commit=found.commit or commit)
         except UserError as error:
             problems.append(str(error))
     losses = read_losses(root / "metrics/summary.json")
     return Models(base, adapters, losses, problems, root, tuple(params.variants))
+
+
+def join_revisions(found: Mapping[str, Models]) -> Models:
+    """Several revisions' models as one: `B@rev` for each variant and revision.
+
+    Args:
+        found: by the revision's name as it was asked for, its models; all on one base.
+    """
+    named = {f"{name}@{rev}": (models, name) for rev, models in found.items() for name in models.adapters}
+    adapters = {key: replace(models.adapters[name], name=key) for key, (models, name) in named.items()}
+    losses = {key: models.losses[name] for key, (models, name) in named.items() if name in models.losses}
+    problems = [f"{rev}: {problem}" for rev, models in found.items() for problem in models.problems]
+    return Models(next(iter(found.values())).base, adapters, losses, problems)
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:
@@ -84,8 +132,32 @@ def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter
         UserError: what is wrong, and the command that mends it.
     """
     remedy = f"`dvc repro train@{path.name}` makes it, or `dvc pull` brings it"
+    if (path / CONVERTED_RECORD).exists() and not (path / WEIGHTS).exists():
+        return read_converted(path, base)
     require_adapter(path, base, remedy, recorded)
     return Adapter(path.name, path, sha256_of(path / WEIGHTS))
+
+
+def write_converted(folder: Path, gguf: Path, adapter: Adapter) -> None:
+    """Put an adapter's GGUF into a folder, with what says of which adapter it is and that it is whole."""
+    target = folder / "adapter.gguf"
+    shutil.copy(gguf, target)
+    record = {"sha256": adapter.sha256, "gguf_sha256": sha256_of(target), "commit": adapter.commit}
+    write_json(folder / CONVERTED_RECORD, record)
+
+
+def read_converted(path: Path, base: Path) -> Adapter:
+    """What `write_converted` wrote.
+
+    Raises:
+        UserError: it is not whole, or of another base.
+    """
+    remedy = "`python -m app.space` writes it anew"
+    record, gguf = read_json(path / CONVERTED_RECORD, made_by="app.space"), path / "adapter.gguf"
+    if not gguf.exists() or sha256_of(gguf) != record.get("gguf_sha256"):
+        raise UserError(f"{gguf} is missing or damaged; {remedy}")
+    require_same_base(path, base, remedy)
+    return Adapter(path.name, path, record["sha256"], record["commit"], gguf)
 
 
 def recorded_hashes(lock: Path, names: list[str]) -> dict[str, str]:

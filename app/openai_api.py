@@ -8,15 +8,19 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from app.engines import Likely, TokenScore
+from app.grammar import read_grammar
 from app.request import (
+    MAX_LIKELIEST,
     MAX_NEW_TOKENS,
     NoSuchModel,
     Refused,
@@ -42,10 +46,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "grammar": (None, ""),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
@@ -65,6 +65,10 @@ KNOWN = {
         "stop",
         "stream",
         "stream_options",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "grammar",
     ),
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
 }
@@ -118,6 +122,22 @@ class Form:
     def choice(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
 
+    def logprobs(
+        self, request: Request, scores: Sequence[TokenScore], offset: int = 0
+    ) -> dict[str, Any] | None:
+        """The scores of some tokens, which begin `offset` characters behind the answer's beginning."""
+        if request.likeliest is None:
+            return None
+        if self.chat:
+            return {"content": [_score(score) for score in scores], "refusal": None}
+        starts = accumulate((len(score.text) for score in scores), initial=offset)
+        return {
+            "tokens": [score.text for score in scores],
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [{one.text: one.logprob for one in score.likeliest} for score in scores],
+            "text_offset": list(starts)[: len(scores)],
+        }
+
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
         if not self.chat:
             return {"text": text or ""}
@@ -127,6 +147,15 @@ class Form:
 
 CHAT = Form("chatcmpl", "chat.completion", "chat.completion.chunk", chat=True)
 TEXT = Form("cmpl", "text_completion", "text_completion", chat=False)
+
+
+@dataclass(frozen=True)
+class News:
+    """A growing reply, and what is new in it."""
+
+    reply: Reply
+    text: str
+    scores: tuple[TokenScore, ...]
 
 
 async def _complete(service: Service, http: HttpRequest, form: Form) -> Response:
@@ -155,7 +184,7 @@ async def _complete(service: Service, http: HttpRequest, form: Form) -> Response
             last = item
     except Refused as refusal:
         return _refused(refusal)
-    return JSONResponse(_completion(form, head, last[0]))
+    return JSONResponse(_completion(form, head, last.reply))
 
 
 async def _read_body(http: HttpRequest) -> dict[str, Any]:
@@ -183,7 +212,12 @@ def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
         limit = MAX_NEW_TOKENS
     if limit is not None:
         given["max_new_tokens"] = limit
-    sampling, stop = read_sampling(**given), read_stop(body.get("stop"))
+    sampling = read_sampling(**given)
+    more: dict[str, Any] = {
+        "stop": read_stop(body.get("stop")),
+        "likeliest": _read_likeliest(body, form),
+        "grammar": read_grammar(body),
+    }
     names, model = service.models.names, body.get("model")
     if not form.chat:
         prompt = body.get("prompt")
@@ -193,9 +227,7 @@ def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
             raise Refused("prompt must be one text")
         # Checked as a message is: its size, its characters.
         asked = read_request(names, model, [{"role": "user", "content": prompt}], sampling)
-        return replace(
-            asked, messages=(), prompt=prompt.encode("utf-8", "replace").decode("utf-8"), stop=stop
-        )
+        return replace(asked, messages=(), prompt=prompt.encode("utf-8", "replace").decode("utf-8"), **more)
     messages = body.get("messages")
     if isinstance(messages, list):  # OpenAI's newer name for the system's role
         messages = [
@@ -204,20 +236,34 @@ def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
             else message
             for message in messages
         ]
-    return replace(read_request(names, model, messages, sampling), stop=stop)
+    return replace(read_request(names, model, messages, sampling), **more)
 
 
-async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncIterator[tuple[Reply, str]]:
-    """The growing reply and the text that is new in it.
+def _read_likeliest(body: dict[str, Any], form: Form) -> int | None:
+    """How many alternatives to report per token; None: no scores at all. The two forms ask for it differently."""
+    asked, top = body.get("logprobs"), body.get("top_logprobs") or 0
+    if form.chat and isinstance(asked, bool | None):
+        if top and not asked:
+            raise Refused("top_logprobs needs logprobs: true")
+        asked = top if asked else None
+    if asked is not None and not (type(asked) is int and 0 <= asked <= MAX_LIKELIEST):
+        raise Refused(f"logprobs must be {'true or false' if form.chat else f'0 to {MAX_LIKELIEST}'}, "
+                      f"top_logprobs 0 to {MAX_LIKELIEST}")  # fmt: skip
+    return asked
+
+
+async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncGenerator[News]:
+    """The growing reply and what is new in it.
 
     A thread drives the model and puts what comes into a queue, so that a slow reader does not keep it from
     others; when the reader goes away, the thread stops.
     """
-    loop, arrived, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
+    loop, gone = asyncio.get_running_loop(), threading.Event()
+    arrived: asyncio.Queue[News | Refused | None] = asyncio.Queue()
 
     def drive() -> None:
         outcome: Refused | None = None
-        sent = 0
+        sent = scored = 0
         answer = service.answer([request])
         try:
             for progress in answer:
@@ -225,9 +271,9 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
                     break
                 if isinstance(progress, Waiting):
                     continue
-                text = progress[0].text
-                loop.call_soon_threadsafe(arrived.put_nowait, (progress[0], text[sent:]))
-                sent = max(sent, len(text))
+                text, scores = progress[0].text, tuple(progress[0].scores[scored:])
+                loop.call_soon_threadsafe(arrived.put_nowait, News(progress[0], text[sent:], scores))
+                sent, scored = max(sent, len(text)), scored + len(scores)
         except Refused as refusal:
             outcome = refusal
         except Exception:
@@ -250,7 +296,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
                 item = await asyncio.wait_for(arrived.get(), timeout=LOOK_SECONDS)
             except TimeoutError:
                 continue
-            if not isinstance(item, tuple):
+            if not isinstance(item, News):
                 break
             yield item
         if item is not None:
@@ -260,20 +306,25 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
 
 
 async def _events(
-    form: Form, head: dict[str, Any], first: tuple[Reply, str], rest: AsyncIterator, with_usage: bool
+    form: Form, head: dict[str, Any], first: News, rest: AsyncGenerator[News], with_usage: bool
 ) -> AsyncIterator[str]:
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
-        choices = [{"index": 0, "finish_reason": finish, "logprobs": None, **delta}]
+    offset = 0
+
+    def chunk(delta: dict[str, Any], scores: Sequence[TokenScore] = (), finish: str | None = None) -> str:
+        nonlocal offset
+        logprobs = form.logprobs(reply.request, scores, offset) if scores else None
+        offset += sum(len(score.text) for score in scores)
+        choices = [{"index": 0, "finish_reason": finish, "logprobs": logprobs, **delta}]
         return _event(head | {"object": form.part, "choices": choices})
 
-    yield chunk(form.delta(first[1], first=True))
-    reply = first[0]
+    reply = first.reply
+    yield chunk(form.delta(first.text, first=True), first.scores)
     try:
-        async for item in rest:
-            reply, text = item
-            if text:
-                yield chunk(form.delta(text))
-        yield chunk(form.delta(None), _finish(reply))
+        async for news in rest:
+            reply = news.reply
+            if news.text or news.scores:
+                yield chunk(form.delta(news.text), news.scores)
+        yield chunk(form.delta(None), finish=_finish(reply))
         if with_usage:
             yield _event(head | {"object": form.part, "choices": [], "usage": _usage(reply)})
     except Refused as refusal:  # the status line is out already
@@ -290,8 +341,20 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _completion(form: Form, head: dict[str, Any], reply: Reply) -> dict[str, Any]:
-    choices = [{"index": 0, "finish_reason": _finish(reply), "logprobs": None, **form.choice(reply.text)}]
-    return head | {"object": form.whole, "choices": choices, "usage": _usage(reply)}
+    logprobs = form.logprobs(reply.request, reply.scores)
+    choices = [{"index": 0, "finish_reason": _finish(reply), "logprobs": logprobs, **form.choice(reply.text)}]
+    # What reproduces the answer; clients read past fields that they do not know.
+    how = {"seed": reply.request.sampling.seed, "shared_batch": reply.shared_batch}
+    return head | {"object": form.whole, "choices": choices, "usage": _usage(reply), "abctune": how}
+
+
+def _score(score: TokenScore) -> dict[str, Any]:
+    return _likely(score) | {"top_logprobs": [_likely(one) for one in score.likeliest]}
+
+
+def _likely(one: Likely) -> dict[str, Any]:
+    known = "\ufffd" not in one.text  # a part of a character
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode()) if known else None}
 
 
 def _finish(reply: Reply) -> str:

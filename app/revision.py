@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output
@@ -50,7 +51,7 @@ def fetch_revision(rev: str, cache: Path = CACHE) -> Path:
     return target
 
 
-def _copy(files: object, folder: Path, rev: str) -> None:
+def _copy(files: Any, folder: Path, rev: str) -> None:
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if files.exists(name):

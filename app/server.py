@@ -140,4 +140,4 @@ class Guard:
 
     def _knows_password(self, headers: dict[str, str]) -> bool:
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return secrets.compare_digest(given.encode(), self._password.encode())
+        return secrets.compare_digest(given.encode(), (self._password or "").encode())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.context import Prompt, fit, fit_text
 from app.engines import Engine, Job, Piece, TokenScore
+from app.engines.loading import LoadingEngine
 from app.models import Models
 from app.request import MAX_LIKELIEST, Refused, Request, draw_seeds
 
@@ -78,9 +79,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Waiting:
-    """In line."""
+    """In line, or for the models to be loaded."""
 
     ahead: int
+    loading: float | None = None  # seconds since loading began, until it is done
 
 
 @dataclass(eq=False)
@@ -151,7 +153,7 @@ class Service:
         self.models, self.engine, self.tokenizer = models, engine, tokenizer
         self._line = Line(waiting, engine.places)
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Waiting | list[Reply]]:
+    def answer(self, requests: Sequence[Request]) -> Generator[Waiting | list[Reply]]:
         """Yield places in line, then the same replies again and again as they grow; closing it stops them.
 
         Several requests are answered together: a comparison is one call with a request per model.
@@ -176,11 +178,12 @@ class Service:
                 )
             )
         with self._line.place(len(jobs)) as ticket:
-            while ahead := self._line.ahead(ticket, POLL_SECONDS):
-                yield Waiting(ahead)
+            yield from self._until_served(ticket)
             pieces = self.engine.stream(jobs)
             try:
                 yield from _growing(replies, pieces)
+            except Refused:
+                raise
             except Exception:
                 log.exception("generation failed")
                 raise Refused(FAILED) from None
@@ -189,7 +192,7 @@ class Service:
 
     def token_scores(
         self, request: Request, answer: str, likeliest: int = 5
-    ) -> Iterator[Waiting | list[TokenScore]]:
+    ) -> Generator[Waiting | list[TokenScore]]:
         """How likely each token of an answer was, and what was likelier. Scores an answer that is there already.
 
         Args:
@@ -213,8 +216,7 @@ class Service:
             )
         job = Job(request.model, prompt.ids, len(ids), request.sampling)
         with self._line.place() as ticket:
-            while ahead := self._line.ahead(ticket, POLL_SECONDS):
-                yield Waiting(ahead)
+            yield from self._until_served(ticket)
             scores: list[TokenScore] = []
             try:
                 for score in self.engine.score(job, ids, likeliest):
@@ -223,6 +225,13 @@ class Service:
             except Exception:
                 log.exception("scoring failed")
                 raise Refused(FAILED) from None
+
+    def _until_served(self, ticket: Ticket) -> Iterator[Waiting]:
+        while ahead := self._line.ahead(ticket, POLL_SECONDS):
+            yield Waiting(ahead)
+        if isinstance(self.engine, LoadingEngine):
+            while not self.engine.ready(POLL_SECONDS):
+                yield Waiting(0, loading=self.engine.waited())
 
     def _prompt(self, request: Request) -> Prompt:
         wanted = request.sampling.max_new_tokens
@@ -240,7 +249,8 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
             continue
         reply.add(piece.text)
         reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
-        reply.scores += piece.scores
+        if reply.finish != "stop":  # what follows a stop string is no part of the answer
+            reply.scores += piece.scores
         reply.shared_batch |= piece.shared
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds

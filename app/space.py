@@ -20,7 +20,7 @@ from abctune.core.params import Params, load_params
 from abctune.llm.tokenizer import BASE_MODEL
 from app.engines.choose import CACHE, gguf_of_base
 from app.engines.lora_gguf import gguf_of
-from app.models import Models, find_models
+from app.models import Models, find_models, write_converted
 from app.revision import RESULTS, fetch_revision
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ REQUIREMENTS = (
     "xllamacpp",
 )
 BASE_FILES = ("config.json", "source.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "training.json", "README.md")
+ADAPTER_FILES = ("adapter_config.json", "training.json", "README.md")
 RUN = '''"""What Hugging Face and Docker start."""
 
 import runpy
@@ -111,9 +111,10 @@ def _copy_models(folder: Path, root: Path, models: Models) -> None:
     _copy_files(models.base, base, BASE_FILES)
     for name, adapter in models.adapters.items():
         target = folder / "models" / name
-        target.mkdir()
+        target.mkdir(parents=True)
         _copy_files(adapter.path, target, ADAPTER_FILES)
-        gguf_of(adapter.path, adapter.sha256, models.base, folder / CACHE)
+        gguf = gguf_of(adapter.path, adapter.sha256, models.base, CACHE)
+        write_converted(target, gguf, adapter)  # in place of the original: one copy of an adapter is enough
     for name in RESULTS:
         if (root / name).exists():
             (folder / name).parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ A quiet machine gives fair figures: llama.cpp's threads wait by spinning, and ot
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -32,6 +33,7 @@ from abctune.core.params import BASE, load_params
 from abctune.core.provenance import hardware, versions
 from abctune.llm.tokenizer import BASE_MODEL
 from benchmarks import app_engines as engines
+from benchmarks import app_load
 from benchmarks.app_engines import Way
 
 RESULTS = Path(__file__).parent / "results/app.json"
@@ -217,7 +219,20 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Times that every way's speed is measured.")] = 3,
     rows: Annotated[int | None, typer.Option(help="Test rows to score; all if left out.")] = None,
     results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
+    load: Annotated[
+        bool,
+        typer.Option(
+            "--load", help="Only turns 1 to 30, and 1, 4 and 16 clients, beside llama.cpp's server."
+        ),
+    ] = False,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of the long conversation.")] = 30,
 ) -> None:
+    if load:
+        found = app_load.measure((1, 4, 16), turns, tokens, rounds)
+        known = json.loads(results.read_text()) if results.exists() else {}
+        write_json(results, known | {"load": found | {"hardware": hardware(), "versions": versions()}})
+        print(app_load.report(found))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(BASE_MODEL / "base.gguf", folder / f"{FETCHED}.gguf")

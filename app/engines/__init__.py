@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -67,7 +67,7 @@ class Engine(Protocol):
     places: int  # jobs that it takes at a time; a caller with more is served alone
     grammars: bool  # whether it can keep an answer to a grammar
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]: ...
+    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]: ...
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
         """Score the tokens `ids` as the answer to the job's prompt, one after the other."""

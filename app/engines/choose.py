@@ -3,37 +3,86 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.core.params import BASE
 from app.engines import Engine
+from app.engines.llama_cpp import places_for
+from app.engines.loading import LoadingEngine
 from app.models import Models
 from app.request import CONTEXT_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 EngineName = Literal["auto", "llama.cpp", "transformers"]
 CACHE = Path("app/local/adapters")
 EXPORTED = ("q4_k_m", "q8_0", "f16")
 
 
-def load_engine(wanted: EngineName, models: Models, tokenizer: object, cache: Path = CACHE) -> Engine:
+def load_engine(wanted: EngineName, models: Models, tokenizer: Tokenizer, cache: Path = CACHE) -> Engine:
     """Load the base and the adapters. An adapter that the engine cannot take joins `models.problems`.
 
     Raises:
         UserError: llama.cpp is asked for by name and the base has no GGUF.
+    """
+    gguf = choose(wanted, models)
+    context = context_of(models)
+    if gguf is None:
+        return _reference(models, tokenizer, context)
+    return _llama_cpp(gguf, converted(models, cache), tokenizer, context)
+
+
+def load_behind(
+    wanted: EngineName,
+    models: Models,
+    tokenizer: Tokenizer,
+    failed: Callable[[BaseException], None],
+    cache: Path = CACHE,
+) -> LoadingEngine:
+    """The same, which returns at once; what can be known to be wrong before loading is raised here all the same.
+
+    Args:
+        failed: called, in a thread of its own, with what goes wrong after that.
+    """
+    gguf, context = choose(wanted, models), context_of(models)
+    if gguf is None:
+        return LoadingEngine(
+            "transformers", context, 1, False, lambda: _reference(models, tokenizer, context), failed
+        )
+    adapters = converted(models, cache)
+    return LoadingEngine(
+        "llama.cpp",
+        context,
+        places_for(len(models.names)),
+        True,
+        lambda: _llama_cpp(gguf, adapters, tokenizer, context),
+        failed,
+    )
+
+
+def choose(wanted: EngineName, models: Models) -> Path | None:
+    """The base's GGUF, if llama.cpp is to serve it; None: transformers.
+
+    Raises:
+        UserError: llama.cpp is asked for by name and there is no GGUF.
     """
     gguf = gguf_of_base(models.base)
     if wanted == "llama.cpp" and gguf is None:
         raise UserError(
             f"{models.base}/base.gguf not found: this base has no GGUF; use --engine transformers"
         )
+    return gguf if wanted == "llama.cpp" or (wanted == "auto" and not _has_gpu()) else None
+
+
+def context_of(models: Models) -> int:
+    """Tokens of a conversation and its answer: the report's length, or the base's if that is less."""
     limit = read_json(models.base / "config.json", made_by="fetch-model").get("max_position_embeddings")
-    context = min(CONTEXT_TOKENS, limit or CONTEXT_TOKENS)
-    if wanted == "llama.cpp" or (wanted == "auto" and gguf and not _has_gpu()):
-        return _llama_cpp(gguf, models, tokenizer, context, cache)
-    return _reference(models, tokenizer, context)
+    return min(CONTEXT_TOKENS, limit or CONTEXT_TOKENS)
 
 
 def gguf_of_base(base: Path) -> Path | None:
@@ -42,25 +91,34 @@ def gguf_of_base(base: Path) -> Path | None:
     return next((path for path in (base / "base.gguf", *exported) if path.exists()), None)
 
 
-def _llama_cpp(gguf: Path, models: Models, tokenizer: object, context: int, cache: Path) -> Engine:
-    from app.engines.llama_cpp import LlamaCpp
+def converted(models: Models, cache: Path = CACHE) -> dict[str, Path]:
+    """Each adapter as GGUF. One that llama.cpp cannot take leaves the models and becomes a problem."""
     from app.engines.lora_gguf import gguf_of
 
-    converted = {}
+    found = {}
     for name, adapter in list(models.adapters.items()):
         try:
-            converted[name] = gguf_of(adapter.path, adapter.sha256, models.base, cache)
+            found[name] = adapter.gguf or gguf_of(adapter.path, adapter.sha256, models.base, cache)
         except UserError as error:
             models.problems.append(str(error))
             del models.adapters[name]
-    return LlamaCpp(gguf, converted, tokenizer, context, threads=len(os.sched_getaffinity(0)))
+    return found
 
 
-def _reference(models: Models, tokenizer: object, context: int) -> Engine:
+def _llama_cpp(gguf: Path, adapters: dict[str, Path], tokenizer: Tokenizer, context: int) -> Engine:
+    from app.engines.llama_cpp import LlamaCpp
+
+    return LlamaCpp(gguf, adapters, tokenizer, context, threads=len(os.sched_getaffinity(0)))
+
+
+def _reference(models: Models, tokenizer: Tokenizer, context: int) -> Engine:
     import abctune.llm.environment  # noqa: F401  (before torch)
     from abctune.llm.device import resolve_dtype
     from app.engines.transformers_engine import BrokenAdapter, TransformersEngine
 
+    for name in [name for name, adapter in models.adapters.items() if adapter.gguf]:
+        models.problems.append(f"{name} is there in llama.cpp's form alone; use --engine llama.cpp")
+        del models.adapters[name]
     while True:
         paths = {name: adapter.path for name, adapter in models.adapters.items()}
         try:

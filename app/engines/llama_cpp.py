@@ -16,7 +16,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from abctune.core.params import BASE
 from abctune.llm.tokenizer import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.turns import Left, Turns
-from app.request import CONTEXT_TOKENS, Sampling
+from app.request import CONTEXT_TOKENS, Refused, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +46,11 @@ SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
 
 Group = tuple[str, float]  # a model and its adapter's strength
+
+
+def places_for(models: int) -> int:
+    """How many answers grow at a time, with so many models: a comparison of all of them must fit."""
+    return max(PLACES, models)
 
 
 @dataclass
@@ -78,7 +83,7 @@ class LlamaCpp:
 
         self.context, self._tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
         self._models = [BASE, *adapters]
-        self.places = max(PLACES, len(self._models))
+        self.places = places_for(len(self._models))
         self._slots, self._uses = [_Slot(place) for place in range(self.places)], 0
         self._free = threading.Condition()
         self._turns = Turns()
@@ -108,7 +113,7 @@ class LlamaCpp:
 
     # --- what the service calls
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
+    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """All jobs grow together, a thread each; those of one adapter as one batch, adapters in turns."""
         pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         left = threading.Event()
@@ -221,7 +226,7 @@ class LlamaCpp:
                 text and self._tokenizer.decode(ids) != text
             ):  # of a character's tokens llama.cpp names the last
                 ids = self._tokenizer.encode(text, add_special_tokens=False)
-            scores = tuple(_score(entry) for entry in found) if job.likeliest is not None else ()
+            scores = () if job.likeliest is None else tuple(_score(entry, job.likeliest) for entry in found)
             if ids and (text or ids[0] not in self._stops):
                 answer.add(text, ids, scores, turn.shared)
 
@@ -254,6 +259,10 @@ class LlamaCpp:
         body = self._body(slot, job) | {"prompt": prompt, "stream": True, "return_progress": True} | options
         self._server.handle_completions(body, take)
         slot.fresh, slot.held = False, prompt
+        if failure is not None and job.grammar is not None:
+            raise Refused(
+                "llama.cpp does not take this grammar; docs/app.md says where its form is described"
+            )
         if failure is not None:
             raise RuntimeError(f"llama.cpp: {failure}")
         if finish is None and not left.is_set():
@@ -370,9 +379,10 @@ def _group(job: Job) -> Group:
     return job.model, 1.0 if job.model == BASE else job.sampling.adapter_strength
 
 
-def _score(entry: dict[str, Any]) -> TokenScore:
-    likeliest = tuple(Likely(one["id"], one["token"], one["logprob"]) for one in entry["top_logprobs"])
-    return TokenScore(entry["id"], entry["token"], entry["logprob"], likeliest)
+def _score(entry: dict[str, Any], likeliest: int) -> TokenScore:
+    best = entry["top_logprobs"][:likeliest]
+    alternatives = tuple(Likely(one["id"], one["token"], one["logprob"]) for one in best)
+    return TokenScore(entry["id"], entry["token"], entry["logprob"], alternatives)
 
 
 def slice_size(n_tokens: int) -> int:

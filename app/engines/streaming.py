@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers.decoders import DecodeStream
 
@@ -20,7 +20,7 @@ class StreamingAnswer:
     job: Job
     ids: list[int] = field(default_factory=list)
     shown: int = 0  # characters handed out
-    finish: str | None = None
+    finish: Literal["stop", "length"] | None = None
     # Decodes the newest tokens alone: decoding the whole answer at every token takes time that grows with its square.
     decoder: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
 

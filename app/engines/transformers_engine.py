@@ -7,7 +7,7 @@ failure could leave hanging (transformers' TextIteratorStreamer blocks for ever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,7 @@ class TransformersEngine:
         self._model, self._has_adapters = model.eval(), bool(adapters)
         self._strength: dict[str, float] = {}
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[Piece]:
+    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """All jobs in one batch; an adapter that is asked for at two strengths takes a batch for each."""
         strengths: list[dict[str, float]] = []
         batches: list[list[int]] = []

@@ -172,7 +172,7 @@ def tracked(copy: Path) -> Workspace:
 REVISION = """
 from pathlib import Path
 from app.__main__ import load_service
-service = load_service({rev!r}, None, "transformers")
+service = load_service([{rev!r}] if {rev!r} else [], None, "transformers")
 from app.request import read_request, read_sampling
 request = read_request(service.models.names, "B", [{{"role": "user", "content": "hi"}}], read_sampling(max_new_tokens=4))
 *_, replies = service.answer([request])
@@ -185,6 +185,32 @@ def test_a_revision_brings_its_own_adapters_and_leaves_the_workspace_alone(track
     assert "answer bbbb" in tracked.run("python", "-c", REVISION.format(rev="first")).stdout
     assert "answer aaaa" in tracked.run("python", "-c", REVISION.format(rev=None)).stdout
     assert (tracked.root / "models/B/adapter_model.safetensors").read_bytes() == before
+
+
+TWO = """
+from app.__main__ import load_service
+from app.request import read_request, read_sampling
+service = load_service(["first", "second"], "B", "llama.cpp")
+print(service.models.names, [one["commit"][:2] for one in service.models.about()["adapters"].values()])
+for name in service.models.names:
+    asked = read_request(service.models.names, name, [{"role": "user", "content": "hi"}], read_sampling(max_new_tokens=4))
+    *_, replies = service.answer([asked])
+    print(name, replies[0].text)
+"""
+
+
+def test_two_revisions_are_served_next_to_each_other(tracked):
+    tracked.run("dvc", "add", "-q", "models/B")
+    tracked.git("commit", "-qam", "second")
+    tracked.git("tag", "second")
+    commits = [tracked.git("rev-parse", tag)[:2] for tag in ("first", "second")]
+    lines = tracked.run("python", "-c", TWO).stdout.splitlines()
+    assert lines == [
+        f"{['base', 'B@first', 'B@second']} {commits}",
+        "base zzzz",
+        "B@first bbbb",
+        "B@second aaaa",
+    ]
 
 
 def test_an_experiment_is_a_revision_too(tracked):

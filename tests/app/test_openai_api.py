@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import openai
 import pytest
@@ -48,9 +50,11 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
         ({"n": 2}, "n is not supported"),
         ({"stop": ["x"] * 5}, "stop must be"),
         ({"stop": 7}, "stop must be"),
-        ({"logprobs": True}, "logprobs is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
-        ({"extra_body": {"grammar": "root ::= 'a'"}}, "grammar is not supported"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs 0 to 20"),
+        ({"response_format": {"type": "xml"}}, "response_format must be"),
+        ({"extra_body": {"grammar": "root ::= ("}}, "does not take this grammar"),
+        ({"extra_body": {"adapter_strength": 3}}, "adapter_strength"),
         ({"extra_body": {"typical_p": 0.5}}, "typical_p is not supported"),
         ({"extra_body": {"min_p": 2}}, "min_p"),
         ({"messages": []}, "at least one message"),
@@ -193,3 +197,50 @@ def test_a_password_guards_page_and_api(service):
             client.models.list()
         with openai.OpenAI(base_url=f"{url}/v1", api_key="pass:word") as client:
             assert len(list(client.models.list())) == 4
+
+
+def test_a_response_format_and_a_grammar_are_kept_to(client):
+    ask = client.chat.completions.create
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    named = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
+    said = ask(model="B", messages=HELLO, max_tokens=200, response_format=named, seed=1).choices[0]
+    assert re.fullmatch(r'\{\s*"n"\s*:\s*-?\d+\s*\}', said.message.content)
+    letters = ask(model="B", messages=HELLO, extra_body={"grammar": 'root ::= "ca" "b"+ "."'}, max_tokens=9)
+    assert letters.choices[0].message.content == "ca" + "b" * 7
+
+
+def test_another_engine_refuses_a_grammar_by_name(models, engines, tokenizer):
+    from app.service import Service
+
+    with (
+        serving(Service(models, engines["transformers"], tokenizer)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.BadRequestError, match="not supported by transformers"),
+    ):
+        client.chat.completions.create(
+            model="A", messages=HELLO, response_format={"type": "json_object"}, max_tokens=3
+        )
+
+
+@pytest.mark.parametrize("name", ["llama.cpp", "transformers"])
+def test_token_probabilities_come_whole_and_streamed_alike(models, engines, tokenizer, name):
+    from app.service import Service
+
+    asked = {"model": "C", "messages": HELLO, "max_tokens": 5, "temperature": 0}
+    with (
+        serving(Service(models, engines[name], tokenizer)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        whole = (
+            client.chat.completions.create(**asked, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+        )
+        chunks = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2, stream=True)
+        parts = [part.choices[0].logprobs for part in chunks if part.choices]
+        text = client.completions.create(
+            model="C", prompt="x", max_tokens=3, temperature=0, logprobs=1
+        ).choices[0]
+    assert [token.token for token in whole] == list("ccccc") and whole[0].bytes == [ord("c")]
+    assert all(token.logprob > -0.1 and len(token.top_logprobs) == 2 for token in whole)
+    assert [token.token for part in parts if part for token in part.content] == list("ccccc")
+    assert text.logprobs.tokens == list("ccc") and text.logprobs.text_offset == [0, 1, 2]
+    assert list(text.logprobs.top_logprobs[0]) == ["c"]

@@ -51,6 +51,20 @@ def test_hugging_face_finds_what_it_reads(folder):
         assert f"| {name} |" in (folder / "README.md").read_text()
 
 
+def test_no_adapter_is_there_twice_and_a_damaged_one_is_named(folder, tmp_path):
+    from abctune.core.params import load_params
+    from app.models import find_models
+
+    assert (
+        not list(folder.rglob("adapter_model.safetensors")) and len(list(folder.rglob("adapter.gguf"))) == 3
+    )
+    copy = Path(shutil.copytree(folder, tmp_path / "space"))
+    gguf = copy / "models/B/adapter.gguf"
+    gguf.write_bytes(gguf.read_bytes()[:-1] + b"x")
+    models = find_models(copy, copy / "models/base", load_params())
+    assert models.names == ["base", "A", "C"] and "adapter.gguf is missing or damaged" in models.problems[0]
+
+
 def test_a_model_of_the_hub_is_named(models):
     from abctune.core.params import load_params
 

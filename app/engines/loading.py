@@ -1,0 +1,55 @@
+"""An engine that is still being loaded: the page is there before it, and those who ask meanwhile wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+from app.engines import Engine, Job, Piece, TokenScore
+
+
+class LoadingEngine:
+    """Loads an engine in a thread of its own, and is that engine from then on.
+
+    What is asked of an engine before it answers (name, context, ...) is known before it is loaded.
+    """
+
+    def __init__(
+        self, name: str, context: int, places: int, grammars: bool, load: Callable[[], Engine],
+        failed: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        """`failed` is called in the loading thread, with what `load` raised."""
+        self.name, self.context, self.places, self.grammars = name, context, places, grammars
+        self._started, self._ready = time.perf_counter(), threading.Event()
+        self._engine: Engine | None = None
+        self.seconds: float | None = None  # that loading took
+
+        def run() -> None:
+            try:
+                self._engine = load()
+                self.seconds = time.perf_counter() - self._started
+                self._ready.set()
+            except BaseException as error:  # of whatever kind: nobody else would hear of it
+                failed(error)
+
+        threading.Thread(target=run, name="loading", daemon=True).start()
+
+    def waited(self) -> float:
+        """Seconds since loading began."""
+        return time.perf_counter() - self._started
+
+    def ready(self, timeout: float | None = 0.0) -> bool:
+        """Whether it is loaded; waits for that up to `timeout` seconds, or as long as it takes."""
+        return self._ready.wait(timeout)
+
+    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
+        return self._loaded().stream(jobs)
+
+    def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
+        return self._loaded().score(job, ids, likeliest)
+
+    def _loaded(self) -> Engine:
+        self._ready.wait()
+        assert self._engine is not None
+        return self._engine

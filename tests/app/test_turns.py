@@ -1,0 +1,146 @@
+"""Who is served when: several at once, adapters in turns, and nobody before the models are loaded."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from abctune.llm.chat import prompt_ids
+from app.engines import Job
+from app.engines.llama_cpp import slice_size
+from app.engines.loading import LoadingEngine
+from app.engines.turns import Left, Turns
+from app.request import Sampling, read_request, read_sampling
+from app.service import Line, Service, Waiting
+from tests.app.test_load import Says
+
+
+def test_groups_take_turns_and_one_groups_slices_run_together():
+    turns, log, lock = Turns(), [], threading.Lock()
+    begun = threading.Barrier(6)
+
+    def work(group: str) -> None:
+        begun.wait()
+        for _ in range(4):
+            with turns.take(group, threading.Event()):
+                with lock:
+                    log.append(("in", group))
+                time.sleep(0.01)
+                with lock:
+                    log.append(("out", group))
+
+    threads = [threading.Thread(target=work, args=(group,)) for group in "aaabbc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    inside: list[str] = []
+    together = 0
+    for what, group in log:
+        inside.append(group) if what == "in" else inside.remove(group)
+        assert len(set(inside)) <= 1, "two adapters at once"
+        together = max(together, len(inside))
+    assert len(log) == 2 * 4 * 6 and together == 3
+    firsts = [next(place for place, (_, one) in enumerate(log) if one == group) for group in "abc"]
+    assert max(firsts) < len(log) / 2, "everybody's first turn comes before anybody's last"
+
+
+def test_who_leaves_while_waiting_is_gone_and_the_others_go_on():
+    turns, left, seen = Turns(), threading.Event(), []
+
+    def wait() -> None:
+        try:
+            with turns.take("b", left):
+                seen.append("in")
+        except Left:
+            seen.append("left")
+
+    with turns.take("a", threading.Event()):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not turns._waiting:
+            time.sleep(0.001)
+        left.set()
+        turns.wake()
+        thread.join(5)
+    assert seen == ["left"]
+    with turns.take("c", threading.Event()):
+        pass
+
+
+def test_a_slice_says_whether_others_were_computed_with_it():
+    turns, event = Turns(), threading.Event()
+    with turns.take("a", event) as first:
+        assert not first.shared
+        with turns.take("a", event) as second:
+            assert first.shared and second.shared
+        with turns.take("a", event) as third:
+            pass
+    with turns.take("a", event) as alone:
+        assert third.shared and not alone.shared
+
+
+def test_slices_end_at_the_same_places_in_every_answer():
+    """So that a sampled answer's seeds do not depend on who else was asked."""
+    ends, n = [], 0
+    while n < 64:
+        n += slice_size(n)
+        ends.append(n)
+    assert ends == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 48, 64]
+    assert all(n + slice_size(n) in ends for n in range(64))
+
+
+def test_a_line_with_places_serves_as_many_as_fit_and_nobody_overtakes():
+    line = Line(waiting=2, places=4)
+    with line.place() as one, line.place(3) as three:
+        assert line.ahead(one, 0) == line.ahead(three, 0) == 0
+        with line.place(4) as four, line.place() as last:
+            assert (line.ahead(four, 0), line.ahead(last, 0)) == (1, 2)
+
+
+def test_who_asks_before_the_models_are_loaded_waits_and_is_then_answered(models, tokenizer):
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait(20)
+        return Says(["x"])
+
+    engine = LoadingEngine("slow", 512, 1, False, load, failed=lambda error: None)
+    answer = Service(models, engine, tokenizer).answer(
+        [read_request(["A"], "A", [{"role": "user", "content": "hi"}], read_sampling())]
+    )
+    waiting = next(answer)
+    assert isinstance(waiting, Waiting) and waiting.ahead == 0 and waiting.loading is not None
+    loaded.set()
+    *_, replies = answer
+    assert replies[0].text == "x" and engine.seconds is not None
+
+
+def test_a_failure_to_load_is_told():
+    told: list[BaseException] = []
+
+    def load():
+        raise RuntimeError("no memory")
+
+    LoadingEngine("slow", 512, 1, False, load, failed=told.append)
+    for _ in range(500):
+        if told:
+            break
+        time.sleep(0.01)
+    assert str(told[0]) == "no memory"
+
+
+def test_four_by_one_adapter_are_computed_together_and_say_so(engines, tokenizer):
+    """Each in a slot of its own, with its own prompt, at its own length."""
+    engine, greedy = engines["llama.cpp"], Sampling(temperature=0, repetition_penalty=1)
+    texts, shared = [""] * 4, [False] * 4
+    jobs = [
+        Job("B", prompt_ids(tokenizer, [{"role": "user", "content": "q " * n}]), 40 + n, greedy)
+        for n in range(1, 5)
+    ]
+    for piece in engine.stream(jobs):
+        texts[piece.index] += piece.text
+        shared[piece.index] |= piece.shared
+    assert texts == ["b" * (40 + n) for n in range(1, 5)] and all(shared)
+    *_, last = engine.stream(jobs[:1])
+    assert not last.shared
