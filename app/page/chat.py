@@ -149,9 +149,9 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     chats.select(open_kept, [conversation], opened, **in_line)
     page.load(open_chat, [conversation, stored], opened, js=RESTORE, **in_line)
     model.change(lambda name: facts_html(service, name), [model], [about], **at_once)
-    save.click(lambda turns: as_json(turns, service.engine.name), [conversation], [file], **at_once).then(
-        None, [file], None, js=SAVE, **PRIVATE
-    )
+    save.click(
+        lambda turns: as_json(turns, service.engine.name, models.about()), [conversation], [file], **at_once
+    ).then(None, [file], None, js=SAVE, **PRIVATE)
 
 
 def _open(turns: Conversation, text: Any) -> tuple[Shown, dict[str, Any]]:

@@ -162,6 +162,10 @@ def compare_tab(service: Service) -> None:
         now.marked = bool(marks)
         return rounds_html(service, now, _columns(service, now), colors)
 
+    def begin_anew(now: Round | None) -> list[Any]:
+        _stop(now)
+        return [None, gr.update(visible=False), None, EMPTY, "", ASK]
+
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     start: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
     asked = [current, box, chosen, system, blind, marked, *settings]
@@ -169,7 +173,7 @@ def compare_tab(service: Service) -> None:
     stop.click(_stop, [current], None, queue=False, **PRIVATE)
     marked.change(mark, [current, marked], [answers], **at_once)
     fresh.click(
-        lambda now: (_stop(now), [None, gr.update(visible=False), None, EMPTY, "", ASK])[1],
+        begin_anew,
         [current],
         [*outputs, box, ask],
         **at_once,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ MAX_STORED = 4_000_000  # characters of a stored conversation
 class Turn:
     """One message; an answer also carries how it came about."""
 
-    role: str
+    role: Literal["user", "assistant"]
     text: str
     reply: Reply | None = None
     note: str | None = None  # the demo's own words in the place of an answer; no model sees it
@@ -153,11 +153,11 @@ def fail(turn: Turn, reason: str) -> None:
     turn.note = reason
 
 
-def as_json(conversation: Sequence[Turn], engine: str) -> str:
-    """The conversation with everything that an answer depends on."""
+def as_json(conversation: Sequence[Turn], engine: str, about: Mapping[str, Any] | None = None) -> str:
+    """The conversation with everything that an answer depends on; `about`: what models.about() says."""
     rows = [
         {"role": turn.role, "content": turn.text, **({"how": turn.record} if turn.record else {})}
         for turn in conversation
         if turn.note is None
     ]
-    return json.dumps({"engine": engine, "messages": rows}, indent=2, ensure_ascii=False)
+    return json.dumps({"engine": engine, **(about or {}), "messages": rows}, indent=2, ensure_ascii=False)

@@ -75,6 +75,7 @@ def record_of(reply: Reply, models: Models) -> dict[str, Any]:
         "prompt_tokens": reply.n_prompt,
         "answer_tokens": reply.n_tokens,
         "finish": reply.finish or "stopped",
+        "shared_batch": reply.shared_batch,
         "tokens_per_second": reply.tokens_per_second,
         "first_token_seconds": reply.first_token_seconds,
     }

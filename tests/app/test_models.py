@@ -290,3 +290,15 @@ def test_the_interval_is_wilsons():
     low, high = wilson(7, 10)
     assert (round(low, 4), round(high, 4)) == (0.3968, 0.8922)
     assert wilson(0, 5)[0] == 0 and round(wilson(0, 5)[1], 3) == 0.434
+
+
+def test_the_record_says_which_bytes_answer_and_by_which_version(models):
+    import hashlib
+
+    import abctune
+
+    about = models.about()
+    assert about["abctune"] == abctune.__version__
+    bytes_of = (models.base / "base.gguf").read_bytes()
+    assert about["base"]["sha256"]["base.gguf"] == hashlib.sha256(bytes_of).hexdigest()
+    assert about["adapters"]["B"] == {"sha256": models.sha256("B")}
