@@ -32,7 +32,7 @@ PROJECT_FILES = (
         f"{folder}/.gitignore"
         for folder in ("data/raw", "data/mixed", "data/formatted", "data/split", "models")
     ),
-    *(f"metrics/{folder}/.gitignore" for folder in ("train", "eval", "collected")),
+    *(f"metrics/{folder}/.gitignore" for folder in ("train", "eval", "collected", "served")),
     "metrics/.gitignore",
 )
 # What a test sets in profile tiny, so that it runs in seconds.

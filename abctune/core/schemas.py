@@ -35,13 +35,14 @@ SCORED_ROWS = pa.schema(
         "replicate": pa.int32(),  # from 1; base has 1 alone
     }
 )
-# metrics/eval/<model>/served.parquet: the published adapter on each base format that is served.
+# The published adapter as it is served: on each base format (metrics/eval/<model>/served.parquet), and as each exported
+# file (metrics/served/<variant>/<format>.parquet).
 SERVED = pa.schema(
     {
         "id": pa.string(),
         "group": pa.string(),
         "source": pa.string(),
-        "format": pa.string(),  # "4bit", "16bit", or the exported file's name
+        "format": pa.string(),  # "4bit" or "16bit" of the base; of an exported file merged_16bit, f16, q8_0 or q4_k_m
         "nll": pa.float64(),
         "n_supervised": pa.int32(),
     }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 IGNORE = -100  # the label of a token without loss: what torch's cross entropy skips
 Role = Literal["system", "user", "assistant", "tool"]
@@ -56,6 +56,18 @@ def conversation_id(
 def extras(message: Mapping[str, Any]) -> dict[str, Any]:
     """What a message holds besides its role and text."""
     return {key: value for key, value in message.items() if key not in ("role", "content")}
+
+
+def conversation_of(row: Mapping[str, Any]) -> tuple[list[Message], Tools | None]:
+    """A formatted row's messages with their calls and reasoning, and its tools.
+
+    Args:
+        row: columns `messages` and `extra` of FORMATTED_ROWS.
+    """
+    extra = json.loads(row["extra"]) if row.get("extra") else {}
+    by_turn = extra.get("messages") or [{}] * len(row["messages"])
+    messages = [message | (more or {}) for message, more in zip(row["messages"], by_turn, strict=True)]
+    return cast(list[Message], messages), extra.get("tools")
 
 
 def conversation_group(messages: Iterable[Message]) -> str:

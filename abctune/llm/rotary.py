@@ -16,3 +16,9 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def in_halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleaved`: rows in transformers' order."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)

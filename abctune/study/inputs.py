@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from abctune.core.records import OVERALL as OVERALL
 from abctune.core.schemas import SCORED_ROWS, SERVED
 from abctune.study.fairness import require_known_sources, require_same_test
 from abctune.study.places import COLLECTED, EVAL
+from abctune.study.places import SERVED as SCORED_EXPORTS
 from abctune.study.votes import VoteRecord, read_votes
 
 CURVES = {"train_loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
@@ -133,6 +134,8 @@ def read_study(params: Params) -> Study:
     """
     folders = {BASE: EVAL / BASE} | {name: COLLECTED / name / "eval" for name in params.variants}
     models = {name: read_evaluated(name, folder) for name, folder in folders.items()}
+    for name in params.export.variants:
+        models[name] = with_exports(models[name], name, params)
     require_same_test(models)
     require_known_sources(models[BASE].conversations, params)
     trained = {name: read_trained(name) for name in params.variants}
@@ -165,6 +168,21 @@ def read_evaluated(model: str, folder: Path) -> Evaluated:
     served = folder / "served.parquet"
     table = files.read_table(served, stage, SERVED.names) if served.exists() else SERVED.empty_table()
     return Evaluated(rows, record, samples, tasks, table.to_pandas())
+
+
+def with_exports(model: Evaluated, variant: str, params: Params) -> Evaluated:
+    """A model with the rows of its exported files among those of the formats that it is served in.
+
+    Raises:
+        UserError: a file of `export` was not scored.
+    """
+    tables = [
+        files.read_table(
+            SCORED_EXPORTS / variant / f"{form}.parquet", f"served@{variant}-{form}", SERVED.names
+        ).to_pandas()
+        for form in params.export.formats
+    ]
+    return replace(model, served=pd.concat([model.served, *tables], ignore_index=True)) if tables else model
 
 
 def fault_of_scores(rows: pd.DataFrame, metrics: Sequence[Metric]) -> str | None:

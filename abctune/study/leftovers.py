@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from abctune.core.params import BASE, Params
-from abctune.study.places import COLLECTED, DATA, EVAL, TRAIN
+from abctune.study.places import COLLECTED, DATA, EVAL, SERVED, TRAIN
 
 MODELS = Path("models")
 NOT_OF_VARIANTS = (BASE, "own", "replicates", "exported")  # other things below models/
@@ -15,7 +15,7 @@ NOT_OF_VARIANTS = (BASE, "own", "replicates", "exported")  # other things below 
 def leftovers(params: Params) -> list[Path]:
     """Files and folders below data/, models/ and metrics/ that belong to no variant or source of params.yaml."""
     variants = set(params.variants)
-    places = {
+    places: dict[Path, set[str]] = {
         DATA / "raw": set(params.sources),
         DATA / "mixed": variants,
         DATA / "formatted": variants,
@@ -26,6 +26,8 @@ def leftovers(params: Params) -> list[Path]:
         TRAIN: variants,
         EVAL: variants | {BASE},
         COLLECTED: variants,
+        SERVED: set(params.export.variants if params.export.formats else ()),
+        **{SERVED / name: set(params.export.formats) for name in params.export.variants},
     }
     return [path for place, known in places.items() for path in strangers(place, known)]
 

@@ -1,6 +1,6 @@
 """Served as judged? The published adapter on each base format that is served, compared with how it was judged.
 
-Adapters are judged on the base as eval loads it, and served on others: 16-bit, 4-bit, an exported file. Here rows are all
+Adapters are judged on the base as eval loads it, and served on others: 16-bit, 4-bit, an exported file of its own. Here rows are all
 that is random (it is one and the same adapter), so the interval is the paired bootstrap over rows.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from abctune.core.errors import UserError
-from abctune.core.params import BASE
+from abctune.core.params import BASE, ExportFormat
 from abctune.core.records import LOSS
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA
@@ -83,10 +83,13 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
     """One variant on one format."""
     judged = own_rows(study, study.models[name])
     rows = rows[rows["source"].isin(study.sources)].sort_values("id", ignore_index=True)
-    if list(rows["id"]) != list(judged["id"]):
+    stage = f"served@{name}-{form}" if form in get_args(ExportFormat) else f"eval@{name}"
+    if stage.startswith("served"):  # without rows whose replies the file's own chat template changes
+        judged = judged[judged["id"].isin(rows["id"])].reset_index(drop=True)
+    if list(rows["id"]) != list(judged["id"]) or list(rows["n_supervised"]) != list(judged["n_supervised"]):
         raise UserError(
             f"unfair comparison: {name} was scored as served ({form}) on other rows than as judged; "
-            f"run `dvc repro --force eval@{name}`"
+            f"run `dvc repro --force {stage}`"
         )
     tokens = rows["n_supervised"].to_numpy(float)
     gap = (rows["nll"] - judged["nll"]).to_numpy(float)

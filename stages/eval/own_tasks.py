@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
-from abctune.llm.conversation import Message, Tools, text_hash
+from abctune.llm.conversation import Message, Tools, conversation_of, text_hash
 from abctune.llm.inference import Answer
 from stages.eval.generation import answer_conversations
 from stages.eval.own_checks import Reference, call_of, check_answer, json_object, label_of
@@ -76,7 +76,7 @@ NEEDS = {
 
 def task_of(row: Row, check: OwnCheck) -> OwnTask | None:
     """The row as a task; None where its last reply is none, or none that the check can judge."""
-    messages, tools = whole(row)
+    messages, tools = conversation_of(row)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return None
     reply = messages[-1]
@@ -95,14 +95,6 @@ def fits(check: OwnCheck, reference: Reference) -> bool:
     if isinstance(check, JsonCheck) and check.equal:
         return set(check.equal) <= set(json_object(reference.text) or {})
     return bool(reference.calls) if isinstance(check, ToolCallCheck) else True
-
-
-def whole(row: Row) -> tuple[list[Message], Tools | None]:
-    """A formatted row's messages with their calls and reasoning, and its tools."""
-    extra = json.loads(row["extra"]) if row.get("extra") else {}
-    by_turn = extra.get("messages") or [{}] * len(row["messages"])
-    messages = [message | (more or {}) for message, more in zip(row["messages"], by_turn, strict=True)]
-    return cast(list[Message], messages), extra.get("tools")
 
 
 def line_of(check: OwnCheck, task: OwnTask, answer: Answer) -> Row:

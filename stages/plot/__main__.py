@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import typer
 
@@ -14,7 +15,7 @@ from abctune.study.comparison import compare
 from abctune.study.exposure import confounds_of
 from abctune.study.inputs import read_study
 from abctune.study.leftovers import leftovers
-from abctune.study.places import COLLECTED, PLOTS, STUDY, SUMMARY
+from abctune.study.places import COLLECTED, PLOTS, SERVED, STUDY, SUMMARY
 from abctune.study.results import study_record
 from abctune.study.served import compare_served
 from abctune.study.summary import plot_tables, summary
@@ -57,18 +58,23 @@ def main() -> None:
 
 
 def forget_removed_variants(params: Params) -> None:
-    """Drop the collected copies of variants that params.yaml no longer has; name what else is left of them.
+    """Drop collected copies of variants, and scores of exports, that params.yaml no longer has; name what else is left.
 
-    The copies are part of a folder that this stage depends on: DVC hashes it after the stage has run, so that the
+    They are part of folders that this stage depends on: DVC hashes them after the stage has run, so that the
     lock file says the same here as in a clone that never had those variants.
     """
     left = leftovers(params)
     for path in left:
-        if path.is_relative_to(COLLECTED):
-            shutil.rmtree(path)
-    if others := [str(path) for path in left if not path.is_relative_to(COLLECTED)]:
+        if within(path, COLLECTED, SERVED) and path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if others := [str(path) for path in left if not within(path, COLLECTED, SERVED)]:
         named = ", ".join(others)
         print(f"note: no variant or source of params.yaml has {named}; `python -m tools.prune` removes them")
+
+
+def within(path: Path, *folders: Path) -> bool:
+    """Whether a path is inside one of the folders."""
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Exported files, opened as a program that serves them finds them: their own weights and their own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from abctune.core.errors import UserError
+from abctune.core.files import read_json
+from abctune.llm.device import device
+from abctune.llm.inference import load_for_inference
+from abctune.llm.rotary import in_halves
+from abctune.llm.tokenizer import BASE_MODEL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Export:
+    """One exported file or folder."""
+
+    template: str  # its chat template
+    load: Callable[[], PreTrainedModel]
+
+
+def open_export(folder: Path, made_by: str) -> Export:
+    """What `export` wrote into a folder.
+
+    Raises:
+        UserError: it is not there, or has no chat template.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if not files and not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no exported model; `dvc repro {made_by}` makes it")
+    export = _gguf(files[0]) if files else _merged(folder)
+    if not export.template:
+        raise UserError(f"{folder} has no chat template of its own; run `dvc repro --force {made_by}`")
+    return export
+
+
+def _merged(folder: Path) -> Export:
+    """In the number format of the folder, as `from_pretrained` takes it."""
+    name = read_json(folder / "config.json", "export").get("dtype", "float32")
+    template = AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template
+    return Export(template, lambda: load_for_inference(getattr(torch, name), base=folder))
+
+
+def _gguf(file: Path) -> Export:
+    reader = gguf.GGUFReader(file)
+    field = reader.fields.get("tokenizer.chat_template")
+    return Export(field.contents() if field else "", lambda: dequantised(reader, file.name))
+
+
+def dequantised(reader: gguf.GGUFReader, name: str, base: Path = BASE_MODEL) -> PreTrainedModel:
+    """A GGUF's weights, unpacked to float32, in the base's architecture.
+
+    These are the numbers that llama.cpp multiplies by. It rounds what it multiplies them with, too: `export` compares its
+    own distributions with the adapter's (check.json). Asked token by token it would take hours for a test set.
+
+    Raises:
+        UserError: the file lacks a tensor that the base has.
+    """
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    # No file holds the rotary tables: they come from the config.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for key, weight in model.state_dict().items():
+        stored = names.get_name(key, try_suffixes=(".weight",))
+        if stored == "output.weight" and config.tie_word_embeddings:
+            continue
+        if stored not in tensors:
+            raise UserError(f"{name} lacks the tensor {stored} ({key} of {base}); export it again")
+        weight.copy_(_unpacked(tensors[stored], heads).reshape(weight.shape))
+    served: PreTrainedModel = model.to(device()).eval()
+    return served
+
+
+def _unpacked(tensor: gguf.ReaderTensor, heads: Mapping[str, int]) -> torch.Tensor:
+    value: Any = gguf.dequantize(tensor.data, tensor.tensor_type)
+    if part := next((heads[part] for part in heads if f".{part}." in tensor.name), None):
+        value = in_halves(value, part)
+    return torch.tensor(value, dtype=torch.float32)

@@ -1,0 +1,60 @@
+"""Exported files' losses on the test rows, as `served` writes them, in all that plot makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from abctune.core.errors import UserError
+from abctune.core.params import load_params
+from abctune.study.inputs import read_study
+from abctune.study.leftovers import leftovers
+from stages.plot.__main__ import main
+
+
+@pytest.fixture
+def exported(fake_run):
+    """A study whose B was exported as q8_0, at no cost, and as q4_k_m, at 0.5 nats per token."""
+    root = fake_run()
+    yaml = YAML()
+    params = yaml.load((root / "params.yaml").read_text())
+    params["export"] = {"variants": ["B"], "formats": ["q8_0", "q4_k_m"]}
+    with (root / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    rows = pd.read_parquet("metrics/eval/B/conversations.parquet")
+    rows = rows[(rows["replicate"] == 1) & (rows["source"] != "general")]
+    for fmt, costs in {"q8_0": 0.0005, "q4_k_m": 0.5}.items():
+        served = rows.assign(format=fmt, nll=rows["nll"] + costs * rows["n_supervised"])
+        path = Path(f"metrics/served/B/{fmt}.parquet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        served[["id", "group", "source", "format", "nll", "n_supervised"]].to_parquet(path, index=False)
+    return root
+
+
+def test_what_an_exported_file_costs_is_said_everywhere(exported, capsys):
+    main()
+    b = json.loads(Path("metrics/summary.json").read_text())["B"]["served"]
+    assert b["q8_0"].startswith("equivalent") and b["q4_k_m"].startswith("worse by 0.50")
+    assert "B as served, compared with how it was judged (nats): q8_0 equivalent" in capsys.readouterr().out
+    for page in ("report.md", "report.html", "cards/B.md"):
+        assert "q4_k_m" in Path("plots", page).read_text()
+    assert "q4_k_m" not in Path("plots/cards/C.md").read_text()
+
+
+def test_a_file_that_was_not_scored_is_named_with_its_stage(exported):
+    Path("metrics/served/B/q8_0.parquet").unlink()
+    with pytest.raises(UserError, match="served@B-q8_0"):
+        read_study(load_params())
+
+
+def test_scores_of_a_format_that_is_no_longer_exported_change_nothing(exported):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("- q8_0\n", "").replace("q8_0, ", ""))
+    assert Path("metrics/served/B/q8_0.parquet") in leftovers(load_params())
+    main()
+    assert not Path("metrics/served/B/q8_0.parquet").exists()
+    assert "q8_0" not in json.loads(Path("metrics/summary.json").read_text())["B"]["served"]
