@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from abctune.core.params import BASE
 from abctune.core.records import SourceRecord, SummaryRecord, TrainingRecord
 from app.models import Models
+from app.page.style import colors_of
 from app.service import Service
 
 QUANTIZED = re.compile(r"(?i)\b(I?Q\d\w*|F16|BF16|F32)\.gguf$")
@@ -21,7 +22,7 @@ QUANTIZED = re.compile(r"(?i)\b(I?Q\d\w*|F16|BF16|F32)\.gguf$")
 
 def facts(service: Service, name: str) -> dict[str, str]:
     """Label and words, in the order in which they are shown; what no file says is left out."""
-    models = service.models
+    models, root = service.models, root_of(service.models, name)
     found = {"Base": _base(models), "Served as": _served_as(service)}
     if name != BASE:
         found |= _training(models, name)
@@ -29,7 +30,26 @@ def facts(service: Service, name: str) -> dict[str, str]:
         found["Test loss" if name == BASE else "Against base"] = verdict
     if adapter := models.sha256(name):
         found["Adapter"] = f"SHA-256 {adapter[:12]}"
-    return {label: words for label, words in (found | {"From": origin(models.root)}).items() if words}
+    return {label: words for label, words in (found | {"From": origin(root)}).items() if words}
+
+
+def root_of(models: Models, name: str) -> Path:
+    """The study that a model is from: two revisions may be served at once."""
+    return models.adapters[name].path.parent.parent if name in models.adapters else models.root
+
+
+def studies(models: Models) -> list[Path]:
+    """The studies that the served models are from."""
+    return list(dict.fromkeys([root_of(models, name) for name in models.adapters])) or [models.root]
+
+
+def model_colors(models: Models) -> dict[str, str]:
+    """Each served model's color in the report: by its variant's place in params.yaml; base is black."""
+    known = [*models.variants, *(adapter.path.name for adapter in models.adapters.values())]
+    by_variant = colors_of(dict.fromkeys(known))
+    return {
+        name: by_variant[name if name == BASE else models.adapters[name].path.name] for name in models.names
+    }
 
 
 def facts_html(service: Service, name: Any) -> str:
@@ -111,8 +131,9 @@ def _verdict(models: Models, name: str) -> str:
     if name == BASE:
         return value
     try:
-        document = json.loads((models.root / "metrics/summary.json").read_text(encoding="utf-8"))
-        verdict = SummaryRecord.from_json(document).models[name].vs_base
+        summary = root_of(models, name) / "metrics/summary.json"
+        document = json.loads(summary.read_text(encoding="utf-8"))
+        verdict = SummaryRecord.from_json(document).models[models.adapters[name].path.name].vs_base
     except (OSError, ValueError, KeyError):
         verdict = None
     return ", ".join(part for part in (verdict, value) if part)

@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 
 from abctune.llm.prompts import PROMPTS
-from app.about import facts_html
+from app.about import facts_html, model_colors
 from app.page.conversation import (
     Conversation,
     Turn,
@@ -33,7 +33,7 @@ from app.page.conversation import (
     update,
 )
 from app.page.parts import PRIVATE, QUEUE, sampling_controls, sampling_of
-from app.page.style import ASSETS, colors_of
+from app.page.style import ASSETS
 from app.page.view import SCRIPT, conversation_html
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
 from app.service import FAILED, Service, Waiting
@@ -116,7 +116,7 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
 
     def draw(shown: Shown) -> tuple[Conversation, str, Any]:
         turns, rows, text = shown
-        return turns, conversation_html(rows, EXAMPLES, turns.key, colors_of(models.variants)), text
+        return turns, conversation_html(rows, EXAMPLES, turns.key, model_colors(models)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
         return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)

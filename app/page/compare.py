@@ -19,6 +19,7 @@ import gradio as gr
 
 from abctune.llm.conversation import Message
 from abctune.llm.prompts import PROMPTS
+from app.about import model_colors
 from app.page.parts import (
     PRIVATE,
     QUEUE,
@@ -28,7 +29,7 @@ from app.page.parts import (
     sampling_controls,
     sampling_of,
 )
-from app.page.style import ASSETS, colors_of
+from app.page.style import ASSETS
 from app.page.view import body_html, dot_html, note_html
 from app.rendering import plain_html
 from app.request import MAX_CHARACTERS, Refused, read_request, read_text
@@ -139,7 +140,7 @@ def compare_tab(service: Service) -> None:
 
     # --- what happens when
     outputs = [current, ballot, prefer, answers]
-    colors = colors_of(models.variants)
+    colors = model_colors(models)
 
     def joined(row: Sequence[Any]) -> list[Any]:
         now, shown, choice, *columns = row
@@ -268,7 +269,7 @@ def _columns(service: Service, now: Round) -> list[str]:
 def _answer(service: Service, now: Round, turn: Turn, place: int) -> str:
     reply, name = turn.replies[place], now.order[place]
     title = f"Answer {place + 1}" if now.hidden else name
-    dot = dot_html(None if now.hidden else colors_of(service.models.variants).get(name))
+    dot = dot_html(None if now.hidden else model_colors(service.models).get(name))
     ended = bool(reply.finish or now.done)
     small = figures(record_of(reply, service.models), hidden=now.hidden) if ended else ""
     if now.marked and now.done and turn is now.turns[-1]:

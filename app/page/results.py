@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from abctune.core.params import BASE
 from abctune.core.records import StudyRecord, SummaryRecord
-from app.about import origin
+from app.about import origin, studies
 from app.page.style import colors_of
 from app.page.view import dot_html
 from app.service import Service
@@ -29,7 +29,12 @@ NONE = "No results here: `dvc repro` makes them, `dvc pull` brings them."
 def results_html(service: Service) -> str:
     """Verdicts, losses and figures of each study that is served."""
     models = service.models
-    return f'<div class="results">{_study_html(models.root, models.variants)}</div>'
+    found = studies(models)
+    parts = "".join(
+        f"<section>{f'<h2>{escape(origin(root))}</h2>' if len(found) > 1 else ''}{_study_html(root, models.variants)}</section>"
+        for root in found
+    )
+    return f'<div class="results studies">{parts}</div>'
 
 
 def _study_html(root: Path, variants: tuple[str, ...]) -> str:
