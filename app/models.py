@@ -117,7 +117,8 @@ def join_revisions(found: Mapping[str, Models]) -> Models:
     adapters = {key: replace(models.adapters[name], name=key) for key, (models, name) in named.items()}
     losses = {key: models.losses[name] for key, (models, name) in named.items() if name in models.losses}
     problems = [f"{rev}: {problem}" for rev, models in found.items() for problem in models.problems]
-    return Models(next(iter(found.values())).base, adapters, losses, problems)
+    first = next(iter(found.values()))
+    return Models(first.base, adapters, losses, problems, first.root, first.variants)
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:
