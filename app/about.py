@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from abctune.core.params import BASE
 from abctune.core.records import SourceRecord, SummaryRecord, TrainingRecord
+from app.engines.choose import gguf_of_base
 from app.models import Models
 from app.page.style import colors_of
 from app.service import Service
@@ -97,16 +98,15 @@ def _short(revision: str | None) -> str:
 
 def _served_as(service: Service) -> str:
     """The engine and the base's precision in it."""
-    source = _record(service.models.base / "source.json", SourceRecord)
-    exported = sorted((service.models.base.parent / "exported" / BASE).glob("*/*.gguf"))
-    names = [source.file or ""] if source else []
-    if service.engine.name == "llama.cpp" and not (service.models.base / "base.gguf").exists():
-        names = [file.name for file in exported]
-    found = next((match[1] for match in map(QUANTIZED.search, names) if match), "")
-    precision = (
-        found.upper() if service.engine.name == "llama.cpp" else getattr(service.engine, "precision", "")
-    )
-    return f"{service.engine.name}{f', {precision}' if precision else ''}"
+    base, name = service.models.base, service.engine.name
+    if name != "llama.cpp":
+        config = _json(base / "config.json")
+        dtype = config.get("dtype") or config.get("torch_dtype")
+        return f"{name}, weights in {dtype}" if dtype else name
+    gguf, source = gguf_of_base(base), _record(base / "source.json", SourceRecord)
+    file = str(source.file) if source and gguf == base / "base.gguf" else gguf.name if gguf else ""
+    found = QUANTIZED.search(file)
+    return f"{name}, {found[1].upper()}" if found else name
 
 
 def _training(models: Models, name: str) -> dict[str, str]:
@@ -131,10 +131,9 @@ def _verdict(models: Models, name: str) -> str:
     if name == BASE:
         return value
     try:
-        summary = root_of(models, name) / "metrics/summary.json"
-        document = json.loads(summary.read_text(encoding="utf-8"))
-        verdict = SummaryRecord.from_json(document).models[models.adapters[name].path.name].vs_base
-    except (OSError, ValueError, KeyError):
+        summary = SummaryRecord.from_json(_json(root_of(models, name) / "metrics/summary.json"))
+        verdict = summary.models[models.adapters[name].path.name].vs_base
+    except (ValidationError, KeyError):
         verdict = None
     return ", ".join(part for part in (verdict, value) if part)
 
@@ -145,3 +144,12 @@ def _record(path: Path, record: type[Any]) -> Any:
         return record.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object in a file; an empty one if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

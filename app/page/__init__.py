@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 
 import gradio as gr
 
+from app.engines import Engine
+from app.engines.loading import LoadingEngine
 from app.page.api import add_api
 from app.page.chat import chat_tab
 from app.page.compare import compare_tab
+from app.page.parts import PRIVATE, QUEUE
 from app.page.results import results_html
 from app.page.style import ASSETS, katex_script
 from app.service import Service
@@ -25,6 +29,12 @@ def build_page(service: Service) -> gr.Blocks:
             apply_default_css=False,
             elem_id="title",
         )
+        status = gr.HTML("", apply_default_css=False, elem_id="status")
+
+        def loading() -> Iterator[str]:
+            yield from _loading(service.engine)
+
+        page.load(loading, None, [status], show_progress="hidden", **QUEUE, **PRIVATE)
         if models.problems:
             lines = "\n".join(f"- {problem}" for problem in models.problems)
             gr.Markdown(f"Not served:\n\n{lines}", elem_id="problems")
@@ -36,3 +46,13 @@ def build_page(service: Service) -> gr.Blocks:
             gr.HTML(results_html(service), apply_default_css=False, elem_id="results")
         add_api(service)
     return page
+
+
+def _loading(engine: Engine) -> Iterator[str]:
+    """What the page says until the models are loaded."""
+    while isinstance(engine, LoadingEngine) and not engine.ready(0.5):
+        yield (
+            '<p role="status"><progress aria-label="Loading the models"></progress> The models are loading, for '
+            f"{engine.waited():.0f} s so far. What you ask now is answered when they are there.</p>"
+        )
+    yield ""

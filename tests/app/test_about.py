@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from app.about import facts, model_colors
+from app.engines.loading import LoadingEngine
 from app.models import Adapter, Models
-from app.page.compare import Round, Setup, Turn, differences_html
+from app.page import _loading
+from app.page.compare import Round, Setup, Turn, _run, differences_html
 from app.page.conversation import display, messages, read_stored
 from app.page.results import results_html
 from app.page.style import COLORS, katex_script
@@ -74,6 +77,20 @@ def test_results_show_the_reports_verdicts_and_figures_of_each_study(study, tmp_
     colors = model_colors(both.models)
     assert colors[f"B@{other.name}"] == colors[f"B@{study.name}"] == COLORS[1] and colors["base"] == "#000000"
     assert "No results here" in results_html(served(tmp_path / "empty"))
+
+
+def test_the_page_says_that_the_models_are_loading_until_they_are():
+    ready = threading.Event()
+
+    def load():
+        ready.wait(10)
+        return Says(["x"])
+
+    engine = LoadingEngine("llama.cpp", 512, 1, False, load, failed=pytest.fail)
+    said = _loading(engine)
+    assert "The models are loading" in next(said)
+    ready.set()
+    assert list(said)[-1] == ""
 
 
 def test_colors_are_the_reports_and_formulas_need_no_network():
@@ -149,6 +166,4 @@ def test_each_model_of_a_comparison_goes_on_from_its_own_answers(service):
 
 
 def replies(service, now, prompt):
-    from app.page.compare import _run
-
     return _run(service, now, prompt, Setup(("A", "base"), system="be kind"), (0.7, 0.9, 16, 1.1, 1))
