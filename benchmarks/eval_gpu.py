@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -18,8 +19,12 @@ from abctune.core.params import load_params
 from abctune.core.provenance import hardware, versions
 from abctune.llm.inference import fuse
 from abctune.llm.likelihood import conversation_nll
+from abctune.llm.prompts import PROMPTS
 from benchmarks.train_gpu import ROPE, SHAPE, TARGETS, conversations
 from stages.eval.fused import fuse_adapter
+from stages.eval.generation import answer_all
+from stages.eval.tasks import written_tasks
+from tests import small
 
 RESULTS = Path(__file__).parent / "results/eval_gpu.json"
 
@@ -39,6 +44,38 @@ def matmul_flops() -> float:
     size = 8192
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, repeats=20)
+
+
+def answers(model: Any, compared: int = 64) -> dict[str, Any]:
+    """Seconds for the answers that eval asks of one adapter, and how many are as transformers' generate gives them.
+
+    Args:
+        compared: tokens of each answer that both ways generate: the slow one takes 0.1 s for each.
+    """
+    tokenizer = small.llama_tokenizer()
+    prompts = [*PROMPTS, *(task.prompt for task in written_tasks(120))]
+    tokens = load_params().profiles["full"].eval.max_new_tokens
+    answer_all(model, tokenizer, prompts[:4], 8)  # starts what is started once
+    found: dict[str, Any] = {"prompts": len(prompts), "tokens": tokens}
+    torch.cuda.reset_peak_memory_stats()
+
+    def timed(name: str, count: int) -> list[list[int]]:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        given = answer_all(model, tokenizer, prompts, count)
+        found[name] = round(time.perf_counter() - started, 2)
+        print(f"{name}: {found[name]} s for {sum(len(one.token_ids) for one in given):,} tokens", flush=True)
+        return [one.token_ids for one in given]
+
+    graph = timed("seconds", tokens)
+    found["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    with patch("abctune.llm.inference.is_plain", lambda _: False):
+        stock = timed(f"seconds_of_generate_for_{compared}_tokens", compared)
+    pairs = list(zip(graph, stock, strict=True))
+    found["equal_answers"] = sum(one[:compared] == other for one, other in pairs)
+    equal = [sum(a == b for a, b in zip(one, other, strict=False)) for one, other in pairs]
+    found["equal_tokens_share"] = round(sum(equal) / max(1, sum(len(other) for other in stock)), 4)
+    return found
 
 
 def main() -> None:
@@ -82,6 +119,7 @@ def main() -> None:
     fuse_adapter(model)
     scored["adapter"] = score("adapter")
     result = {
+        "answers": answers(model),
         "card": torch.cuda.get_device_name(),
         "conversations": len(rows),
         "tokens": tokens,

@@ -25,6 +25,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -186,13 +188,20 @@ def repositories(work: Path, tokenizer: Path | None) -> dict[str, Path]:
     folders = {name: work / "hub" / name for name in ("model", "chat", "instruct", "general")}
     if not (work / "hub/ready").exists():
         shutil.rmtree(work / "hub", ignore_errors=True)
-        write_model(folders["model"], tokenizer)
         (folders["chat"] / "data").mkdir(parents=True)
-        write_chat(folders["chat"] / "data/train-00000-of-00001.parquet")
         folders["instruct"].mkdir()
-        write_instructions(folders["instruct"] / "alpaca_evol_instruct_70k.json")
         (folders["general"] / "wikitext-2-raw-v1").mkdir(parents=True)
-        write_general(folders["general"] / "wikitext-2-raw-v1/test-00000-of-00001.parquet")
+        with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+            written = [
+                pool.submit(write_chat, folders["chat"] / "data/train-00000-of-00001.parquet"),
+                pool.submit(write_instructions, folders["instruct"] / "alpaca_evol_instruct_70k.json"),
+                pool.submit(
+                    write_general, folders["general"] / "wikitext-2-raw-v1/test-00000-of-00001.parquet"
+                ),
+            ]
+            write_model(folders["model"], tokenizer)
+            for one in written:
+                one.result()
         (work / "hub/ready").touch()
     return folders
 
@@ -285,13 +294,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--replicates", type=int, help="instead of profile full's number")
+    parser.add_argument("--prepare", action="store_true", help="only make the hub's files")
     arguments = parser.parse_args()
     work = arguments.work
     began = time.perf_counter()
     folders = repositories(work, arguments.tokenizer)
     print(f"repositories: {time.perf_counter() - began:.1f} s", flush=True)
+    if arguments.prepare:
+        return
     project = project_at(work / "project")
     project.set(profile="full")
+    if arguments.replicates:
+        project.set(profiles__full__replicates=arguments.replicates)
     result_file = work / "study_gpu.json"
     result = json.loads(result_file.read_text()) if result_file.exists() else {"seconds": {}, "calls": 0}
     result["calls"] += 1
@@ -307,6 +322,7 @@ def main() -> None:
     torch.cuda.is_available()
     result |= {
         "status": status,
+        "replicates": project.params()["profiles"]["full"]["replicates"],
         "total_seconds": round(sum(result["seconds"].values()), 1),
         "disk_gib": disk_gib(project),
         "records": records(project),

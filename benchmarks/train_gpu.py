@@ -7,6 +7,9 @@ cap 2048), the same 16 of them in every step, QLoRA r 16, adamw_8bit:
     b      Unsloth with the stock notebook's settings, 4 x 4 (its collator pads)
     c      this project: `python -m stages.train B`, profile full
     c16    the same with 16 GiB of GPU memory
+    report the student report's notebook B, shortened: as b, with evaluation every 10 steps, the adapter of the lowest
+           train loss saved when it is found, and a generation at the end; its other times follow from these by count
+    t4     the same as c with what a T4 decides: sm_75, so float16 and padded rows, and 15 GiB
 
 Each runs in a process of its own, with empty compile caches, from process start to the saved adapter. c trains
 without evaluations and live samples, which a and b do not make either. Writes benchmarks/results/train_gpu.json and prints the table.
@@ -56,8 +59,16 @@ WARM_UP = 5  # steps left out of tokens/s: the first ones compile
 FLOP_PER_TOKEN = (
     12.9e9  # forward 2 and backward 2 per weight of 3.2 G (the frozen ones need no gradient of their own)
 )
-STEPS = {"a": 14, "b": 40, "c": 40, "c16": 40}  # a's rate is steady after a few, and slow
-BUDGET_GIB = {"c16": 16}
+STEPS = {
+    "a": 14,
+    "b": 40,
+    "c": 40,
+    "c16": 40,
+    "report": 20,
+    "t4": 12,
+}  # a's rate is steady after a few, and slow
+EVAL_ROWS = 96
+BUDGET_GIB = {"c16": 16, "t4": 15}
 
 
 def conversations(steps: int) -> list[dict[str, list[int]]]:
@@ -104,6 +115,8 @@ class Watch:
         self.begun: list[float] = []
         self.ended: list[float] = []
         self.processed = 0  # tokens, padding included
+        self.evaluations: list[float] = []  # seconds of each, EVAL_ROWS rows
+        self.generation_seconds: float | None = None
 
     def install(self) -> None:
         import torch
@@ -124,7 +137,7 @@ class Watch:
             return train(trainer, *args, **kwargs)
 
         def counted_loss(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if watch.begun:  # else it is c's probe
+            if watch.begun and trainer.model.training:  # else it is c's probe, or an evaluation
                 watch.processed += inputs["input_ids"].numel()
             return compute_loss(trainer, model, inputs, *args, **kwargs)
 
@@ -242,6 +255,68 @@ def notebook(model_folder: Path, steps: int, watch: Watch) -> None:
     model.save_pretrained("adapter")
 
 
+def report(model_folder: Path, steps: int, watch: Watch) -> None:
+    """Notebook B of the student report, on EVAL_ROWS instead of 5 % of the rows."""
+    from unsloth import FastLanguageModel  # isort: skip
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class CheckpointCallback(TrainerCallback):
+        lowest = float("inf")
+
+        def on_log(self, *_: Any, logs: dict[str, float], model: Any, **__: Any) -> None:
+            if logs.get("loss", self.lowest) < self.lowest:
+                self.lowest = logs["loss"]
+                model.save_pretrained("adapter")
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(model_folder), max_seq_length=MAX_LENGTH, dtype=None, load_in_4bit=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        target_modules=TARGETS,
+        lora_alpha=16,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+    )
+    watch.install()
+    rows = conversations(steps)
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:EVAL_ROWS]),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[CheckpointCallback()],
+        args=SFTConfig(
+            **arguments(steps, "out"),
+            max_length=MAX_LENGTH,
+            packing=False,
+            eval_strategy="steps",
+            eval_steps=10,
+        ),
+    )
+    evaluate = trainer.evaluate
+
+    def timed(*given: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        found = evaluate(*given, **named)
+        watch.evaluations.append(round(time.perf_counter() - started, 2))
+        return found
+
+    trainer.evaluate = timed
+    trainer.train()
+    started = time.perf_counter()
+    FastLanguageModel.for_inference(model)
+    prompt = tokenizer("A question of the evaluation list", return_tensors="pt").to("cuda")
+    model.generate(**prompt, max_new_tokens=64, min_new_tokens=64)
+    watch.generation_seconds = round(time.perf_counter() - started, 2)
+
+
 def ours(model_folder: Path, steps: int, watch: Watch) -> None:
     """The stage itself, in a folder with the model and the conversations where the stages before it put them."""
     import pyarrow as pa
@@ -260,6 +335,7 @@ def ours(model_folder: Path, steps: int, watch: Watch) -> None:
     params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
     params["profile"] = "full"
     params["variants"]["B"]["train"] |= {"max_steps": steps, "eval_steps": 0}
+    params["profiles"]["full"]["replicates"] = 1
     params["train"]["save_steps"] = 0
     with Path("params.yaml").open("w") as file:
         YAML().dump(params, file)
@@ -274,20 +350,39 @@ def ours(model_folder: Path, steps: int, watch: Watch) -> None:
     stage.main(variant="B")
 
 
-def one(name: str, model_folder: Path) -> dict[str, Any]:
-    """Run a contender in this process, in this folder."""
+def limit_memory(gib: float) -> None:
     import torch
 
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
+
+
+def pretend_t4() -> None:
+    """Let this process take the card for a T4: compute capability 7.5, which has no bfloat16."""
+    import torch
+
+    torch.cuda.get_device_capability = lambda *_: (7, 5)  # type: ignore[assignment]
+    torch.cuda.is_bf16_supported = lambda *_, **__: False  # type: ignore[assignment]
+
+
+def one(name: str, model_folder: Path) -> dict[str, Any]:
+    """Run a contender in this process, in this folder."""
     if name in BUDGET_GIB:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(BUDGET_GIB[name] * 2**30 / total)
+        limit_memory(BUDGET_GIB[name])
+    if name == "t4":
+        pretend_t4()
     watch = Watch()
-    {"a": plain, "b": notebook}.get(name, ours)(model_folder, STEPS[name], watch)
+    {"a": plain, "b": notebook, "report": report}.get(name, ours)(model_folder, STEPS[name], watch)
     found = watch.report(conversations(STEPS[name]))
+    if watch.evaluations:
+        found |= {"evaluation_seconds": watch.evaluations, "evaluation_rows": EVAL_ROWS}
+        found["generation_seconds"] = watch.generation_seconds
     record = Path("models/B/training.json")
     if record.exists():
         written = json.loads(record.read_text())
-        found |= {key: written[key] for key in ("micro_batching", "base_weights", "gradient_checkpointing")}
+        kept = ("micro_batching", "base_weights", "gradient_checkpointing", "dtype")
+        found |= {key: written[key] for key in kept}
+        found["skipped_steps"] = written["replicates"][0]["skipped_steps"]
     return found
 
 

@@ -276,6 +276,7 @@ class ReplicateRecord(Record):
     kept: Kept
     final: FinalLosses
     resumed_at: tuple[int, ...] = ()  # the steps at which an interrupted run was taken up again
+    skipped_steps: int = 0  # float16 alone: steps that changed nothing, since a scaled gradient overflowed
     resources: TrainResources
 
 

@@ -60,6 +60,28 @@ class ThroughputTimer(TrainerCallback):
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
 
 
+class SkippedSteps(TrainerCallback):
+    """Count the steps that float16's gradient scaler left out because a gradient overflowed.
+
+    The scaler halves its factor and goes on: one or two at the beginning are usual, and the adapter misses them.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.count = 0
+        self._accelerator = trainer.accelerator
+
+    def on_step_end(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        if self._accelerator.optimizer_step_was_skipped:
+            self.count += 1
+            print(f"\nfloat16: step {state.global_step} is skipped, a scaled gradient overflowed", flush=True)
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.count = saved["count"]
+
+
 class FinalStep(TrainerCallback):
     """Log and evaluate after the last step too: a run shorter than these intervals has its curves and final losses.
 

@@ -32,7 +32,14 @@ from abctune.core.records import (
     write_record,
 )
 from abctune.llm.tokenizer import BASE_MODEL
-from stages.train.callbacks import DVCLiveLogger, KeepBest, LiveSamples, TerminateOnNonFinite, ThroughputTimer
+from stages.train.callbacks import (
+    DVCLiveLogger,
+    KeepBest,
+    LiveSamples,
+    SkippedSteps,
+    TerminateOnNonFinite,
+    ThroughputTimer,
+)
 from stages.train.checkpoints import CheckpointStore, explaining_errors, identity
 from stages.train.data import as_dataset, exposure, load_subset
 from stages.train.micro_batching import micro_batching_for
@@ -155,6 +162,8 @@ class Fit:
         )
         self._tokens_at_start = trainer.micro_batching.tokens
         trainer.add_callback(TerminateOnNonFinite(trainer, self._store.last_finite))
+        self._skipped = stateful["skipped"] = SkippedSteps(trainer)
+        trainer.add_callback(self._skipped)
         if not self._checkpoints.start:  # else the micro-batches are those that were found to fit
             trainer.add_callback(Probe(trainer, run.max_length))
         self._checkpoints.attach(trainer, stateful)
@@ -178,6 +187,7 @@ class Fit:
             kept=Kept(**kept._asdict()),
             final=final_losses(trainer.state.log_history),
             resumed_at=tuple(self._checkpoints.resumed_at),
+            skipped_steps=self._skipped.count,
             resources=resources,
         )
         arguments = trainer.args

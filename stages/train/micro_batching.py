@@ -91,8 +91,10 @@ def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: 
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
     per_token = activation_bytes_per_token(model.config, model.is_gradient_checkpointing)
-    tokens = tokens_that_fit(free_bytes(), per_token)
-    return MicroBatching(max(tokens, max_length), supports_packing(capability(), model.dtype))
+    packed = supports_packing(capability(), model.dtype)
+    # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
+    tokens = tokens_that_fit(free_bytes(), per_token) if packed else max_length
+    return MicroBatching(max(tokens, max_length), packed)
 
 
 def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -184,7 +184,8 @@ class TokenWeightedTrainer(SFTTrainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            half = torch.float16 if self.args.fp16 else torch.bfloat16
+            with torch.autocast(self.model.device.type, dtype=half, enabled=self.args.bf16 or self.args.fp16):
                 nll = conversation_nll(self.model, rows["input_ids"], rows["labels"], self.eval_batch_tokens)
         finally:
             self.model.train(was_training)
