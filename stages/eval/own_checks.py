@@ -7,7 +7,6 @@ a pattern has a second.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from abctune.core.params import (
     TextCheck,
     ToolCallCheck,
 )
-from stages.eval.checks import fenced, parsed
+from stages.eval.calls import Call, calls_in, json_object, same
+from stages.eval.checks import parsed
 from stages.eval.lint import code_of
 from stages.eval.sandbox import accepts
 
 MAX_ANSWER = 20_000  # characters
 PATTERN_SECONDS = 1.0
-MAX_STARTS = 64  # places in an answer at which a tool call may begin
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
@@ -52,7 +51,7 @@ class Reference:
     """A row's held-out reply, and what was asked."""
 
     text: str
-    calls: tuple[dict[str, Any], ...] = ()  # [{"name", "arguments"}]
+    calls: tuple[Call, ...] = ()  # [{"name", "arguments"}]
     prompt: str = ""
 
 
@@ -122,31 +121,6 @@ def is_of(value: Any, kind: str) -> bool:
     return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
-def json_object(text: str) -> dict[str, Any] | None:
-    """The object that a text is or holds as its only fenced block."""
-    blocks = fenced(text)
-    try:
-        value = json.loads(blocks[0][1] if len(blocks) == 1 else text, parse_constant=_no_json)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _no_json(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality of JSON values, in which 1 and true differ, and 1 and 1.0 do not."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
 def tool_calls(check: ToolCallCheck, reference: Reference, answer: str) -> Held:
     """The same tools in the same order, and the same arguments."""
     found = calls_in(answer)
@@ -155,34 +129,6 @@ def tool_calls(check: ToolCallCheck, reference: Reference, answer: str) -> Held:
         [call["arguments"] for call in found], [call["arguments"] for call in reference.calls]
     )
     return {"calls": bool(found), "name": names, "arguments": arguments}
-
-
-def calls_in(answer: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text with a `name` and `arguments` (or `parameters`), as most templates write calls."""
-    decoder, found = json.JSONDecoder(parse_constant=_no_json), []
-    at = answer.find("{")
-    for _ in range(MAX_STARTS):
-        if at < 0:
-            break
-        try:
-            value, end = decoder.raw_decode(answer, at)
-            found += [value] if (value := call_of(value)) else []
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = answer.find("{", end)
-    return found
-
-
-def call_of(value: Any) -> dict[str, Any] | None:
-    """A call as {"name", "arguments"}, arguments as an object; None where it is none."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = json_object(arguments)
-    return {"name": value["name"], "arguments": arguments} if isinstance(arguments, dict) else None
 
 
 def python_parses(check: PythonCheck, reference: Reference, answer: str) -> Held:

@@ -11,8 +11,9 @@ from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
 from abctune.llm.conversation import Message, Tools, conversation_of, text_hash
 from abctune.llm.inference import Answer
+from stages.eval.calls import call_of, json_object
 from stages.eval.generation import answer_conversations
-from stages.eval.own_checks import Reference, call_of, check_answer, json_object, label_of
+from stages.eval.own_checks import Reference, check_answer, label_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

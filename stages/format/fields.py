@@ -212,6 +212,10 @@ class Fields:
         self._read.add(chosen)
         return self._values[chosen]
 
+    def names(self) -> list[str]:
+        """All keys, in their order."""
+        return list(self._values)
+
     def has(self, *names: str) -> bool:
         """Whether a name has a value that says something."""
         return any(not is_blank(self._values.get(name)) for name in names)

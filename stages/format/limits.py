@@ -16,6 +16,8 @@ REMEDIES = (
     (NOTHING_LEFT, "raise profiles.{profile}.data.max_length: the questions alone are longer"),
     ("chat template", "choose another profiles.{profile}.model.chat_template, one that has a place for it (chatml-tools, for models with ChatML)"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
+    ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),
+    ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),
     ("no list of turns", "check sources.{source}.schema"),
     ("no 'instruction'", "check sources.{source}.schema and sources.{source}.columns"),
     ("a preference pair", "keep the chosen answers only, as messages"),

@@ -10,6 +10,7 @@ source's `ignore`), or repeats what was read; else the row is rejected as `unrea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,15 @@ USER = ("instruction", "prompt", "query", "question")
 CONTEXT = ("input", "context")
 REPLY = ("output", "completion", "response", "answer")
 VERDICTS = ("label", "kto_tag")  # false: this is an answer to avoid
+# What Alpaca's, Llama's and ChatML's layouts print around a row's texts.
+TEMPLATE_WORDS = re.compile(
+    r"Below is an instruction that describes a task(?:, paired with an input that provides further context)?\."
+    r"|Write a response that appropriately completes the request\."
+    r"|#+ *(?:Instruction|Input|Context|Response|Question|Answer|Human|User|Assistant|System)\b"
+    r"|\b(?:Instruction|Input|Context|Response|Question|Answer|Human|User|Assistant|System|Q|A) *:"
+    r"|<\|[^|<>]*\|>(?:system|user|assistant)?|</?s>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
+)
 PREFERENCES = ("rejected", "preferred_output", "non_preferred_output", "chosen")
 
 
@@ -119,8 +129,16 @@ class Reader:
             if fields.take(name) is not None:
                 return name
         if self._options.schema_ == "auto":
+            if inside := next((name for name in fields.names() if self._holds_list(fields.take(name))), None):
+                raise Rejected(f"the conversation is inside '{inside[:60]}'")
             raise Rejected("schema not recognised")
         raise Rejected(f"no list of turns under '{self._names.lists[0]}'")
+
+    def _holds_list(self, value: Any) -> bool:
+        """Whether a field of a row is an object with a list of turns, as a log of requests has it."""
+        return isinstance(value, dict) and any(
+            isinstance(value.get(name), list) for name in self._names.lists
+        )
 
     def _flat(self, fields: Fields) -> list[Turn]:
         names = self._names
@@ -186,8 +204,21 @@ def _repeats(value: Any, messages: Sequence[Message]) -> bool:
     texts = [message["content"].strip() for message in messages]
     paragraphs = [part for text in texts for part in text.split("\n\n")]
     return isinstance(value, str) and (
-        any(value.strip() in text for text in texts) or all(part in value for part in paragraphs)
+        any(value.strip() in text for text in texts) or _adds_nothing(value, paragraphs)
     )
+
+
+def _adds_nothing(value: str, paragraphs: Sequence[str]) -> bool:
+    """Whether a text is the paragraphs in an instruction template, with no words of its own.
+
+    A text that only quotes them, as an explanation of the answer does, is not.
+    """
+    for part in sorted(filter(None, paragraphs), key=len, reverse=True):
+        before, found, after = value.partition(part)
+        if not found:
+            return False
+        value = f"{before}\0{after}"  # no part of another paragraph may be put together from what is left
+    return not re.search(r"\w", TEMPLATE_WORDS.sub("", value))
 
 
 def _parse(record: str) -> dict[str, Any]:

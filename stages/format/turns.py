@@ -67,6 +67,8 @@ def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:
     items = _from_json(value)
     if isinstance(items, dict) and items and all(isinstance(column, list) for column in items.values()):
         items = [dict(zip(items, row, strict=True)) for row in _transposed(list(items.values()), key)]
+    if isinstance(items, list) and items and all(isinstance(item, list) for item in items):
+        raise Rejected(f"turns under '{key}' are lists or a map, which do not say who speaks")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Rejected(f"no list of turns under '{key}'")
     return [turn for item in items for turn in _turns(Fields(item), ignore)]

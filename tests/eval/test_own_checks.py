@@ -82,13 +82,41 @@ def test_an_answer_is_judged_as_a_person_would(check, reference, answer, held):
         ('{"name": "weather", "arguments": {"city": "Paris", "days": true}}', False),
         ('{"name": "time", "arguments": {"city": "Paris", "days": 2}}', False),
         (json.dumps(CALL) * 2, False),
+        ("<tool_call><function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n</parameter>"
+         "</function></tool_call>", True),
+        ('<function=weather>{"city": "Paris", "days": 2}</function>', True),
+        ("<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n"
+         "<arg_value>2</arg_value>\n</tool_call>", True),
+        ('<invoke name="weather"><parameter name="city">Paris</parameter><parameter name="days" string="false">2'
+         "</parameter></invoke>", True),
+        ('[TOOL_CALLS]weather[ARGS]{"city": "Paris", "days": 2}', True),
+        ('[weather(city="Paris", days=2)]', True),
+        ('weather(days=2, city="Paris")', True),
+        ("<function=weather><parameter=city>Paris</parameter><parameter=days>3</parameter></function>", False),
+        ("<function=time><parameter=city>Paris</parameter><parameter=days>2</parameter></function>", False),
+        ("<function=weather><parameter=city>Paris</parameter></function>", False),
+        ('[weather(city="Paris", days=2), weather(city="Paris", days=2)]', False),
+        ('[weather("Paris", 2)]', False),
+        ("[weather(city=open('/etc/passwd').read(), days=2)]", False),
+        ("<function=weather>" * 1_000, False),
+        ("[weather(" * 2_000, False),
         ("It is sunny in Paris.", False),
         ("{" * 19_000, False),
         ("", False),
     ],
-)
+)  # fmt: skip
 def test_a_tool_call_needs_its_name_and_arguments(answer, held):
     assert passes({"kind": "tool_call"}, "", answer, (CALL,)) is held
+
+
+def test_an_argument_between_tags_is_of_the_type_that_is_wanted():
+    wanted = {"name": "f", "arguments": {"text": "2", "n": 2, "ok": True, "all": [1, "a"]}}
+    answer = (
+        "<function=f><parameter=text>2</parameter><parameter=n>2</parameter><parameter=ok>True</parameter>"
+        '<parameter=all>[1, "a"]</parameter></function>'
+    )
+    assert passes({"kind": "tool_call"}, "", answer, (wanted,))
+    assert not passes({"kind": "tool_call"}, "", answer.replace("True", "1"), (wanted,))
 
 
 def test_a_pattern_that_would_never_end_is_given_up():

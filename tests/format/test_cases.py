@@ -90,6 +90,21 @@ def test_every_piece_of_a_records_text_is_trained_on_or_its_loss_is_named(record
     assert not lost or after_last_reply, lost
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    record=FLAT,
+    name=st.sampled_from(["explanation", "text", "notes"]),
+    word=WORD,
+    order=st.permutations(range(3)),
+)
+def test_a_text_that_quotes_the_conversation_and_adds_words_of_its_own_is_not_a_repetition(
+    record, name, word, order
+):
+    quoted = [record["instruction"], record["output"], word]
+    with_text = {**record, name: "\n\n".join(quoted[at] for at in order)}
+    assert "reason" in outcome({"record": with_text})
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12), word=WORD)
 def test_a_field_that_nobody_reads_is_named_unless_it_is_ignored(name, word):
