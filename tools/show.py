@@ -1,7 +1,8 @@
 """`dvc exp show` without the columns that nobody compares: `python -m tools.show`, or `make show`.
 
-DVC shows every metric, every key of params.yaml and the hash of every dependency. This asks it for the changed ones
-among what is left after `DROPPED`; any further option goes to `dvc exp show` as it is, `--csv` for example.
+DVC shows every metric, every key of params.yaml and the hash of every dependency. This asks it for those that differ
+among what is left after `DROPPED`: losses, gains over base and params. Any further option goes to `dvc exp show` as it
+is, `--csv` for example.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ DROPPED = (
     "State",
     "Executor",
     r".*/.*",  # hashes of dependencies
-    r"profiles\..*",
     r"verdict\..*",
-    r"\w+\.tasks\..*",
-    r"\w+\.loss\.(?!overall$).*",  # losses on single sources
+    r"\w+\.(loss\..*|tasks\..*|forgetting$)",  # `loss.B` stays, the loss overall
 )
 
 
