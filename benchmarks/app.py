@@ -225,12 +225,16 @@ def main(
             "--load", help="Only turns 1 to 30, and 1, 4 and 16 clients, beside llama.cpp's server."
         ),
     ] = False,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of the long conversation.")] = 30,
+    turns: Annotated[int, typer.Option(min=0, help="With --load: turns of the long conversation.")] = 30,
+    clients: Annotated[
+        list[int] | None, typer.Option(help="With --load: clients at once; repeatable.")
+    ] = None,
 ) -> None:
     if load:
-        found = app_load.measure((1, 4, 16), turns, tokens, rounds)
+        found = app_load.measure(clients or (), turns, prompts, tokens, rounds)
         known = json.loads(results.read_text()) if results.exists() else {}
-        write_json(results, known | {"load": found | {"hardware": hardware(), "versions": versions()}})
+        measured = known.get("load", {}) | found | {"hardware": hardware(), "versions": versions()}
+        write_json(results, known | {"load": measured})
         print(app_load.report(found))
         return
     with tempfile.TemporaryDirectory() as name:

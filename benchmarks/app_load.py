@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+import app.__main__  # noqa: F401  (sets for both servers how their threads wait on a busy machine)
 from abctune.llm.chat import prompt_ids
 from abctune.llm.prompts import PROMPTS
 from app.request import CONTEXT_TOKENS
@@ -128,6 +129,7 @@ def server() -> Iterator[Target]:
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_run_server, args=(folder, there), daemon=True)
         process.start()
+        there.close()  # so that a process that ends early is an error here
         try:
             yield Server("llama.cpp's server", f"{here.recv()}/v1/completions")
         finally:
@@ -223,17 +225,23 @@ def repeats(target: Target, prompts: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def measure(counts: tuple[int, ...], turn_count: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Both servers in turns, one running at a time, so that a machine's drift meets both alike."""
+def measure(counts: Sequence[int], turn_count: int, prompts: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Both servers in turns, one running at a time, so that a machine's drift meets both alike.
+
+    Args:
+        counts: how many clients ask at once.
+        prompts: that greedy answers are repeated on.
+        turn_count: turns of the long conversation; with 0 neither that nor repeated greedy answers are measured.
+    """
     found: dict[str, Any] = {"turns": [], "greedy": [], "clients": []}
     rows: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
     for number in range(rounds):
         for start in (ours, server) if number % 2 == 0 else (server, ours):
             with start() as target:
                 clients(target, 1, False, 8, 99)  # what is set up on first use
-                if number == 0:
+                if number == 0 and turn_count:
                     found["turns"].append(turns(target, turn_count, tokens))
-                    found["greedy"].append(repeats(target, 8, tokens))
+                    found["greedy"].append(repeats(target, prompts, tokens))
                     print(found["turns"][-1], found["greedy"][-1], file=sys.stderr, flush=True)
                 for count in counts:
                     for mixed in (False, True):
@@ -245,33 +253,46 @@ def measure(counts: tuple[int, ...], turn_count: int, tokens: int, rounds: int) 
         found["clients"].append(
             {"server": name, "clients": count, "adapters": "all four" if mixed else "one", **medians}
         )
-    return found | {"tokens_at_most": tokens, "rounds": rounds}
+    measured = {key: rows for key, rows in found.items() if rows}
+    return {key: {"rows": rows, "tokens_at_most": tokens, "rounds": rounds} for key, rows in measured.items()}
 
 
 def report(found: dict[str, Any]) -> str:
-    names = [row["server"] for row in found["turns"]]
+    lines: list[str] = []
+    if "turns" in found:
+        lines += _report_turns(found["turns"]["rows"], found["greedy"]["rows"])
+    if "clients" in found:
+        lines += _report_clients(found["clients"]["rows"])
+    return "\n".join(lines)
+
+
+def _report_turns(rows: list[dict[str, Any]], greedy: list[dict[str, Any]]) -> list[str]:
+    names = [row["server"] for row in rows]
     head = f"| turn | prompt tokens | {' | '.join(f'seconds, {name}' for name in names)} |"
     lines = [head, "|---:|---:|" + "---:|" * len(names)]
-    count = len(found["turns"][0]["seconds"])
+    count = len(rows[0]["seconds"])
     for place in sorted({0, 1, *range(4, count, 5), count - 1}):
-        each = " | ".join(f"{row['seconds'][place]:.1f}" for row in found["turns"])
-        lines.append(f"| {place + 1} | {found['turns'][0]['prompt_tokens'][place]:,} | {each} |")
+        each = " | ".join(f"{row['seconds'][place]:.1f}" for row in rows)
+        lines.append(f"| {place + 1} | {rows[0]['prompt_tokens'][place]:,} | {each} |")
     lines += [
         "",
+        "| greedy answers equal to the first | asked again | second turn, read anew | all at once |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in greedy:
+        counts = (row[key] for key in ("same_later", "same_second_turn", "same_among_others"))
+        lines.append("| " + " | ".join([row["server"], *(f"{n} of {row['prompts']}" for n in counts)]) + " |")
+    return [*lines, ""]
+
+
+def _report_clients(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
         "| clients | adapters | server | tokens/s together | first token of the last (s) |",
         "|---:|---|---|---:|---:|",
     ]
-    for row in sorted(found["clients"], key=lambda row: (row["clients"], row["adapters"], row["server"])):
+    for row in sorted(rows, key=lambda row: (row["clients"], row["adapters"], row["server"])):
         lines.append(
             f"| {row['clients']} | {row['adapters']} | {row['server']} | {row['tokens_per_second']:.0f} "
             f"| {row['last_first_token_seconds']:.2f} |"
         )
-    lines += [
-        "",
-        "| greedy answers equal to the first | asked again | second turn, read anew | eight at once |",
-        "|---|---:|---:|---:|",
-    ]
-    for row in found["greedy"]:
-        counts = (row[key] for key in ("same_later", "same_second_turn", "same_among_others"))
-        lines.append("| " + " | ".join([row["server"], *(f"{n} of {row['prompts']}" for n in counts)]) + " |")
-    return "\n".join(lines)
+    return lines

@@ -321,8 +321,10 @@ class LlamaCpp:
 
     def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, int]:
         known = shared_prefix(slot.held, prompt) if slot.group == group else 0
-        # A system message that two conversations share is not worth another conversation's slot.
-        return known if 2 * known > len(slot.held) else 0, -slot.used
+        # The same conversation, or a question of it again. A system message that two conversations share is not worth
+        # another conversation's slot.
+        same = known == len(prompt) or 2 * known > len(slot.held)
+        return known if same else 0, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""

@@ -297,6 +297,8 @@ def test_a_turn_reads_its_new_tokens_alone_and_an_adapter_nothing_of_anothers(
     talk = [{"role": "user", "content": "tell me of it: " + "abcdefgh " * 22}]
     text, length, read = turn("A", talk)
     assert length > 200 and read >= length - 20
+    # Asked again: one token, whose scores the first word is drawn from; each of the eight short slices reads one more.
+    assert turn("A", talk)[2] <= 8
     other, _, read = turn("B", talk)
     assert other == "b" * 8 and read >= length - 20, "what A has read is nothing that B may go on from"
     talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "and then?"}]
