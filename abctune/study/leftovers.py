@@ -8,12 +8,12 @@ from pathlib import Path
 from abctune.core.params import BASE, Params
 from abctune.study.places import COLLECTED, DATA, EVAL, SERVED, TRAIN
 
-MODELS = Path("models")
+MODELS, CARDS = Path("models"), Path("plots/cards")
 NOT_OF_VARIANTS = (BASE, "own", "replicates", "exported")  # other things below models/
 
 
 def leftovers(params: Params) -> list[Path]:
-    """Files and folders below data/, models/ and metrics/ that belong to no variant or source of params.yaml."""
+    """Files and folders below data/, models/, metrics/ and plots/cards/ that belong to no variant or source of params.yaml."""
     variants = set(params.variants)
     places: dict[Path, set[str]] = {
         DATA / "raw": set(params.sources),
@@ -26,6 +26,7 @@ def leftovers(params: Params) -> list[Path]:
         TRAIN: variants,
         EVAL: variants | {BASE},
         COLLECTED: variants,
+        CARDS: variants,  # what `git checkout` leaves of an experiment with another variant
         SERVED: set(params.export.variants if params.export.formats else ()),
         **{SERVED / name: set(params.export.formats) for name in params.export.variants},
     }

@@ -16,6 +16,9 @@ def without_a(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of A, B and C whose params then lost A."""
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path, {})
+    (tmp_path / "plots/cards").mkdir(parents=True)
+    for card in "AB":
+        (tmp_path / f"plots/cards/{card}.md").write_text("card")
     for path in ("models/A", "models/base", "models/own", "models/replicates/A"):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "weights").write_text("w" * 2000)
@@ -33,6 +36,7 @@ def test_what_belongs_to_no_variant_is_found_and_nothing_else(without_a: Path) -
         "metrics/train/A",
         "metrics/eval/A",
         "metrics/collected/A",
+        "plots/cards/A.md",
     }
 
 
