@@ -294,6 +294,8 @@ class TrainingRecord(Record):
         None  # of the template with its date and arguments; None: made before it was recorded
     )
     lora: dict[str, JsonValue]
+    kernels: str = "Unsloth"  # or transformers, for models that Unsloth has none for
+    unreached: str = ""  # kinds of layers that the adapter leaves as they are
     base_weights: str
     gradient_checkpointing: str
     micro_batching: dict[str, JsonValue]

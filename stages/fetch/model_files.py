@@ -9,7 +9,9 @@ from pathlib import Path
 
 from abctune.core.errors import UserError
 
-WEIGHTS = ("model.safetensors", "model-*.safetensors")
+# Shards are named `model-00001-of-00002.safetensors`, or by other tools `model.safetensors-00001-of-00002.safetensors`.
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "*-[0-9]*-of-[0-9]*.safetensors")
+SECOND_COPY = "consolidated"  # Mistral publishes its weights in a format of its own, too
 # Data only: never Python, and never a pickle (.bin, .pt, .pth), which runs code when it is loaded.
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 OTHERS = ("*.json", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -25,7 +27,7 @@ def needed_files(names: Iterable[str], where: str, key: str) -> list[str]:
     Raises:
         UserError: there are no safetensors, no config or no tokenizer.
     """
-    top = sorted(name for name in names if "/" not in name)
+    top = sorted(name for name in names if "/" not in name and not name.startswith(SECOND_COPY))
     for what, patterns in (
         ("model*.safetensors", WEIGHTS),
         ("config.json", ("config.json",)),

@@ -204,6 +204,8 @@ class Fit:
             dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
             chat_template_sha256=template_hash(self._tokenizer),
             lora=run.lora.model_dump(mode="json"),
+            kernels=decisions["kernels"],
+            unreached=decisions["unreached"],
             base_weights=decisions["base_weights"],
             gradient_checkpointing=decisions["gradient_checkpointing"],
             micro_batching={"tokens_at_start": self._tokens_at_start} | asdict(trainer.micro_batching),

@@ -19,6 +19,7 @@ from abctune.llm.conversation import IGNORE
 from abctune.llm.device import capability
 from abctune.llm.likelihood import batches, right_padded
 from stages.train.memory import activation_bytes_per_token, free_bytes, supports_packing, tokens_that_fit
+from stages.train.plain import UNSLOTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,10 +91,12 @@ def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: 
     """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
-    per_token = activation_bytes_per_token(model.config, model.is_gradient_checkpointing)
-    packed = supports_packing(capability(), model.dtype)
+    per_token = activation_bytes_per_token(model.config.get_text_config(), model.is_gradient_checkpointing)
+    fast = supports_packing(capability(), model.dtype)
     # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
-    tokens = tokens_that_fit(free_bytes(), per_token) if packed else max_length
+    tokens = tokens_that_fit(free_bytes(), per_token) if fast else max_length
+    # Unsloth's kernels keep attention inside each conversation of a row; other models get rows of their own.
+    packed = fast and model.config.model_type in UNSLOTH
     return MicroBatching(max(tokens, max_length), packed)
 
 

@@ -1,4 +1,4 @@
-"""The model to train: base weights through Unsloth, with a fresh LoRA adapter.
+"""The model to train: base weights through Unsloth where it has kernels for them, with a fresh LoRA adapter.
 
 The only module that imports Unsloth. It must be imported before transformers, trl and peft, which it patches,
 and it costs several seconds; for scoring and generating use abctune.llm.inference.
@@ -26,6 +26,7 @@ from stages.train.memory import (
     supports_packing,
     worth_dequantizing,
 )
+from stages.train.plain import UNSLOTH, add_adapter, load_plain, unreached
 
 if torch.cuda.is_available():
     # Leaves TRL's trainers, of which none is used here, as they are: rewriting them all takes 9 s.
@@ -52,7 +53,7 @@ class Base:
         self._path = path
         self._adapted: PeftModel | None = None
         self._checkpointing = ""
-        # What the machine decided about gradient checkpointing and 4-bit weights, in words; known once it is loaded.
+        # What was decided about kernels, gradient checkpointing, 4-bit weights and layers, in words; known once loaded.
         self.decisions: dict[str, str] = {}
 
     def with_adapter(self, lora: LoraParams, seed: int) -> PeftModel:
@@ -66,12 +67,33 @@ class Base:
         else:
             model = self._adapted.unload()
         self._adapted = new_adapter(model, lora, self._checkpointing, seed)
+        self._name_unreached(self._adapted)
         return self._adapted
+
+    def _name_unreached(self, adapted: PeftModel) -> None:
+        """Say once which layers the adapter leaves as they are."""
+        if "unreached" not in self.decisions:
+            self.decisions["unreached"] = ", ".join(unreached(adapted))
+            if kinds := self.decisions["unreached"]:
+                print(f"note: lora.target_modules leaves these without an adapter: {kinds}", file=sys.stderr)
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, seed: int) -> PeftModel:
     """Put a LoRA adapter on the model; the seed decides its first weights."""
-    adapted = FastLanguageModel.get_peft_model(
+    if model.config.model_type not in UNSLOTH:
+        adapted = add_adapter(model, lora, checkpointing, seed)
+    else:
+        adapted = _by_unsloth(model, lora, checkpointing, seed)
+    for config in adapted.peft_config.values():
+        # Sets, which PEFT would write to adapter_config.json in another order in every process.
+        config.target_modules = sorted(config.target_modules)
+        if config.target_parameters:
+            config.target_parameters = sorted(config.target_parameters)
+    return adapted
+
+
+def _by_unsloth(model: PreTrainedModel, lora: LoraParams, checkpointing: str, seed: int) -> PeftModel:
+    adapted: PeftModel = FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -83,9 +105,6 @@ def new_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
         use_gradient_checkpointing=CHECKPOINTING[checkpointing],
         random_state=seed,
     )
-    for config in adapted.peft_config.values():
-        # A set, which PEFT would write to adapter_config.json in another order in every process.
-        config.target_modules = sorted(config.target_modules)
     return adapted
 
 
@@ -105,28 +124,46 @@ def load_base(
     why = "as params say"
     if asked == "auto" and not torch.cuda.is_available():
         asked, why = "none", "a CPU's memory is no concern"
-    model, _ = FastLanguageModel.from_pretrained(
-        str(path),
-        max_seq_length=max_length,
-        dtype=resolve_dtype(recipe.dtype),
-        load_in_4bit=recipe.load_in_4bit,
-        use_gradient_checkpointing=CHECKPOINTING.get(asked, "unsloth"),
-    )
+    model, how["kernels"] = _load(path, recipe, max_length, asked)
+    config = model.config.get_text_config()
     if asked == "auto":
-        asked, why = choose_checkpointing(free_bytes(), model.config, max_length, capability())
+        asked, why = choose_checkpointing(free_bytes(), config, max_length, capability())
     how["gradient_checkpointing"] = f"{asked}: {why}"
     if recipe.load_in_4bit:
         how["base_weights"] = "4-bit, unpacked at every use"
         more = 2 * model.num_parameters() - model.get_memory_footprint()
-        if warning := needless_4bit(more, free_bytes(), model.config, max_length):
+        if warning := needless_4bit(more, free_bytes(), config, max_length):
             print(f"warning: {warning}", file=sys.stderr)
-        if asked == "none" and worth_dequantizing(more, free_bytes(), model.config, max_length, capability()):
+        if asked == "none" and worth_dequantizing(more, free_bytes(), config, max_length, capability()):
             model = model.dequantize()
             how["base_weights"] = f"4-bit, unpacked once, which takes {more / 2**30:.1f} GiB more"
     if not torch.cuda.is_available():
         # Unsloth's chunked loss, which it switches on in TRL's trainer alone.
         model._unsloth_cpu_chunked_ce_active = True
     return model, asked, how
+
+
+def _load(
+    path: Path, recipe: TrainParams, max_length: int, checkpointing: str
+) -> tuple[PreTrainedModel, str]:
+    """The base model, and by what it is trained."""
+    from transformers import AutoConfig
+
+    kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+    if kind not in UNSLOTH:
+        print(
+            f"note: {kind} is trained by transformers and PEFT: Unsloth has no kernels of its own for it that work",
+            file=sys.stderr,
+        )
+        return load_plain(path, resolve_dtype(recipe.dtype), recipe.load_in_4bit), "transformers"
+    model, _ = FastLanguageModel.from_pretrained(
+        str(path),
+        max_seq_length=max_length,
+        dtype=resolve_dtype(recipe.dtype),
+        load_in_4bit=recipe.load_in_4bit,
+        use_gradient_checkpointing=CHECKPOINTING.get(checkpointing, "unsloth"),
+    )
+    return model, "Unsloth"
 
 
 def _lend_kernels() -> None:

@@ -1,0 +1,120 @@
+"""Models that Unsloth has no kernels for: which layers are adapted, that the loss is transformers', that no row leaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from abctune.core.params import load_params
+from abctune.llm.conversation import IGNORE
+from stages.train.micro_batching import padded
+from stages.train.plain import UNSLOTH, add_adapter, linear_layers, load_plain, targets, unreached
+from tests.llm.test_architectures import SHAPE, build
+
+PLAIN = (
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "phi3",
+    "granite",
+    "cohere2",
+    "qwen3_moe",
+    "gpt_oss",
+    "qwen3_5_text",
+    "granitemoehybrid",
+)
+
+
+def lora(**changes):
+    return load_params().lora_of("B").model_copy(update={"r": 4, **changes})
+
+
+@pytest.fixture
+def wrapper(tmp_path):
+    """Gemma 3 with its vision tower."""
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**SHAPE, "model_type": "gemma3_text"},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=120,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    return load_plain(tmp_path, torch.float32, load_in_4bit=False)
+
+
+def rows(seed):
+    """Conversations of several lengths."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for length in (9, 30, 17):
+        ids = rng.integers(3, 110, length)
+        found.append({"input_ids": ids, "labels": np.where(np.arange(length) % 3, ids, IGNORE)})
+    return found
+
+
+def loss(model, conversations):
+    """As training computes it: sum(nll) / supervised tokens of all conversations, each gradient included."""
+    batch = padded(conversations)
+    count = torch.tensor(int((batch["labels"][:, 1:] != IGNORE).sum()))
+    return model(**batch, num_items_in_batch=count).loss
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_models_loss_while_training_is_its_own_and_knows_no_neighbours(kind):
+    assert kind not in UNSLOTH
+    base = build(kind)
+    conversations = rows(0)
+    with torch.inference_mode():
+        alone = [
+            base(
+                input_ids=torch.from_numpy(row["input_ids"])[None],
+                labels=torch.from_numpy(row["labels"])[None],
+            ).loss.item()
+            * int((row["labels"][1:] != IGNORE).sum())
+            for row in conversations
+        ]
+    count = sum(int((row["labels"][1:] != IGNORE).sum()) for row in conversations)
+    model = add_adapter(base, lora(target_modules="all-linear"), "none", seed=1)
+    model.train()
+    found = loss(model, conversations)
+    assert found.item() == pytest.approx(sum(alone) / count, rel=1e-5)
+    found.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    # The same conversation between others: its share of the loss stays what it is.
+    others = [{**row, "labels": np.full_like(row["labels"], IGNORE)} for row in rows(7)]
+    others[1] = conversations[1]
+    share = alone[1] / int((conversations[1]["labels"][1:] != IGNORE).sum())
+    assert loss(model, others).item() == pytest.approx(share, rel=1e-5)
+
+
+def test_of_a_vision_wrapper_the_language_model_alone_is_adapted_and_trains(wrapper):
+    model = add_adapter(wrapper, lora(), "none", seed=1)
+    adapted = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(adapted) == 2 * 7 * 2 and not any("vision" in name for name in adapted)
+    model.train()
+    loss(model, rows(0)).backward()
+    assert unreached(model) == []
+
+
+def test_layers_that_the_adapter_does_not_reach_are_named():
+    model = build("qwen3_5_text")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert targets(model, lora(target_modules=tuple(names))) == names
+    found = unreached(add_adapter(model, lora(target_modules=tuple(names)), "none", seed=1))
+    assert "linear_attn.in_proj_qkv" in found and not any("mlp" in name for name in found)
+
+
+def test_a_model_without_the_named_layers_gets_an_adapter_on_every_linear_layer():
+    model = build("phi3")
+    assert "model.layers.0.self_attn.qkv_proj" in linear_layers(model)
+    assert targets(model, lora()) == "all-linear"
+    assert unreached(add_adapter(model, lora(), "none", seed=1)) == []
