@@ -97,6 +97,7 @@ def main() -> None:
         "mean_tokens": round(counts["n_tokens"] / counts["kept"], 1),
         "median_tokens": summary["lengths"]["quantiles"]["0.5"],
         "seconds": round(used.seconds, 1),
+        "cpu_seconds": round(used.cpu_seconds, 1),
         "tokens_per_second": round(counts["n_tokens"] / used.seconds),
         "peak_rss_gib": round(used.peak_rss_gib, 2),
         "hardware": hardware(),

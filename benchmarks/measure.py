@@ -17,6 +17,7 @@ class Used(NamedTuple):
     status: int  # 0: the command succeeded
     seconds: float
     peak_rss_gib: float  # of the process or of a child, the larger
+    cpu_seconds: float  # of all cores, which a busy machine changes least
 
 
 def run_measured(command: list[str], cwd: Path, **popen: Any) -> Used:
@@ -24,7 +25,8 @@ def run_measured(command: list[str], cwd: Path, **popen: Any) -> Used:
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, **popen)
     _, status, usage = os.wait4(process.pid, 0)
-    return Used(status, time.perf_counter() - started, usage.ru_maxrss * 1024 / 2**30)
+    seconds, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+    return Used(status, seconds, usage.ru_maxrss * 1024 / 2**30, cpu)
 
 
 def run_repro(folder: Path, seconds: dict[str, float], *arguments: str, **environment: str) -> int:

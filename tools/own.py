@@ -22,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_text
@@ -30,9 +31,11 @@ from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
 from stages.fetch.local import data_files
 from stages.fetch.records import read_files
-from stages.format.examine import Examination, examine
+from stages.format.examine import Examination, Record, examine
 from stages.format.limits import remedy, unread_fields, unwanted
 from stages.format.preview import lines
+from stages.split.buckets import SUBSETS
+from stages.split.check import FEW_GROUPS
 from tools.tidy_params import as_dvc_writes
 
 OWN = Path("data/own")
@@ -47,6 +50,8 @@ class New(NamedTuple):
     target: Path  # where the file will lie, below data/own/
     options: dict[str, Any]  # the entry under `sources`
     rows: int
+    group_by: str | None
+    check: dict[str, Any] | None  # the entry under `evaluation.checks`
 
 
 @exits_with_one_line
@@ -56,6 +61,12 @@ def main(
     variant: Annotated[str, typer.Option(help="the new variant's name")] = "D",
     column: Annotated[list[str], typer.Option(help="PART=COLUMN, as user=question; several times")] = [],  # noqa: B006
     ignore: Annotated[list[str], typer.Option(help="a column to leave out; several times")] = [],  # noqa: B006
+    group_by: Annotated[
+        str | None, typer.Option(help="a column; rows with the same value stay together in the split")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="have a program judge the models' answers (labels, tool calls)")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show what becomes of the rows; add nothing")
     ] = False,
@@ -74,16 +85,21 @@ def main(
     options = options_of(column, ignore)
     columns: Counter[str] = Counter()
     found = examine(
-        records_of(file, columns),
+        records_of(file, columns, group_by),
         SourceParams(**options),
         load_tokenizer(**params.active.model.template),
         params.active.data.max_length,
         source,
     )
-    print(description(found, columns, source))
+    print(description(found, columns, source), flush=True)
     check_usable(found, source, file, params)
+    fitting = fitting_check(found)
+    for line in advice(found, group_by, fitting, check):
+        print(line, flush=True)
     if not dry_run:
-        print(add(New(source, variant, target, options, found.record.sources[source].read), file, params))
+        rows = found.record.sources[source].read
+        new = New(source, variant, target, options, rows, group_by, fitting if check else None)
+        print(add(new, file, params))
 
 
 def source_of(params: Params, target: Path) -> str | None:
@@ -124,7 +140,8 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     """
     pairs = [one.partition("=") for one in columns]
     mapped: dict[str, Any] = {"columns": {part: column for part, _, column in pairs}} if pairs else {}
-    options: dict[str, Any] = {"schema": "auto", **mapped, **({"ignore": list(ignore)} if ignore else {})}
+    # A list last would be in the way: DVC drops a comment that follows one, and the next section's heading would.
+    options: dict[str, Any] = {**mapped, **({"ignore": list(ignore)} if ignore else {}), "schema": "auto"}
     try:
         SourceParams(**options)
     except ValidationError:
@@ -133,16 +150,16 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def records_of(file: Path, columns: Counter[str]) -> Iterator[tuple[str, str | None]]:
+def records_of(file: Path, columns: Counter[str], group_by: str | None) -> Iterator[Record]:
     """The file's rows as `examine` takes them; their columns are counted."""
-    for record in read_files(data_files([file.as_posix()], "FILE")):
+    for record in read_files(data_files([file.as_posix()], "FILE"), group_by):
         try:
             value = json.loads(record.text)
         except ValueError:
             value = None
         if isinstance(value, dict):
             columns.update(value.keys())
-        yield record.text, record.problem
+        yield record.text, record.group, record.problem
 
 
 def description(found: Examination, columns: Counter[str], source: str) -> str:
@@ -178,18 +195,71 @@ def check_usable(found: Examination, source: str, file: Path, params: Params) ->
     Raises:
         UserError: with the remedy for the most frequent reason.
     """
-    counts, limit = found.record.sources[source], params.format.max_quarantined
+    counts, limit, by_option = found.record.sources[source], params.format.max_quarantined, True
     if unwanted(counts) <= limit * counts.read:
         return
     if fields := unread_fields(counts):
         options = " ".join(f"--ignore {shlex.quote(field)}" for field in fields)
         helps = f"say what may be left out (`{options}`), or what belongs to the conversation (`--column PART=COLUMN`)"
-    elif "sources" in (helps := remedy(source, counts, params.profile)):
+    elif re.match(r"(say under|check) sources", helps := remedy(source, counts, params.profile)):
         helps = "say which columns are the user's and the assistant's: `--column user=COLUMN --column assistant=COLUMN`"
+    else:
+        by_option = False
+    options_note = (
+        " (options of make: ARGS='...')"
+        if by_option
+        else f" in {PARAMS_FILE}"
+        if "profiles." in helps
+        else ""
+    )
     raise UserError(
         f"{unwanted(counts):,} of {counts.read:,} rows of {file} are refused, more than format.max_quarantined"
-        f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps} (options of make: ARGS='...')"
+        f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps}{options_note}"
     )
+
+
+def fitting_check(found: Examination) -> dict[str, Any] | None:
+    """The check on answers that fits the rows' last replies (evaluation.checks); None where none is known to."""
+    rows = sum(one.kept for one in found.record.sources.values())
+    if 2 * found.calls > rows:
+        return {"kind": "tool_call"}
+    # Labels come again and again: a file in which every second reply is new has answers.
+    if len(found.replies) > 1 and 2 * len(found.replies) <= rows:
+        return {"kind": "choice", "labels": sorted(found.replies)}
+    return None
+
+
+def advice(
+    found: Examination, group_by: str | None, fitting: dict[str, Any] | None, check: bool
+) -> Iterator[str]:
+    """What a person should know before training.
+
+    Raises:
+        UserError: the rows cannot be split, or a check is wanted and none fits.
+    """
+    rows = sum(one.kept for one in found.record.sources.values())
+    if found.groups < min(rows, FEW_GROUPS):
+        same = f"the same value of {group_by}" if group_by else "the same first message"
+        groups = f"the {rows:,} rows are {found.groups} group{'s' * (found.groups > 1)}: rows with {same} stay together"
+        helps = (
+            "name a column that tells rows apart by `--group-by COLUMN` (with make: ARGS='--group-by COLUMN')"
+        )
+        if found.groups < len(SUBSETS):
+            raise UserError(
+                f"{groups} in the split, so some would not be tested on; nothing was changed. To use them, {helps}"
+            )
+        yield f"Warning: {groups} in the split, of which there may be none to test on; {helps}."
+    if check and not fitting:
+        raise UserError(
+            "--check: the replies are neither tool calls nor a few labels; nothing was changed. Add the file without it, and"
+            f" a check under evaluation.checks in {PARAMS_FILE} (docs/evaluation.md)"
+        )
+    if fitting and not check:
+        what = "tool calls" if fitting["kind"] == "tool_call" else f"{len(fitting['labels'])} labels"
+        yield (
+            f"The replies are {what}: with `--check` (make: ARGS='... --check') a program judges every model's answers"
+            " to the test rows, too, which says more than loss (docs/evaluation.md)."
+        )
 
 
 def add(new: New, file: Path, params: Params) -> str:
@@ -206,12 +276,13 @@ def add(new: New, file: Path, params: Params) -> str:
         else:
             shutil.copyfile(file, new.target)
     write_text(PARAMS_FILE, text)
+    checked = f" Answers are checked ({new.check['kind']})." if new.check else ""
     mix = ", ".join(f"{name} {rows:,}" for name, rows in variants[new.variant].mix.items())
     return (
         f"Added to {PARAMS_FILE}: source {new.source!r} ({new.target}) and variant {new.variant!r}: the recipe of"
         f" {params.evaluation.test_of!r} on {mix} rows (times rows_scale, {params.active.data.rows_scale:g} in profile"
         f" {params.profile}). All models are scored on {new.variant!r}'s test rows, which hold every source"
-        f" (evaluation.test_of). Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
+        f" (evaluation.test_of).{checked} Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
     )
 
 
@@ -221,21 +292,65 @@ def with_source(text: str, new: New, params: Params) -> str:
     yaml.preserve_quotes = True  # type: ignore[assignment]
     yaml.width = 4096  # type: ignore[assignment]
     document = yaml.load(text)
-    document["sources"][new.source] = new.options
+    insert(document["sources"], new.source, new.options)
+    origin = {"origin": "local", "path": new.target.as_posix(), "license": "own data"}
     for profile in document["profiles"].values():
-        profile["sources"][new.source] = {
-            "origin": "local",
-            "path": new.target.as_posix(),
-            "license": "own data",
-        }
+        insert(profile["sources"], new.source, origin | ({"group_by": new.group_by} if new.group_by else {}))
     like = document["variants"][params.evaluation.test_of]
     asked = max(new.rows, -int(-new.rows // params.active.data.rows_scale))  # all rows in either profile
-    recipe = {part: copy.copy(like[part]) for part in ("train", "lora", "replicates") if part in like}
-    document["variants"][new.variant] = {"mix": {**like["mix"], new.source: asked}, **recipe}
+    recipe = {part: plain(like[part]) for part in ("lora", "replicates", "train") if part in like}
+    insert(document["variants"], new.variant, {"mix": {**plain(like["mix"]), new.source: asked}, **recipe})
     document["evaluation"]["test_of"] = new.variant
+    if new.check:
+        document["evaluation"]["checks"] = CommentedMap(
+            {**plain(document["evaluation"].get("checks", {})), new.source: new.check}
+        )
     out = io.StringIO()
     yaml.dump(document, out)
     return out.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """A part of a YAML document without its comments."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def insert(mapping: CommentedMap, key: str, value: dict[str, Any]) -> None:
+    """Add an entry at a mapping's end, before the comment that follows the mapping and heads the next section.
+
+    ruamel keeps that comment with the mapping's last leaf, wherever that is.
+    """
+    holder, last = last_leaf(mapping)
+    mapping[key] = commented(value)
+    tokens = holder.ca.items.get(last)
+    place = 2 if isinstance(holder, CommentedMap) else 0
+    if tokens and tokens[place] and "\n" in tokens[place].value:
+        own, _, following = tokens[place].value.partition("\n")
+        new_holder, new_last = last_leaf(mapping)
+        moved = copy.copy(tokens[place])
+        moved.value = f"\n{following}"
+        new_holder.ca.items[new_last] = (
+            [None, None, moved, None] if isinstance(new_holder, CommentedMap) else [moved, None]
+        )
+        tokens[place].value = f"{own}\n"
+        if not own.strip():
+            del holder.ca.items[last]
+
+
+def commented(value: Any) -> Any:
+    """A value as ruamel's types, which can hold comments."""
+    if isinstance(value, dict):
+        return CommentedMap({key: commented(inner) for key, inner in value.items()})
+    return CommentedSeq([commented(inner) for inner in value]) if isinstance(value, list) else value
+
+
+def last_leaf(node: Any) -> tuple[Any, Any]:
+    """The innermost mapping or list at a node's end, and its last key or index."""
+    last = next(reversed(node)) if isinstance(node, CommentedMap) else len(node) - 1
+    inner = node[last]
+    return last_leaf(inner) if isinstance(inner, CommentedMap | CommentedSeq) and len(inner) else (node, last)
 
 
 def is_same(file: Path, target: Path) -> bool:

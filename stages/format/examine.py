@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 from abctune.core.files import BATCH_ROWS
 from abctune.core.params import SourceParams
 from abctune.core.records import FormatRecord
+from abctune.llm.conversation import conversation_of
 from stages.format.formatter import Formatter
 from stages.format.preview import PREVIEW_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+MAX_LABELS, LABEL_CHARACTERS = 30, 40  # more or longer replies than these are answers, not labels
+
+Record = tuple[str, str | None, str | None]  # text, group, problem
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,9 @@ class Examination:
     record: FormatRecord
     preview: str
     roles: dict[str, int]  # turns per role, of the usable rows
+    groups: int  # of the usable rows: those of a group stay on one side of the split
+    replies: dict[str, int]  # rows by their last reply, where these are few and short: labels; else none
+    calls: int  # rows whose last reply calls tools
 
     @property
     def usable(self) -> float:
@@ -34,7 +43,7 @@ class Examination:
 
 
 def examine(
-    records: Iterable[tuple[str, str | None]],
+    records: Iterable[Record],
     options: SourceParams,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -44,20 +53,32 @@ def examine(
     """Format a source's records without writing anything.
 
     Args:
-        records: JSON objects as fetch stores them, each with what is wrong with the row's bytes, if anything is.
+        records: JSON objects as fetch stores them, each with its group if it has one, and with what is wrong with the row's
+            bytes, if anything is.
         options: the source's entry under `sources` in params.yaml.
         rows: how many to show, plain ones and of each kind of repair.
     """
     formatter = Formatter({source: options}, tokenizer, max_length, preview_rows=rows)
     roles: Counter[str] = Counter()
+    groups: set[str] = set()
+    replies: Counter[str] = Counter()
+    calls = 0
     numbered = enumerate(records)
     while batch := list(islice(numbered, BATCH_ROWS)):
         kept, _ = formatter.batch(
             [
-                {"source": source, "row": row, "record": text, "group": None, "problem": problem}
-                for row, (text, problem) in batch
+                {"source": source, "row": row, "record": text, "group": group, "problem": problem}
+                for row, (text, group, problem) in batch
             ]
         )
-        roles.update(message["role"] for row in kept for message in row["messages"])
-    record = formatter.record()
-    return Examination(record, formatter.preview.text(record), dict(roles))
+        for row in kept:
+            roles.update(message["role"] for message in row["messages"])
+            groups.add(row["group"])
+            last = conversation_of(row)[0][-1]
+            calls += "tool_calls" in last
+            if len(replies) <= MAX_LABELS:
+                replies[last["content"].strip() if last["role"] == "assistant" else ""] += 1
+    record, labels = formatter.record(), {} if len(replies) > MAX_LABELS else dict(replies)
+    if not labels or max(map(len, labels)) > LABEL_CHARACTERS or "" in labels:
+        labels = {}
+    return Examination(record, formatter.preview.text(record), dict(roles), len(groups), labels, calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def own(file: str, **options: Any) -> None:
     defaults = {"name": None, "variant": "D", "column": [], "ignore": [], "dry_run": False}
+    defaults |= {"group_by": None, "check": False}
     main(Path(file), **(defaults | options))
 
 
@@ -103,7 +105,11 @@ def test_a_classification_file_becomes_a_source_and_a_variant_scored_on_all_sour
     assert params.train_of("D") == params.train_of("C")
     after = PARAMS_FILE.read_text()
     assert as_dvc_writes(after) == after
-    assert set(comments_of(before)) <= set(comments_of(after))
+    assert Counter(comments_of(before)) == Counter(comments_of(after))
+    # Headings stay where they were: above the section that they are about.
+    assert "A new variant is an entry here" in after[after.index("  tickets:") : after.index("\nvariants:")]
+    assert after.index("  D:") < after.index("# What all variants share.") < after.index("\ntrain:")
+    assert after.index("origin: local") < after.index("    general: # text of another kind")
     assert Path("data/own/tickets.csv").read_text() == tickets()
 
 
@@ -129,6 +135,49 @@ def test_a_model_whose_template_has_no_tools_is_told_and_the_remedy_works(projec
     PARAMS_FILE.write_text(text.replace("chat_template: model", "chat_template: chatml-tools"))
     own("calls.jsonl")
     assert "30 rows, 100.0% of them usable" in capsys.readouterr().out
+
+
+def test_labels_are_told_and_checked_on_demand(project, capsys):
+    Path("tickets.csv").write_text(tickets())
+    own("tickets.csv", **TEXT_AND_LABEL)
+    assert "The replies are 3 labels: with `--check`" in capsys.readouterr().out
+    Path("more.csv").write_text(tickets(60))
+    own("more.csv", variant="E", check=True, **TEXT_AND_LABEL)
+    assert "Answers are checked (choice)." in capsys.readouterr().out
+    check = load_params().evaluation.checks["more"]
+    assert check.kind == "choice" and check.labels == ("billing", "refund", "shipping")
+
+
+def test_answers_that_are_no_labels_have_no_check_and_calls_have_theirs(project, capsys):
+    Path("sums.jsonl").write_text(
+        "".join(json.dumps({"question": f"{n}+1?", "answer": f"It is {n + 1}."}) + "\n" for n in range(20))
+    )
+    assert "--check: the replies are neither tool calls nor a few labels" in refusal(
+        capsys, "sums.jsonl", check=True
+    )
+    row = json.loads(calls(1))
+    called = row["messages"][1]
+    rows = [row | {"messages": [{"role": "user", "content": f"Weather {n}?"}, called]} for n in range(9)]
+    Path("calls.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    own("calls.jsonl", check=True)
+    assert load_params().evaluation.checks["calls"].kind == "tool_call"
+
+
+def test_rows_that_are_all_one_group_are_told_with_a_remedy_that_works(project, capsys):
+    rows = [
+        {"instruction": "Rate it.", "history": [], "output": f"Very good, {n}.", "person": n}
+        for n in range(40)
+    ]
+    Path("rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refusal(capsys, "rated.jsonl", ignore=["person"])
+    assert "the 40 rows are 1 group: rows with the same first message stay together" in line
+    assert "`--group-by COLUMN`" in line
+    own("rated.jsonl", ignore=["person"], group_by="person")
+    assert load_params().active.sources["rated"].group_by == "person"
+    few = [row | {"person": row["person"] % 4} for row in rows]
+    Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+    own("few.jsonl", ignore=["person"], group_by="person", variant="E")
+    assert "Warning: the 40 rows are 4 groups: rows with the same value of person" in capsys.readouterr().out
 
 
 def test_a_second_call_says_so_and_a_second_file_gets_its_own_variant(project, capsys):
