@@ -150,12 +150,16 @@ def compare_tab(service: Service) -> None:
         now: Round | None, prompt: Any, names: Any, instructions: Any, is_blind: Any, marks: Any, *values: Any
     ) -> Iterator[list[Any]]:
         setup = Setup(tuple(names or ()), str(instructions or ""), bool(is_blind))
+        text: Any = (
+            ""  # the box is emptied once: the next question may be in it before the answers have ended
+        )
         for row in _run(service, now, prompt, setup, values):
             if not isinstance(row[0], Round):
                 yield [*row, gr.skip(), gr.skip()]
                 continue
             row[0].marked = bool(marks)
-            yield [*joined(row), "", AGAIN]
+            yield [*joined(row), text, AGAIN]
+            text = gr.skip()
 
     def mark(now: Round | None, marks: Any) -> Any:
         if now is None or not now.done:
@@ -242,10 +246,10 @@ def _new(service: Service, setup: Setup) -> Round:
 
 def _failed(service: Service, now: Round | None, reason: str) -> list[Any]:
     """The reason in the place of answers, or as a warning where earlier answers stay."""
-    if now is None or len(now.turns) < 2:
-        return _only(None, note_html(reason))
-    if not now.replies:
+    if now is not None and now.turns and not now.replies:  # a question that got no answer
         now.turns.pop()
+    if now is None or not now.turns:
+        return _only(None, note_html(reason))
     now.done = True
     gr.Warning(reason)
     return _view(service, now)

@@ -23,6 +23,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the PATH")
 PATIENCE = 60_000  # ms; a busy machine takes seconds for what a quiet one does at once
+sync_api.expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,13 @@ def test_a_comparison_that_fails_says_so_in_place_of_the_answers(models, tokeniz
     assert "empty message" in last[3]
 
 
+def test_a_refused_question_keeps_the_answers_before_it(service):
+    *_, first = compare._run(service, None, "hello", ALL, SETTINGS)
+    with pytest.warns(UserWarning, match="empty message"):
+        *_, after = compare._run(service, first[0], " ", ALL, SETTINGS)
+    assert after[0] is first[0] and after[3:] == first[3:] and len(after[0].turns) == 1
+
+
 @pytest.mark.parametrize("text", [None, "", "   ", 7, "x" * 200_000])
 def test_what_is_no_message_starts_nothing(text):
     turns, display, _ = chat._ask(Conversation(), text)
