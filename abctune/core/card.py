@@ -8,6 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from abctune.core.licenses import terms_of
 from abctune.core.records import SourceRecord, TrainingRecord
 
 # The model hub's names for licenses; whatever else is "other" there, with its own name next to it.
@@ -45,12 +46,14 @@ def front_matter(base: SourceRecord, sources: Iterable[SourceRecord] = ()) -> st
 
 def title(variant: str, base: SourceRecord) -> str:
     """The adapter's name. A model made from Llama is called so: a condition of its community licenses."""
-    return f"{'Llama-' if base.is_llama else ''}abctune-{variant}"
+    prefix = terms_of(base.license).prefix.replace(" ", "-")
+    return f"{prefix}-abctune-{variant}" if prefix else f"abctune-{variant}"
 
 
 def built_with(base: SourceRecord) -> str:
-    """The sentence that the Llama community licenses ask for, after a space; nothing on another base."""
-    return " Built with Llama." if base.is_llama else ""
+    """The sentence that the licenses of Llama and Qwen ask for, after a space; nothing on another base."""
+    sentence = terms_of(base.license).sentence
+    return f" {sentence}" if sentence else ""
 
 
 def note(record: TrainingRecord, profile: str) -> str:

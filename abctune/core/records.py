@@ -118,14 +118,6 @@ class SourceRecord(Record):
         """The name and, of a wheel, its version, as a sentence has it."""
         return f"{self.name} {self.version}" if self.version else self.name
 
-    @property
-    def is_llama(self) -> bool:
-        """Whether the Llama community license's conditions hold: the name's prefix and "Built with Llama".
-
-        The license decides, not the name: TinyLlama is Apache-2.0.
-        """
-        return self.license.lower().startswith("llama")
-
 
 class Counted(Record):
     """Base of the data stages' counts: a reader takes what it knows and ignores counts added since."""

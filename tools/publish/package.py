@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
+from abctune.core.licenses import terms_of
 from abctune.core.records import SourceRecord, TrainingRecord, read_record
 from abctune.llm.device import DTYPES
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 MODELS, CARDS = Path("models"), Path("plots/cards")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-LLAMA = "Llama"
-NOTICE = "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
+LICENSE_FILES = (
+    "LICENSE*",
+    "USE_POLICY*",
+    "NOTICE*",
+)  # the base model's own, which its license asks to pass on
 FIRST_SECTION = "## Data\n"  # of the card that plot writes; what only now is known goes before it
 
 USE = """## Use
@@ -51,9 +55,11 @@ by {effect:.2g}.
 def require_name(repo: str, base: SourceRecord) -> None:
     """Refuse a name that the base model's license does not allow."""
     owner, name = repo.split("/")
-    if base.is_llama and not name.startswith(LLAMA):
+    prefix = terms_of(base.license).prefix
+    if not name.replace("-", " ").startswith(prefix):
         raise UserError(
-            f"--repo {repo}: the license of {base.name} wants a name that begins with {LLAMA}, such as {owner}/{LLAMA}-{name}"
+            f"--repo {repo}: the license of {base.name} wants a name that begins with {prefix}, such as "
+            f"{owner}/{prefix.replace(' ', '-')}-{name}"
         )
 
 
@@ -130,11 +136,16 @@ def insert(card: ModelCard, text: str) -> None:
 
 
 def finish(folder: Path, card: ModelCard, base: SourceRecord) -> None:
-    """Write the card, and the notice that a Llama's license requires."""
+    """Write the card, the base model's license files, and the notice that its license asks for."""
     write_text(folder / "README.md", f"{str(card).rstrip()}\n")
-    if base.is_llama:  # a condition of its license
-        version = base.license.lower().removeprefix("llama").strip("- ")
-        write_text(folder / "NOTICE", NOTICE.format(name=f"{LLAMA} {version}".strip()))
+    for pattern in LICENSE_FILES:
+        for path in BASE_MODEL.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    if notice := terms_of(base.license).notice:
+        path = folder / "NOTICE"
+        theirs = path.read_text(encoding="utf-8") if path.exists() else ""
+        if notice not in theirs:
+            write_text(path, f"{theirs.rstrip()}\n\n{notice}" if theirs else notice)
 
 
 def files_of(folder: Path) -> dict[str, int]:
