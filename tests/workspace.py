@@ -72,16 +72,20 @@ class Workspace:
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command here with this interpreter first on the PATH; `python -m stages.x` uses the copied code."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # The tests' own process has these from importing a stage and Unsloth; fetch takes them as the user's wish.
-        inherited = {name: value for name, value in os.environ.items() if name not in OFFLINE}
-        env = inherited | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | environment
+        env = self.environment(**environment)
         done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(
                 f"{' '.join(command)} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
             )
         return done
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of commands that run here."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # The tests' own process has these from importing a stage and Unsloth; fetch takes them as the user's wish.
+        inherited = {name: value for name, value in os.environ.items() if name not in OFFLINE}
+        return inherited | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | more
 
     def stage(
         self, name: str, *arguments: str, check: bool = True, **environment: str

@@ -157,13 +157,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) ->
 
 def read_batches(path: Path, made_by: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Stream a Parquet file that the DVC stage `made_by` writes, BATCH_ROWS rows at a time."""
-    with _parquet_errors(path, made_by), pq.ParquetFile(path) as file:
+    with parquet_errors(path, made_by), pq.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def count_rows(path: Path, made_by: str) -> int:
     """How many rows a Parquet file has, by its footer."""
-    with _parquet_errors(path, made_by):
+    with parquet_errors(path, made_by):
         return int(pq.read_metadata(path).num_rows)
 
 
@@ -175,12 +175,13 @@ def read_rows(path: Path, made_by: str, columns: list[str] | None = None) -> Ite
 
 def read_table(path: Path, made_by: str, columns: list[str] | None = None) -> pa.Table:
     """Read a whole Parquet file (or some of its columns) into memory."""
-    with _parquet_errors(path, made_by):
+    with parquet_errors(path, made_by):
         return pq.read_table(path, columns=columns)
 
 
 @contextmanager
-def _parquet_errors(path: Path, made_by: str) -> Iterator[None]:
+def parquet_errors(path: Path, made_by: str) -> Iterator[None]:
+    """Say in the usual words that a Parquet file is missing or damaged."""
     try:
         yield
     except FileNotFoundError:

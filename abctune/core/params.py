@@ -324,6 +324,7 @@ class TrainParams(_Section):
     load_in_4bit: bool
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
+    sharding: Literal["auto", "fsdp", "none"]  # the base model split over the training's processes
 
     @model_validator(mode="after")
     def _has_the_loss_it_goes_by(self) -> TrainParams:

@@ -42,3 +42,15 @@ def dtype_for(name: str, capability: Capability) -> torch.dtype:
 def resolve_dtype(name: str) -> torch.dtype:
     """`dtype_for` on this machine."""
     return dtype_for(name, capability())
+
+
+def free_bytes(index: int | None = None) -> int:
+    """GPU memory that this process can still take, also under torch.cuda.set_per_process_memory_fraction.
+
+    Args:
+        index: which GPU; by default the one in use.
+    """
+    free, total = torch.cuda.mem_get_info(index)
+    reserved = torch.cuda.memory_reserved(index)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(index)) - reserved
+    return int(min(free, allowed) + reserved - torch.cuda.memory_allocated(index))

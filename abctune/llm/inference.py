@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,19 +16,22 @@ from abctune.core.errors import UserError
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain
-from abctune.llm.device import device
+from abctune.llm.device import device, free_bytes
 from abctune.llm.tokenizer import BASE_MODEL, stop_token_ids
+from abctune.llm.weights import weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+WORKING_BYTES = 3 * 2**30  # next to the weights: a batch's activations, a chunk of its logits
+
 
 def load_for_inference(
     dtype: torch.dtype, adapter: Path | None = None, base: Path = BASE_MODEL, load_in_4bit: bool = False
 ) -> PreTrainedModel:
-    """The base model, with an adapter on it if one is given, in eval mode on the machine's device.
+    """The base model, with an adapter on it if one is given, in eval mode on the machine's device, or on all its GPUs if one cannot hold it.
 
     Args:
         dtype: the number format that it computes in, and whose weights it has.
@@ -52,14 +55,28 @@ def load_for_inference(
         base,
         dtype=dtype,
         local_files_only=True,
-        device_map=device(),
         quantization_config=nf4(dtype) if load_in_4bit else None,
+        **placement(weight_bytes(base, bytes_each=dtype.itemsize)),
     )
     if load_in_4bit:
         model = model.dequantize().to(dtype)
     if torch.cuda.is_available():
         fuse(model)
     return (model if adapter is None else _with_adapter(model, adapter, base)).eval()
+
+
+def placement(weights: int) -> dict[str, Any]:
+    """Where from_pretrained puts a model whose weights take so many bytes: on one device, or layer by layer on several.
+
+    Several GPUs where one has no room for the weights and WORKING_BYTES; each is filled to nine tenths of what is free.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 2 or weights + WORKING_BYTES <= free_bytes():
+        return {"device_map": device()}
+    return {
+        "device_map": "auto",
+        "max_memory": {index: int(0.9 * free_bytes(index)) for index in range(count)},
+    }
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:

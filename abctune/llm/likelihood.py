@@ -131,5 +131,9 @@ def _add_sums(
     parts = zip(*(places.to(states.device).split(HEAD_ROWS) for places in found), strict=True)
     for owner, row, column, target in parts:
         logits = project(states[row, column]).float()
+        target = target.to(
+            logits.device
+        )  # a model on several GPUs has its head on one and its states on another
         for total, measure in zip(sums, measures, strict=True):
-            total.index_add_(0, owner, measure(logits, target).double())
+            measured = measure(logits, target).double()
+            total.index_add_(0, owner.to(total.device), measured.to(total.device))

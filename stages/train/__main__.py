@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 
 import typer
 
@@ -11,10 +12,12 @@ from abctune.core.errors import exits_with_one_line
 from abctune.core.params import ItemArgument, Params, load_params
 from abctune.llm.tokenizer import load_tokenizer
 from stages.train.checkpoints import clear, only_run
-from stages.train.processes import Processes, joined, launch, wanted
+from stages.train.data import remove_rows
+from stages.train.processes import is_main, joined, launch, process_state, require_work, wanted
 from stages.train.publish import publish, variant_record
 from stages.train.recipe import Run, resolve
 from stages.train.schedule import describe
+from stages.train.sharding import base_of
 
 
 @exits_with_one_line
@@ -27,26 +30,26 @@ def main(variant: ItemArgument) -> None:
         launch(variant)
         return
     run = resolve(params, variant)
-    with joined() as processes:
-        processes.require_work(variant, run.conversations_per_step)
-        if processes.is_main:
-            with only_run(variant):
-                train(run, params, processes, started)
-        else:
-            from stages.train.worker import train_worker
-
-            train_worker(run, params, processes)
+    with joined():
+        require_work(variant, run.conversations_per_step)
+        with only_run(variant) if is_main() else nullcontext():
+            train(run, params, started)
 
 
-def train(run: Run, params: Params, processes: Processes, started: float) -> None:
-    """Train what is not trained yet, then publish and record, and remove the checkpoints."""
-    from stages.train.fit import train_replicates  # imports Unsloth, which has to come before transformers
+def train(run: Run, params: Params, started: float) -> None:
+    """Train what is not trained yet; the main process then publishes and records, and removes the checkpoints."""
+    base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
+    from stages.train.fit import train_replicates
 
-    for line in describe(run.recipe)["warnings"]:
-        print(f"warning: {run.variant}: {line}", file=sys.stderr)
-
+    if is_main():
+        for line in describe(run.recipe)["warnings"]:
+            print(f"warning: {run.variant}: {line}", file=sys.stderr)
     tokenizer = load_tokenizer(**params.active.model.template)
-    finished = train_replicates(run, params, tokenizer, processes, started)
+    finished = train_replicates(run, params, tokenizer, base, started)
+    if process_state().is_local_main_process:
+        remove_rows(run.variant)
+    if not is_main():
+        return
     record = variant_record([one.record for one in finished], run.recipe.publish)
     publish(finished, record, tokenizer, params)
     clear(run.variant)

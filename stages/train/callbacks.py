@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
 from abctune.llm.conversation import Message
 from abctune.llm.inference import generate
 from abctune.llm.prompts import PROMPTS
+from stages.train.adapter_files import save_adapter
 
 SAMPLE_TOKENS = 48  # per live sample: enough to see the style, short enough not to slow training
 CURVES = {
@@ -110,8 +110,6 @@ class DVCLiveLogger(TrainerCallback):
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any
     ) -> None:
         """Write the logged numbers to DVCLive's files."""
-        if not state.is_world_process_zero:
-            return
         self._live.step = state.global_step
         for name, value in logs.items():
             if name in CURVES:
@@ -140,21 +138,20 @@ class TerminateOnNonFinite(TrainerCallback):
         """Stop at a gradient that is not finite."""
         loss = float(self._trainer._tr_loss)  # the sum since the last log: a number only if all of it are
         if not math.isfinite(loss):
-            self._stop(f"loss is {loss}", state.global_step + 1, model)
+            self._stop(f"loss is {loss}", state, state.global_step + 1, model)
         # With float16 an infinite gradient is the gradient scaler's everyday business: it skips the step.
-        if not args.fp16 and not self._trainer.flat.weight.grad.isfinite().all():
-            self._stop("a gradient is infinite or nan", state.global_step + 1, model)
+        if not args.fp16 and not self._trainer.gradients_are_finite():
+            self._stop("a gradient is infinite or nan", state, state.global_step + 1, model)
 
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
     ) -> None:
         """Stop at a loss that is not finite."""
         if not math.isfinite(logs.get("eval_loss", 0.0)):
-            self._stop(f"eval_loss is {logs['eval_loss']}", state.global_step, model)
+            self._stop(f"eval_loss is {logs['eval_loss']}", state, state.global_step, model)
 
-    def _stop(self, what: str, step: int, model: Any) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        model.save_pretrained(self._folder)
+    def _stop(self, what: str, state: TrainerState, step: int, model: Any) -> None:
+        save_adapter(model, self._folder, state.is_world_process_zero)
         raise UserError(
             f"{what} at step {step}; nothing is published, the adapter that gave it is at {self._folder}. "
             "Lower the variant's learning_rate in params.yaml, or look for broken rows in data/formatted/*/preview.txt"
@@ -184,12 +181,12 @@ class KeepBest(TrainerCallback):
         """Keep the adapter where its loss is the lowest so far."""
         value = logs.get(self._logged) if self._logged else None
         if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
-            self._save(model, Kept(self._by, state.global_step, value))
+            self._save(model, state, Kept(self._by, state.global_step, value))
 
     def on_train_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         """Keep the last adapter where none was kept before."""
         if self.kept is None:  # `last`, or a run shorter than its logging interval
-            self._save(model, Kept("last", state.global_step, None))
+            self._save(model, state, Kept("last", state.global_step, None))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -199,9 +196,8 @@ class KeepBest(TrainerCallback):
         """Go on from what a checkpoint kept."""
         self.kept = saved["kept"] and Kept(**saved["kept"])
 
-    def _save(self, model: Any, kept: Kept) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        model.save_pretrained(self.folder)
+    def _save(self, model: Any, state: TrainerState, kept: Kept) -> None:
+        save_adapter(model, self.folder, state.is_world_process_zero)
         self.kept = kept
 
 
@@ -244,6 +240,8 @@ class LiveSamples(TrainerCallback):
             answer = generate(
                 model, self._tokenizer, [[Message(role="user", content=prompt)]], SAMPLE_TOKENS
             )[0]
+        if not state.is_world_process_zero:  # it has generated along: a sharded model needs all processes
+            return
         row = {
             "step": state.global_step,
             "epoch": round(state.epoch or 0.0, 4),

@@ -1,23 +1,23 @@
-"""Train a variant's replicates one after the other on one loaded base model; the main rank's part.
+"""Train a variant's replicates one after the other on one loaded base model, in every process the same.
 
-Imports Unsloth before anything imports transformers, so import this module where training begins, not earlier.
+Import it where training begins, after stages.train.model: Unsloth has to come before transformers.
 """
 
 from __future__ import annotations
 
-from abctune.llm.tokenizer import template_hash
-
-from stages.train.model import Base  # isort: skip  (Unsloth comes before transformers, which it patches)
-
+import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from dvclive import Live
+from transformers.utils.logging import disable_progress_bar
 
-from abctune.core.params import Params
+from abctune.core.params import LoraParams, Params
 from abctune.core.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
 from abctune.core.records import (
     Exposure,
@@ -31,7 +31,7 @@ from abctune.core.records import (
     read_record,
     write_record,
 )
-from abctune.llm.tokenizer import BASE_MODEL
+from abctune.llm.tokenizer import BASE_MODEL, template_hash
 from stages.train.callbacks import (
     DVCLiveLogger,
     KeepBest,
@@ -40,10 +40,10 @@ from stages.train.callbacks import (
     TerminateOnNonFinite,
     ThroughputTimer,
 )
-from stages.train.checkpoints import CheckpointStore, explaining_errors, identity
+from stages.train.checkpoints import FINISHED, CheckpointStore, differences, explaining_errors, identity
 from stages.train.data import as_dataset, exposure, load_subset
 from stages.train.micro_batching import micro_batching_for
-from stages.train.processes import Processes
+from stages.train.processes import agree, from_main, process_state
 from stages.train.publish import METRICS, Finished
 from stages.train.recipe import Replicate, Run
 from stages.train.resume import Checkpoints, Stateful
@@ -54,45 +54,63 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-FINISHED = "finished"  # what the main rank says of a replicate that an earlier, interrupted run has trained
+
+class Model(Protocol):
+    """A base model to put one adapter after the other on."""
+
+    decisions: dict[str, str]  # about it, in words, for the record
+
+    def with_adapter(self, lora: LoraParams, seed: int) -> PeftModel: ...
 
 
 def train_replicates(
-    run: Run, params: Params, tokenizer: PreTrainedTokenizerBase, processes: Processes, started: float
+    run: Run, params: Params, tokenizer: PreTrainedTokenizerBase, base: Model, started: float
 ) -> list[Finished]:
     """Every replicate's adapter and record; those that an interrupted run has finished are not trained again.
 
     Args:
+        base: the model to train on.
         started: time.perf_counter() at the start of the process. The first replicate trained here is charged with
             the imports and the loading of the base model.
+
+    Returns:
+        What was trained, in the main process; nothing in the others, which write nothing.
+
+    Raises:
+        UserError: another process's machine would train something else.
     """
+    if not process_state().is_main_process:
+        disable_progress_bar()
     rows, val = load_subset(run.variant, "train"), load_subset(run.variant, "val")
-    base = Base(run.recipe, run.max_length)
     found = []
     for replicate in run.replicates:
-        processes.begin(replicate.number)
         store = CheckpointStore(run.variant, identity(run, params, replicate), replicate.number)
-        processes.broadcast("identity", store.made_of)
-        if done := store.finished():
-            processes.broadcast("checkpoint", FINISHED)
-            store.restore_metrics(METRICS / run.variant / str(replicate.number))
-        else:
-            fit = Fit(run, replicate, store, tokenizer, processes, started)
-            done = fit.train(base, in_order(rows, replicate), val)
+        require_same(store)
+        done = from_main(store.finished)
+        if not done:
+            fit = Fit(run, replicate, store, tokenizer, started)
+            done = fit.train(base, rows, val)
             started = time.perf_counter()
-        found.append(
-            Finished(
-                read_record(done / "training.json", TrainingRecord, f"train@{run.variant}"), done / "adapter"
-            )
-        )
+        elif process_state().is_main_process:
+            store.restore_metrics(METRICS / run.variant / str(replicate.number))
+        if process_state().is_main_process:
+            record = read_record(done / "training.json", TrainingRecord, f"train@{run.variant}")
+            found.append(Finished(record, done / "adapter"))
     return found
 
 
-def in_order(rows: pa.Table, replicate: Replicate) -> pa.Table:
-    """The rows as a replicate sees them: the first in the file's order, each other in a permutation of its own."""
+def require_same(store: CheckpointStore) -> None:
+    """Refuse to train in processes whose params, data, code or libraries differ from the main one's."""
+    theirs = from_main(lambda: store.made_of)
+    other = "; ".join(differences(theirs, store.made_of))
+    agree(f"its machine has other {other} than the first one's" if other else None)
+
+
+def order_of(rows: pa.Table, replicate: Replicate) -> np.ndarray | None:
+    """The order in which a replicate sees the rows: the first in the file's, each other in a permutation of its own."""
     if replicate.number == 1:
-        return rows
-    return rows.take(np.random.default_rng(replicate.seed).permutation(rows.num_rows))
+        return None
+    return np.random.default_rng(replicate.seed).permutation(rows.num_rows)
 
 
 class Fit:
@@ -104,41 +122,65 @@ class Fit:
         replicate: Replicate,
         store: CheckpointStore,
         tokenizer: PreTrainedTokenizerBase,
-        processes: Processes,
         started: float,
     ) -> None:
         self._run = run
         self._replicate = replicate
         self._store = store
         self._tokenizer = tokenizer
-        self._processes = processes
+        self._main = process_state().is_main_process
         self._metrics = METRICS / run.variant / str(replicate.number)
         folders = {"kept": store.kept, "metrics": self._metrics}
         self._checkpoints = Checkpoints(store, run.recipe.save_steps, folders, started)
         self._timer = ThroughputTimer()
         self._keep = KeepBest(run.recipe.keep, store.kept)
+        self._tokens_at_start = 0
 
-    def train(self, base: Base, rows: pa.Table, val: pa.Table) -> Any:
+    def train(self, base: Model, rows: pa.Table, val: pa.Table) -> Path:
         """Train, and return the folder in the checkpoint store with the adapter, the metrics and the record."""
-        start = self._checkpoints.start
-        self._processes.broadcast("checkpoint", start and str(start))
         model = base.with_adapter(self._run.lora, self._replicate.seed)
-        with Live(str(self._metrics), resume=bool(start), save_dvc_exp=False, dvcyaml=None) as live:
-            trainer = self._trainer(model, rows, val, live)
-            self._processes.wait_for_others()
-            with explaining_errors(self._store.folder), self._checkpoints.stopping_gently():
-                trainer.train(resume_from_checkpoint=start)
-        record = self._record(trainer, rows, base.decisions)
-        return self._store.finish(
-            self._metrics, lambda folder: write_record(folder / "training.json", record)
-        )
+        with ExitStack() as stack:
+            live = writing = None
+            if self._main:
+                live = stack.enter_context(
+                    Live(
+                        str(self._metrics),
+                        resume=bool(self._checkpoints.start),
+                        save_dvc_exp=False,
+                        dvcyaml=None,
+                    )
+                )
+            else:
+                writing = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            trainer = self._trainer(
+                model, rows, val, live, writing or self._store.writing, "sharded" in base.decisions
+            )
+            if self._main:
+                stack.enter_context(explaining_errors(self._store.folder))
+            stack.enter_context(self._checkpoints.stopping_gently())
+            trainer.train(resume_from_checkpoint=self._checkpoints.start)
+        if self._main:
+            record = self._record(trainer, rows, base.decisions)
+            self._store.finish(self._metrics, lambda folder: write_record(folder / "training.json", record))
+        return self._store.folder / FINISHED
 
-    def _trainer(self, model: PeftModel, rows: pa.Table, val: pa.Table, live: Live) -> TokenWeightedTrainer:
+    def _trainer(
+        self,
+        model: PeftModel,
+        rows: pa.Table,
+        val: pa.Table,
+        live: Live | None,
+        writing: Path,
+        sharded: bool,
+    ) -> TokenWeightedTrainer:
         """The trainer with its callbacks; where a checkpoint is resumed, they have their state back."""
         run = self._run
         stateful: dict[str, Stateful] = {"clock": self._timer, "keep": self._keep}
-        callbacks: list[TrainerCallback] = [self._timer, DVCLiveLogger(live, self._timer), self._keep]
-        if self._replicate.number == 1:  # one replicate's samples show the style; each costs a generation
+        callbacks: list[TrainerCallback] = [self._timer, self._keep]
+        if live:
+            callbacks.insert(1, DVCLiveLogger(live, self._timer))
+        # One replicate's samples show the style; each costs a generation, in every process of a sharded model.
+        if (self._main or sharded) and self._replicate.number == 1:
             samples = LiveSamples(
                 self._tokenizer,
                 self._metrics / "samples.jsonl",
@@ -147,19 +189,25 @@ class Fit:
             )
             callbacks.append(samples)
             stateful["samples"] = samples
+        sharding: dict[str, Any] = {}
+        kind = TokenWeightedTrainer
+        if sharded:
+            from stages.train.sharded_model import fsdp_arguments
+            from stages.train.sharded_trainer import ShardedTrainer
+
+            kind, sharding = ShardedTrainer, fsdp_arguments(model, run.recipe)
         trainer = build_trainer(
             model,
             self._tokenizer,
-            training_arguments(
-                run.recipe_of(self._replicate), self._replicate.seed, output_dir=str(self._store.writing)
-            ),
-            as_dataset(rows),
+            training_arguments(run.recipe_of(self._replicate), self._replicate.seed, str(writing), sharding),
+            as_dataset(rows, order_of(rows, self._replicate)),
             as_dataset(val),
             callbacks=callbacks,
             eval_batch_tokens=run.eval_batch_tokens,
             micro_batching=micro_batching_for(model, run.recipe, run.max_length),
-            processes=self._processes,
+            kind=kind,
         )
+        trainer.max_length = run.max_length
         self._tokens_at_start = trainer.micro_batching.tokens
         trainer.add_callback(TerminateOnNonFinite(trainer, self._store.last_finite))
         self._skipped = stateful["skipped"] = SkippedSteps(trainer)
@@ -206,12 +254,13 @@ class Fit:
             lora=run.lora.model_dump(mode="json"),
             kernels=decisions["kernels"],
             unreached=decisions["unreached"],
-            base_weights=decisions["base_weights"],
+            base_weights=decisions["base_weights"]
+            + ("; split over the processes: " + decisions["sharded"] if "sharded" in decisions else ""),
             gradient_checkpointing=decisions["gradient_checkpointing"],
             micro_batching={"tokens_at_start": self._tokens_at_start} | asdict(trainer.micro_batching),
             schedule=Schedule.model_validate(describe(run.recipe)),
-            processes=self._processes.world,
-            exposure=Exposure.model_validate(exposure(rows, run.recipe)),
+            processes=process_state().num_processes,
+            exposure=Exposure.model_validate(exposure(rows, run.recipe, order_of(rows, self._replicate))),
             replicates=(replicate,),
             published=self._replicate.number,
             versions=versions(),

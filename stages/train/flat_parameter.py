@@ -18,6 +18,10 @@ class FlatParameter(torch.nn.Module):
         super().__init__()
         self._parts = [parameter for parameter in parameters if parameter.requires_grad]
         self.weight = torch.nn.Parameter(torch.cat([part.detach().reshape(-1) for part in self._parts]))
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the given parameters views of the one, with its values."""
         for part, view in zip(self._parts, self._views(self.weight.detach()), strict=True):
             part.data = view
 

@@ -26,14 +26,6 @@ def supports_packing(capability: Capability, dtype: torch.dtype) -> bool:
     return capability is not None and capability >= (8, 0) and dtype != torch.float32
 
 
-def free_bytes() -> int:
-    """GPU memory that this process can still take, also under torch.cuda.set_per_process_memory_fraction."""
-    free, total = torch.cuda.mem_get_info()
-    allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_reserved()
-    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return min(free, allowed) + unused
-
-
 def activation_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) -> int:
     """What a Llama-like model keeps of one token for the backward pass, in 16 bit.
 
@@ -47,9 +39,47 @@ def activation_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) ->
     return 2 * (block + layers * width if checkpointing else layers * block)
 
 
-def tokens_that_fit(free: int, bytes_per_token: int) -> int:
+def tokens_that_fit(free: int, bytes_per_token: int, working: int = WORKING_BYTES) -> int:
     """Tokens of a micro-batch whose activations fit into `free` bytes; 0 or less where nothing does."""
-    return (free - WORKING_BYTES) // bytes_per_token
+    return (free - working) // bytes_per_token
+
+
+def choose_sharding(asked: str, devices: int, weights: int, conversation: int, free: int) -> tuple[bool, str]:
+    """Whether to split the base over the devices (FSDP2) instead of giving each a whole one; and why, in words.
+
+    Args:
+        asked: auto, fsdp or none, as params or accelerate's config say.
+        devices: processes, of a GPU each.
+        weights: bytes of the whole base.
+        conversation: bytes that one conversation of full length takes in training.
+        free: bytes of memory on the device that has least.
+    """
+    if asked != "auto":
+        return asked == "fsdp", "as params or accelerate's config say"
+    if devices == 1:
+        return False, "there is one process"
+    needed = weights + conversation + WORKING_BYTES
+    gib = [f"{value / 2**30:.1f}" for value in (weights, needed - weights, free)]
+    why = f"its weights take {gib[0]} GiB and training {gib[1]} more, and a GPU has {gib[2]} GiB free"
+    return needed > free, why
+
+
+def sharded_reserve(config: PreTrainedConfig) -> int:
+    """Bytes that a sharded training needs besides its parts and its activations: what is gathered whole at a time.
+
+    Two blocks (the next one comes while one is at work) and the embeddings and the head, in 16 bit; and 1 GiB.
+    """
+    width, layers = config.hidden_size, 2
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    attention = 2 * width * head * (config.num_attention_heads + config.num_key_value_heads)
+    block = attention + 3 * width * config.intermediate_size
+    ends = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
+    return 2 * (layers * block + ends) + 2**30
+
+
+def sharded_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) -> int:
+    """What plain transformers keep of a token: the activations, and its logits in 16 bit and, twice, in 32."""
+    return activation_bytes_per_token(config, checkpointing) + 10 * config.vocab_size
 
 
 def choose_checkpointing(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +16,16 @@ import torch
 from abctune.core.errors import UserError
 from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
-from abctune.llm.device import capability
+from abctune.llm.device import capability, free_bytes
 from abctune.llm.likelihood import batches, right_padded
-from stages.train.memory import activation_bytes_per_token, free_bytes, supports_packing, tokens_that_fit
+from stages.train.memory import activation_bytes_per_token, supports_packing, tokens_that_fit
 from stages.train.plain import UNSLOTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALIGNMENT = 64  # tokens; a packed row of an odd length makes cuBLAS take its slow kernels (a tenth of a step)
+T = TypeVar("T")
 Row = dict[str, np.ndarray]  # input_ids and labels of one conversation
 
 
@@ -43,6 +44,17 @@ def n_tokens(rows: Sequence[Row]) -> int:
 def n_supervised(rows: Sequence[Row]) -> int:
     """Tokens with a loss; a conversation's first token has none, since nothing comes before it."""
     return sum(int((row["labels"][1:] != IGNORE).sum()) for row in rows)
+
+
+def share(items: Sequence[T], sizes: Sequence[int], rank: int, world: int) -> list[T]:
+    """A process's part of a step's items: about as much as any other's, and always the same for one `sizes`."""
+    if world == 1:
+        return list(items)
+    owners, loads = [0] * len(items), [0] * world
+    for index in sorted(range(len(items)), key=lambda index: (-sizes[index], index)):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += sizes[index]
+    return [item for item, owner in zip(items, owners, strict=True) if owner == rank]
 
 
 def longest_step(conversations: int, max_length: int) -> list[Row]:

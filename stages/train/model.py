@@ -16,12 +16,11 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
-from abctune.llm.device import capability, resolve_dtype, why_no_gpu
+from abctune.llm.device import capability, free_bytes, resolve_dtype, why_no_gpu
 from abctune.llm.kernels import adapter_first
 from abctune.llm.tokenizer import BASE_MODEL
 from stages.train.memory import (
     choose_checkpointing,
-    free_bytes,
     needless_4bit,
     supports_packing,
     worth_dequantizing,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from abctune.core.files import count_rows
 from abctune.core.params import LoraParams, Params, TrainParams
-from stages.train.data import load_subset
+from stages.train.data import SPLIT
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def resolve(params: Params, variant: str) -> Run:
     """The run that params.yaml asks for."""
     recipe = params.train_of(variant)
     if recipe.num_train_epochs:  # how many steps that is, the rows decide
-        recipe = recipe.with_steps(load_subset(variant, "train").num_rows)
+        recipe = recipe.with_steps(count_rows(SPLIT / variant / "train.parquet", f"split@{variant}"))
     numbers = range(1, params.replicates_of(variant) + 1)
     return Run(
         variant=variant,

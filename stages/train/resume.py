@@ -20,6 +20,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, read_json, write_json
 from stages.train.checkpoints import CheckpointStore, seal
 from stages.train.micro_batching import MicroBatching
+from stages.train.processes import agree, from_main, process_state
 from stages.train.trainer import TokenWeightedTrainer
 
 OURS = "run"  # the folder within a checkpoint that is not the Trainer's
@@ -43,7 +44,13 @@ class Checkpoints(TrainerCallback):
     """
 
     def __init__(self, store: CheckpointStore, every: int, folders: dict[str, Path], started: float) -> None:
-        self.start = start = store.open()
+        self.start = start = from_main(store.open)
+        agree(
+            f"it cannot go on from {start}, which its machine lacks: let the machines share the folder checkpoints/, or "
+            "delete it on the first one to start again"
+            if start and not start.is_dir()
+            else None
+        )
         self.resumed_at: list[int] = []
         self._store = store
         self._every = every
@@ -52,12 +59,14 @@ class Checkpoints(TrainerCallback):
         self._earlier_seconds = 0.0
         self._saved: dict[str, Any] = {}
         self._signal: str | None = None
-        for name, folder in folders.items():
+        self._stopping = False
+        for name, folder in folders.items() if process_state().is_main_process else ():
             shutil.rmtree(folder, ignore_errors=True)
             if start and (start / OURS / name).exists():
                 shutil.copytree(start / OURS / name, folder)
         if start:
-            print(f"{store.variant}: going on from {start}", file=sys.stderr)
+            if process_state().is_main_process:
+                print(f"{store.variant}: going on from {start}", file=sys.stderr)
             self._saved = read_json(start / OURS / "state.json", made_by=f"train@{store.variant}")
             self._earlier_seconds = self._saved["seconds"]
             self.resumed_at = [*self._saved["resumed_at"], self._saved["step"]]
@@ -86,7 +95,10 @@ class Checkpoints(TrainerCallback):
         def stop(number: int, _frame: Any) -> None:
             self._signal = signal.Signals(number).name
             signal.signal(number, signal.SIG_DFL)
-            print(f"\n{self._signal}: saving a checkpoint after this step; again: stop now", file=sys.stderr)
+            if process_state().is_main_process:
+                print(
+                    f"\n{self._signal}: saving a checkpoint after this step; again: stop now", file=sys.stderr
+                )
 
         # A background job of a shell is started with Ctrl-C ignored, and so it stays.
         numbers = [
@@ -110,24 +122,29 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, _args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Save every `save_steps` steps, and where a signal asks the training to stop."""
         due = self._every and state.global_step % self._every == 0
-        # Not at the last step: the adapter is about to be published, and the Trainer cannot go on from a finished run.
-        control.should_save = bool(due or self._signal) and state.global_step < state.max_steps
-
-    def on_save(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
-        """Make what the Trainer has written complete, and put it in place."""
-        with atomic_output(self._store.path(state.global_step)) as folder:
-            shutil.move(self._store.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of code that nothing reads
-            for name, source in self._folders.items():
-                if source.exists():
-                    shutil.copytree(source, folder / OURS / name)
-            write_json(folder / OURS / "state.json", self._state(state))
-            seal(folder)
-        self._store.prune()
         if self._signal:
+            self._trainer.accelerator.set_trigger()
+        # A process may be told to stop when others have gone past this line: all of them save at the same step.
+        self._stopping = self._trainer.accelerator.check_trigger()
+        # Not at the last step: the adapter is about to be published, and the Trainer cannot go on from a finished run.
+        control.should_save = bool(due or self._stopping) and state.global_step < state.max_steps
+
+    def on_save(self, args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """Make what the Trainer has written complete, and put it in place."""
+        if args.should_save:
+            with atomic_output(self._store.path(state.global_step)) as folder:
+                shutil.move(self._store.writing / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
+                (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of code that nothing reads
+                for name, source in self._folders.items():
+                    if source.exists():
+                        shutil.copytree(source, folder / OURS / name)
+                write_json(folder / OURS / "state.json", self._state(state))
+                seal(folder)
+            self._store.prune()
+        if self._stopping:
             raise UserError(
-                f"stopped by {self._signal} after step {state.global_step} of {state.max_steps}; "
-                f"`dvc repro train@{self._store.variant}` goes on from there"
+                f"stopped by {self._signal or 'a signal to another process'} after step {state.global_step} of "
+                f"{state.max_steps}; `dvc repro train@{self._store.variant}` goes on from there"
             )
 
     def _state(self, state: TrainerState) -> dict[str, Any]:

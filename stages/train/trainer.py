@@ -9,10 +9,14 @@ forward, by which Unsloth's packed rows are lost; and it writes a model card int
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
@@ -23,12 +27,27 @@ from abctune.llm.device import resolve_dtype
 from abctune.llm.likelihood import conversation_nll
 from stages.train.callbacks import FinalStep, Progress
 from stages.train.flat_parameter import FlatParameter
-from stages.train.micro_batching import MicroBatching, Row, as_rows, longest_step, n_supervised, n_tokens
-from stages.train.processes import Processes
+from stages.train.micro_batching import (
+    MicroBatching,
+    Row,
+    as_rows,
+    longest_step,
+    n_supervised,
+    n_tokens,
+    share,
+)
+from stages.train.processes import TIMEOUT
 
 
-def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTConfig:
-    """The recipe as the Trainer's arguments."""
+def training_arguments(
+    recipe: TrainParams, seed: int, output_dir: str, sharding: dict[str, Any] | None = None
+) -> SFTConfig:
+    """The recipe as the Trainer's arguments.
+
+    Args:
+        sharding: what a model that is split over the processes needs in addition. Its optimizer is torch's, since
+            bitsandbytes' 8-bit AdamW does not take split parameters; split, its state is small.
+    """
     dtype = resolve_dtype(recipe.dtype)
     return SFTConfig(
         output_dir=output_dir,
@@ -39,7 +58,7 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTCo
         learning_rate=recipe.peak_learning_rate,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type=recipe.lr_scheduler_type,
-        optim=recipe.optim,
+        optim="adamw_torch" if sharding and recipe.optim == "adamw_8bit" else recipe.optim,
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,
         adam_beta2=recipe.adam_beta2,
@@ -65,8 +84,12 @@ def training_arguments(recipe: TrainParams, seed: int, output_dir: str) -> SFTCo
         label_names=["labels"],
         seed=seed,
         data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),  # or accelerate joins no processes without a GPU
+        average_tokens_across_devices=False,  # get_batch_samples counts those of all processes
+        ddp_timeout=int(TIMEOUT.total_seconds()),
         report_to="none",
         disable_tqdm=False,
+        **(sharding or {}),
     )
 
 
@@ -79,8 +102,8 @@ class TokenWeightedTrainer(SFTTrainer):
 
     micro_batching: MicroBatching
     eval_batch_tokens: int
+    max_length: int
     flat: FlatParameter
-    processes: Processes
 
     def __init__(self, model: Any, **arguments: Any) -> None:
         causal = model.get_base_model()
@@ -102,19 +125,53 @@ class TokenWeightedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)  # without SFTTrainer's model card
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process's random state, all of them written by the main one: the others' output_dir is their own."""
+        super()._save_rng_state(output_dir)
+        files = [(file.name, file.read_bytes()) for file in Path(output_dir).glob("rng_state*.pth")]
+        for name, content in gather_object(files):
+            if self.args.should_save:
+                Path(output_dir, name).write_bytes(content)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """By way of the CPU: transformers load to this process's device, and one of several CPUs has no name to load to."""
+        if checkpoint is None:
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        self._restore_optimizer(state)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of all of a step's conversations, the same ones in every process (accelerate would deal out whole ones)."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+        )
+        return prepare_data_loader(loader, num_processes=1, process_index=0)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: torch.device
     ) -> tuple[list[list[Row]], torch.Tensor]:
         """The step's conversations, the same in every process, and their supervised tokens to divide by."""
         samples = [rows for _, rows in zip(range(num_batches), epoch_iterator, strict=False)]
-        mine = [sum(map(count, samples)) for count in (n_supervised, n_tokens)]
-        supervised, tokens = self.accelerator.reduce(torch.tensor(mine, device=device))
-        self.state.num_input_tokens_seen += int(tokens)
-        return samples, supervised
+        self.state.num_input_tokens_seen += sum(map(n_tokens, samples))
+        return samples, torch.tensor(sum(map(n_supervised, samples)), device=device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         self.flat = FlatParameter((model or self.model).parameters())
         return super().create_optimizer(self.flat)
+
+    def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        prepared = super()._prepare_for_training(*arguments, **named)
+        self.flat.tie()  # DDP gives the parameters it wraps memory of their own
+        return prepared
 
     def probe(self, max_length: int) -> None:
         """See whether a micro-batch of the longest conversations fits the GPU; if not, cut smaller ones.
@@ -122,8 +179,8 @@ class TokenWeightedTrainer(SFTTrainer):
         Raises:
             UserError: not even one conversation fits.
         """
-        share = max(1, self.args.per_device_train_batch_size // self.processes.world)
-        rows = longest_step(share, max_length)
+        conversations = self.args.per_device_train_batch_size // self.accelerator.num_processes
+        rows = longest_step(max(1, conversations), max_length)
         supervised = torch.tensor(n_supervised(rows), device=self.args.device)
         with torch.random.fork_rng():
             self._fitting(self.model, rows, supervised, when="before the first step", micro_batches=1)
@@ -135,10 +192,19 @@ class TokenWeightedTrainer(SFTTrainer):
         Raises:
             UserError: not even one conversation fits.
         """
-        rows = self.processes.share(inputs, [len(row["input_ids"]) for row in inputs])
-        loss = self._fitting(model, rows, num_items_in_batch, when=f"at step {self.state.global_step + 1}")
-        self.processes.sum_over_all(self.flat.gather_gradients())
-        return self.processes.sum_over_all(loss)
+        world = self.accelerator.num_processes
+        rows = share(inputs, [len(row["input_ids"]) for row in inputs], self.accelerator.process_index, world)
+        # Apart from each other: processes have different numbers of micro-batches, and one repeats them where its
+        # memory runs out. DDP's own sum would come with a fixed backward pass.
+        with self.accelerator.no_sync(model):
+            loss = self._fitting(
+                model, rows, num_items_in_batch, when=f"at step {self.state.global_step + 1}"
+            )
+        gradients = self.flat.gather_gradients()
+        if world == 1:
+            return loss
+        gradients.copy_(self.accelerator.reduce(gradients))
+        return self.accelerator.reduce(loss)
 
     def _fitting(
         self, model: Any, rows: list[Row], supervised: Any, when: str, micro_batches: int | None = None
@@ -174,24 +240,36 @@ class TokenWeightedTrainer(SFTTrainer):
             return None
         return torch.stack(losses).sum()
 
+    def eval_nll(self, dataset: Dataset) -> torch.Tensor:
+        """-log p of all supervised tokens of a dataset, of which each process scores a part."""
+        rows = dataset[self.accelerator.process_index :: self.accelerator.num_processes]
+        nll = conversation_nll(self.model, rows["input_ids"], rows["labels"], self.eval_batch_tokens)
+        total: torch.Tensor = self.accelerator.reduce(
+            torch.tensor(sum(nll), dtype=torch.float64, device=self.model.device)
+        )
+        return total
+
+    def gradients_are_finite(self) -> bool:
+        """Whether every gradient of the step is a number."""
+        gradients = self.flat.weight.grad
+        return gradients is not None and bool(gradients.isfinite().all())
+
     def floating_point_ops(self, inputs: list[Row]) -> float:
         return 0.0  # transformers' estimate wants tensors, and nothing here reads it
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = (eval_dataset or self.eval_dataset)[self.processes.rank :: self.processes.world]
+        dataset = eval_dataset or self.eval_dataset
         was_training = self.model.training
         self.model.eval()
         try:
             half = torch.float16 if self.args.fp16 else torch.bfloat16
             with torch.autocast(self.model.device.type, dtype=half, enabled=self.args.bf16 or self.args.fp16):
-                nll = conversation_nll(self.model, rows["input_ids"], rows["labels"], self.eval_batch_tokens)
+                total = float(self.eval_nll(dataset))
         finally:
             self.model.train(was_training)
-        supervised = sum(label != IGNORE for labels in rows["labels"] for label in labels)
-        sums = torch.tensor([sum(nll), supervised], dtype=torch.float64, device=self.model.device)
-        total, count = self.processes.sum_over_all(sums).tolist()
+        count = sum(label != IGNORE for labels in dataset["labels"] for label in labels)
         metrics = {f"{metric_key_prefix}_loss": total / count}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
@@ -223,10 +301,10 @@ def build_trainer(
     callbacks: list[TrainerCallback],
     eval_batch_tokens: int,
     micro_batching: MicroBatching,
-    processes: Processes,
+    kind: type[TokenWeightedTrainer] = TokenWeightedTrainer,
 ) -> TokenWeightedTrainer:
     arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
-    trainer = TokenWeightedTrainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -239,10 +317,9 @@ def build_trainer(
     # from_pretrained leaves all below the outermost in eval mode, in which nothing is checkpointed.
     model.train()
     trainer.micro_batching = micro_batching
-    trainer.processes = processes
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(FinalStep())
-    if processes.is_main:
+    if trainer.accelerator.is_main_process:
         trainer.add_callback(Progress())
     return trainer

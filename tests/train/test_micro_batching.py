@@ -13,7 +13,6 @@ from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
 from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, packed
-from stages.train.processes import Processes
 from stages.train.trainer import TokenWeightedTrainer, build_trainer, training_arguments
 from tests import small
 
@@ -69,7 +68,6 @@ def step(model, examples, tmp_path):
             [],
             400,
             micro_batching=cut,
-            processes=Processes(),
         )
         trainer.create_optimizer()
         model.zero_grad()
@@ -253,7 +251,6 @@ def test_an_adapter_on_a_4_bit_base_stays_float32_and_a_step_at_2e_5_moves_it(mo
         callbacks=[],
         eval_batch_tokens=ALL,
         micro_batching=MicroBatching(ALL, packed=False),
-        processes=Processes(),
     )
     assert isinstance(trainer, SFTTrainer)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

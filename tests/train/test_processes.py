@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from stages.train.processes import Processes
+from stages.train.micro_batching import share
 from tests.workspace import Workspace
 
 STEPS = 6
@@ -78,7 +78,7 @@ def errors(done):
 
 @given(st.lists(st.integers(1, 2048), min_size=8, max_size=40), st.integers(1, 8))
 def test_every_conversation_has_one_process_and_their_tokens_are_about_even(lengths, world):
-    shares = [Processes(rank, world).share(range(len(lengths)), lengths) for rank in range(world)]
+    shares = [share(range(len(lengths)), lengths, rank, world) for rank in range(world)]
     assert sorted(index for share in shares for index in share) == list(range(len(lengths)))
     assert all(share and share == sorted(share) for share in shares)
     tokens = [sum(lengths[index] for index in share) for share in shares]
@@ -87,6 +87,20 @@ def test_every_conversation_has_one_process_and_their_tokens_are_about_even(leng
 
 def test_two_processes_train_the_adapter_of_one(alone, project):
     project.stage("train", "B", PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    require_same_run(alone, project, 2)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        # Without a GPU, `accelerate launch` starts several processes only where it is told to think of several GPUs.
+        ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
+        ["torchrun", "--standalone", "--nproc_per_node", "2"],
+    ],
+)
+def test_the_launchers_that_people_know_train_the_adapter_of_one(alone, project, launcher):
+    project.run(*launcher, "-m", "stages.train", "B", **ONE_THREAD)
     require_same_run(alone, project, 2)
 
 

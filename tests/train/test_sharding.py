@@ -1,0 +1,74 @@
+"""A base model that is split over the processes (FSDP2) trains the adapter that a whole one does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from abctune.llm.weights import weight_bytes
+from stages.train.memory import choose_sharding
+from tests.train.test_processes import ONE_THREAD, alone, project, require_same_run
+
+__all__ = ["alone", "project"]  # fixtures
+GIB = 2**30
+
+
+def test_a_sharded_model_trains_the_adapter_of_a_whole_one(alone, project):
+    project.set(train__sharding="fsdp")
+    done = project.stage("train", "B", PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    assert "the base model is split over the processes (FSDP2)" in done.stdout
+    require_same_run(alone, project, 2)
+    record = json.loads((project.root / "models/B/training.json").read_text())
+    assert "split over the processes" in record["base_weights"]
+
+
+@pytest.mark.faults
+def test_a_sharded_training_that_is_stopped_goes_on_to_the_same_adapter(alone, project):
+    project.set(train__sharding="fsdp", train__save_steps=2)
+    command = [sys.executable, "-m", "stages.train", "B"]
+    environment = project.environment(PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    launcher = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(project.root.glob("checkpoints/B/1/*/step-2")):
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)
+    said = launcher.communicate(timeout=120)[1]
+    assert "stopped by SIGTERM after step" in said
+    done = project.stage("train", "B", PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    assert "going on from checkpoints/B/" in done.stderr
+    require_same_run(alone, project, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "weights", "sharded"),
+    [
+        ("auto", 8, 6 * GIB, False),
+        ("auto", 8, 141 * GIB, True),  # 70B in 16 bit
+        ("auto", 8, 37 * GIB, False),  # 70B in 4 bit
+        ("auto", 1, 141 * GIB, False),  # nothing to split over
+        ("none", 8, 141 * GIB, False),
+        ("fsdp", 2, 6 * GIB, True),
+    ],
+)
+def test_a_base_is_sharded_where_a_gpu_of_80_gb_cannot_hold_it(asked, devices, weights, sharded):
+    found, why = choose_sharding(asked, devices, weights, conversation=3 * GIB, free=78 * GIB)
+    assert found is sharded and why
+
+
+def test_a_models_weights_are_counted_without_loading_them(small_model):
+    whole = sum(file.stat().st_size for file in small_model.glob("*.safetensors"))
+    counted = weight_bytes(small_model, bytes_each=4)
+    assert 0.9 * whole < counted <= whole  # float32 files with headers
+    assert weight_bytes(small_model, load_in_4bit=True) < counted / 2
