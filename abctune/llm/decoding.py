@@ -47,6 +47,17 @@ def is_plain(model: PreTrainedModel) -> bool:
         and causal._can_compile_fullgraph
         and own <= HARMLESS
         and all(type(layer) is StaticLayer for layer in StaticCache(causal.config, max_cache_len=1).layers)
+        and is_whole(causal)
+    )
+
+
+def is_whole(model: torch.nn.Module) -> bool:
+    """Whether all weights are on one device: neither split over processes (FSDP2) nor spread over several GPUs."""
+    from torch.distributed.tensor import DTensor
+
+    weights = list(model.parameters())
+    return len({weight.device for weight in weights}) == 1 and not any(
+        isinstance(w, DTensor) for w in weights
     )
 
 
