@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--replicates", type=int, help="instead of profile full's number")
+    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--prepare", action="store_true", help="only make the hub's files")
     arguments = parser.parse_args()
     work = arguments.work
@@ -305,6 +306,12 @@ def main() -> None:
         return
     project = project_at(work / "project")
     project.set(profile="full")
+    kept = {
+        name: variant
+        for name, variant in project.params()["variants"].items()
+        if name not in arguments.without
+    }
+    project.set(variants=kept)
     if arguments.replicates:
         project.set(profiles__full__replicates=arguments.replicates)
     result_file = work / "study_gpu.json"
@@ -322,6 +329,7 @@ def main() -> None:
     torch.cuda.is_available()
     result |= {
         "status": status,
+        "variants": list(kept),
         "replicates": project.params()["profiles"]["full"]["replicates"],
         "total_seconds": round(sum(result["seconds"].values()), 1),
         "disk_gib": disk_gib(project),

@@ -360,6 +360,9 @@ def limit_memory(gib: float) -> None:
 def pretend_t4() -> None:
     """Let this process take the card for a T4: compute capability 7.5, which has no bfloat16."""
     import torch
+    from triton.runtime import driver
+
+    driver.active.get_current_target()  # Triton keeps the true one, for which it compiles
 
     torch.cuda.get_device_capability = lambda *_: (7, 5)  # type: ignore[assignment]
     torch.cuda.is_bf16_supported = lambda *_, **__: False  # type: ignore[assignment]

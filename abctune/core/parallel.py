@@ -17,7 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Starting the processes takes 1 to 3 s, in which one core works through some thousand rows.
-MIN_ROWS = 20_000
+MIN_ROWS = 8_000
 # What comes after (deduplication, counting, writing) is one process's work; more than this many wait for it.
 MAX_PROCESSES = 8
 _work: Callable[[Any], Any] | None = None  # in a worker process: what it does to a batch

@@ -7,14 +7,16 @@ graph after a minute's compilation; nothing is compiled here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from abctune.llm.heads import causal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -94,6 +96,41 @@ def greedy(
     return steps.chosen
 
 
+def _one_query(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one token a row, (rows, heads, 1, size), the heads of a group as queries of their one key head.
+
+    transformers' own repeats keys and values for each head of a group, which is most of what a step reads and writes.
+    """
+    rows, heads, _one, size = query.shape
+    grouped = query.view(rows, key.shape[1], -1, size)
+    found = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return found.reshape(rows, 1, heads, size), None
+
+
+@contextmanager
+def _grouped_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model compute attention by `_one_query`, where it is torch's own that it uses."""
+    from transformers import AttentionInterface
+
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    if before == "sdpa":
+        AttentionInterface.register("one_query", _one_query)
+        config._attn_implementation = "one_query"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 class _Steps:
     """The state of a batch's decoding, all of it in tensors that stay where they are."""
 
@@ -142,13 +179,14 @@ class _Steps:
     def next(self) -> None:
         """Read the newest token of each row and choose the one after it."""
         seen = self._own & (self._columns <= self._column)
-        logits = self._model(
-            input_ids=self._newest,
-            attention_mask=seen[:, None, None, :],
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits
+        with _grouped_attention(self._model):
+            logits = self._model(
+                input_ids=self._newest,
+                attention_mask=seen[:, None, None, :],
+                position_ids=self._positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
         self._column += 1
         self._positions += 1
         self._choose(logits)
