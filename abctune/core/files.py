@@ -128,7 +128,9 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def read_jsonl(path: Path, made_by: str) -> list[dict[str, Any]]:
     """Read a file of one JSON object per line that the DVC stage `made_by` writes."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(), which also parts at characters that stand unescaped in JSON's strings (U+2028, U+0085).
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

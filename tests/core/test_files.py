@@ -12,7 +12,15 @@ import pyarrow as pa
 import pytest
 
 from abctune.core.errors import UserError
-from abctune.core.files import atomic_output, read_json, read_table, write_json, write_rows
+from abctune.core.files import (
+    atomic_output,
+    read_json,
+    read_jsonl,
+    read_table,
+    write_json,
+    write_jsonl,
+    write_rows,
+)
 
 SCHEMA = pa.schema({"n": pa.int64()})
 
@@ -105,3 +113,9 @@ def test_no_json_file_holds_a_number_that_other_readers_refuse(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "metrics.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_line_separator_in_an_answer_parts_no_line(tmp_path):
+    rows = [{"answer": "one\u2028two\u0085three\x0cfour"}, {"answer": "five\nsix"}]
+    write_jsonl(tmp_path / "tasks.jsonl", rows)
+    assert read_jsonl(tmp_path / "tasks.jsonl", "eval-base") == rows
