@@ -157,6 +157,7 @@ class Running:
         self._failure: BaseException | None = None
 
     def fail(self, failure: BaseException) -> None:
+        """Note why the models could not be loaded, and end the server."""
         self._failure = failure
         if self._server is not None:
             self._server.should_exit = True

@@ -125,7 +125,7 @@ def _training(models: Models, name: str) -> dict[str, str]:
 
 
 def _verdict(models: Models, name: str) -> str:
-    """base's loss; of a variant, its recipe's verdict against base."""
+    """The loss of base; of a variant, its recipe's verdict against base."""
     loss = models.losses.get(name)
     value = "" if loss is None else f"{loss:.3f} nats"
     if name == BASE:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
+    """What an engine is given to answer, and what had to be left out of it."""
+
     ids: list[int]
     dropped: int  # messages left out, oldest first
     room: int  # tokens left for the answer

@@ -46,6 +46,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
+        """Base, then the variants."""
         return [BASE, *self.adapters]
 
     def about(self) -> dict[str, Any]:
@@ -70,10 +71,12 @@ class Models:
         return {path.name: sha256_of(path) for path in weights}
 
     def label(self, name: str) -> str:
+        """The name with its test loss, where there is one."""
         loss = self.losses.get(name)
         return name if loss is None else f"{name} · test loss {loss:.3f}"
 
     def sha256(self, name: str) -> str | None:
+        """The adapter's SHA-256; None of base."""
         return self.adapters[name].sha256 if name in self.adapters else None
 
 

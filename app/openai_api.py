@@ -75,6 +75,7 @@ KNOWN = {
 
 
 def openai_routes(service: Service) -> APIRouter:
+    """The routes of OpenAI's API, answered by the service."""
     routes = APIRouter()
     created = int(time.time())
 
@@ -120,6 +121,7 @@ class Form:
     chat: bool
 
     def choice(self, text: str) -> dict[str, Any]:
+        """A whole answer, in the shape that its route returns."""
         return {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
 
     def logprobs(
@@ -139,6 +141,7 @@ class Form:
         }
 
     def delta(self, text: str | None, first: bool = False) -> dict[str, Any]:
+        """A piece of a streamed answer, in the shape that its route returns."""
         if not self.chat:
             return {"text": text or ""}
         role = {"role": "assistant"} if first else {}

@@ -80,6 +80,7 @@ def draw_seeds(requests: Sequence[Request]) -> list[Request]:
 
 
 def read_sampling(**values: Any) -> Sampling:
+    """Sampling settings from what a caller gave, checked."""
     try:
         return Sampling.model_validate(values)
     except ValidationError as error:

@@ -38,7 +38,8 @@ def build_app(
     origins: Sequence[str] = (),
     frames: Sequence[str] = (),
 ) -> FastAPI:
-    """
+    """The web application: the page, and the API, behind one guard.
+
     Args:
         auth: user and password, asked for by the page and, as `Authorization: Bearer <password>`, by the API.
         only_loopback: refuse requests that name another host, as a foreign page's scripts would after pointing
@@ -85,6 +86,7 @@ class Guard:
         self._policy = (POLICY + " ".join(["'self'", *frames])).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse what a foreign page sends; pass on all else."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

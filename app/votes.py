@@ -34,6 +34,7 @@ class Standing(NamedTuple):
 
     @property
     def share(self) -> float:
+        """Wins per comparison shown, 0 to 1."""
         return self.wins / self.shown
 
 

@@ -1,4 +1,4 @@
-"""What generates the answers. Two engines behind one small interface:
+"""What generates the answers: two engines with one small interface.
 
 - `llama_cpp`: llama.cpp with the base as GGUF and each adapter as a GGUF LoRA; the fast one on a CPU.
 - `reference`: transformers + PEFT, for a GPU and for a base that has no GGUF.
@@ -67,7 +67,9 @@ class Engine(Protocol):
     places: int  # jobs that it takes at a time; a caller with more is served alone
     grammars: bool  # whether it can keep an answer to a grammar
 
-    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]: ...
+    def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
+        """Answer the jobs, each a piece at a time."""
+        ...
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
         """Score the tokens `ids` as the answer to the job's prompt, one after the other."""

@@ -44,9 +44,11 @@ class LoadingEngine:
         return self._ready.wait(timeout)
 
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
+        """As the loaded engine's."""
         return self._loaded().stream(jobs)
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
+        """As the loaded engine's."""
         return self._loaded().score(job, ids, likeliest)
 
     def _loaded(self) -> Engine:

@@ -1,4 +1,4 @@
-"""What programs may call through Gradio's client: `/chat`. (The OpenAI-compatible routes are app.openai_api's.)"""
+"""What programs may call through the client of Gradio, `/chat`. The OpenAI-compatible routes are in app.openai_api."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ log = logging.getLogger("app")
 
 
 def add_api(service: Service) -> None:
+    """Add `/chat` to the page that is being built."""
+
     def chat(
         message: str,
         model: str = service.models.names[-1],

@@ -150,6 +150,7 @@ def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
 
 
 def fail(turn: Turn, reason: str) -> None:
+    """Note on a turn why it has no answer."""
     turn.note = reason
 
 

@@ -107,6 +107,7 @@ def figures(record: Mapping[str, Any], hidden: bool = False) -> str:
 
 
 def in_line(ahead: int) -> str:
+    """How many requests are ahead, as the page says it."""
     if not ahead:  # it would be our turn
         return "the models are loading …"
     return f"waiting: {ahead} {'answer' if ahead == 1 else 'answers'} before yours …"

@@ -24,6 +24,7 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has divided the adapter's weights among processes."""
     return any(isinstance(parameter, DTensor) for parameter in trained(model).values())
 
 

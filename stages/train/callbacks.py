@@ -71,14 +71,17 @@ class SkippedSteps(TrainerCallback):
         self._accelerator = trainer.accelerator
 
     def on_step_end(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """Count the step if the scaler left it out."""
         if self._accelerator.optimizer_step_was_skipped:
             self.count += 1
             print(f"\nfloat16: step {state.global_step} is skipped, a scaled gradient overflowed", flush=True)
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
         return {"count": self.count}
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
         self.count = saved["count"]
 
 

@@ -60,7 +60,8 @@ class Model(Protocol):
 
     decisions: dict[str, str]  # about it, in words, for the record
 
-    def with_adapter(self, lora: LoraParams, seed: int) -> PeftModel: ...
+    def with_adapter(self, lora: LoraParams, seed: int) -> PeftModel:
+        """The base with a fresh adapter, its first weights drawn by the seed."""
 
 
 def train_replicates(

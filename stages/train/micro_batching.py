@@ -38,6 +38,7 @@ def as_rows(examples: Sequence[dict[str, Sequence[int]]]) -> list[Row]:
 
 
 def n_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of all rows."""
     return sum(len(row["input_ids"]) for row in rows)
 
 

@@ -132,7 +132,7 @@ def joined() -> Iterator[None]:
 
 
 def process_state() -> PartialState:
-    """accelerate's state of this process; the first call connects it to the others."""
+    """The state that accelerate keeps of this process; the first call connects it to the others."""
     import torch
     from accelerate import PartialState
 

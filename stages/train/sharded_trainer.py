@@ -39,6 +39,7 @@ class ShardedTrainer(TokenWeightedTrainer):
     is_fsdp_enabled: bool
 
     def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's, then what sharding needs of the accelerator."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if (
@@ -53,7 +54,8 @@ class ShardedTrainer(TokenWeightedTrainer):
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        return Trainer.create_optimizer(self, model)  # by the parameters themselves, which FSDP2 exchanges
+        """An optimizer of the parameters themselves, which FSDP2 exchanges."""
+        return Trainer.create_optimizer(self, model)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -64,8 +66,9 @@ class ShardedTrainer(TokenWeightedTrainer):
         return prepared
 
     def _cut_that_fits(self) -> MicroBatching:
-        """As large as the process with the least memory can take it: half of what the formula allows, since nothing is
-        repeated here.
+        """As large as the process with the least memory can take it.
+
+        Half of what the formula allows, since no step is repeated here.
         """
         torch.cuda.empty_cache()
         config = self.model.config.get_text_config()
@@ -87,6 +90,7 @@ class ShardedTrainer(TokenWeightedTrainer):
         self.model.zero_grad()
 
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradients of the step's loss; every process takes as many micro-batches as any other."""
         batches, losses = self._even_micro_batches(inputs, self.micro_batching), []
         for number, batch in enumerate(batches, 1):
             # The gradients are summed once, after the last one.
@@ -119,11 +123,13 @@ class ShardedTrainer(TokenWeightedTrainer):
         return mine + [empty] * (max(map(len, of_all)) - len(mine))
 
     def gradients_are_finite(self) -> bool:
+        """Whether every process's part of every gradient is finite."""
         bad = [~weight.grad.to_local().isfinite().all() for weight in trained(self.model).values()]
         return not bool(self.accelerator.reduce(torch.stack(bad).sum()))
 
     @torch.no_grad()
     def eval_nll(self, dataset: Dataset) -> torch.Tensor:
+        """Sum of -log p over the supervised tokens of all rows, in nats."""
         rows = as_rows(dataset)
         cut = MicroBatching(
             min(self.eval_batch_tokens, max(self.micro_batching.tokens, self.max_length)), packed=False
@@ -133,6 +139,7 @@ class ShardedTrainer(TokenWeightedTrainer):
         return total
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, gathered from all processes, once."""
         save_adapter(self.model, Path(output_dir or self.args.output_dir), self.args.should_save)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -165,6 +165,7 @@ class TokenWeightedTrainer(SFTTrainer):
         return samples, torch.tensor(sum(map(n_supervised, samples)), device=device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer of one flat tensor that holds all trained parameters."""
         self.flat = FlatParameter((model or self.model).parameters())
         return super().create_optimizer(self.flat)
 
@@ -255,11 +256,13 @@ class TokenWeightedTrainer(SFTTrainer):
         return gradients is not None and bool(gradients.isfinite().all())
 
     def floating_point_ops(self, inputs: list[Row]) -> float:
+        """Not estimated."""
         return 0.0  # transformers' estimate wants tensors, and nothing here reads it
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
+        """The eval loss, sum(nll) / sum(supervised tokens), of all processes' rows."""
         dataset = eval_dataset or self.eval_dataset
         was_training = self.model.training
         self.model.eval()
@@ -286,6 +289,7 @@ class Probe(TrainerCallback):
         self._max_length = max_length
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Probe the GPU's memory, then reset what was measured."""
         if torch.cuda.is_available():
             self._trainer.probe(self._max_length)
             torch.cuda.empty_cache()
@@ -303,6 +307,7 @@ def build_trainer(
     micro_batching: MicroBatching,
     kind: type[TokenWeightedTrainer] = TokenWeightedTrainer,
 ) -> TokenWeightedTrainer:
+    """The trainer for this run, whole base or sharded, with its callbacks."""
     arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
     trainer = kind(
         model=model,
