@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 # Slots, so answers that grow at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
 # SmolLM2-135M and 235 MB with Llama-3.2-3B.
 PLACES = 8
-# Tokens of an answer between two questions whose turn it is, from a number of tokens on: few where an answer begins, so
-# that everybody's first words come soon; then a fifth of a second with SmolLM2-135M on two cores.
-SLICES = {0: 1, 8: 4, 16: 16}
+# Tokens of an answer between two questions whose turn it is: a fifth of a second with SmolLM2-135M on two cores. A
+# greedy answer is asked more often where it begins, so that a comparison's first words come together.
+SLICE = 16
+GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 PROMPT_PART = 128  # and of a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
 # on what of a prompt is read already (measured: by up to 0.2 nats, so that one greedy answer in a few is another).
@@ -116,10 +117,13 @@ class LlamaCpp:
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """All jobs grow together, a thread each; those of one adapter as one batch, adapters in turns."""
         pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-        left = threading.Event()
+        left, compared = threading.Event(), len({_group(job) for job in jobs}) > 1
         workers = [
             threading.Thread(
-                target=self._work, args=(index, job, pieces, left), name="llama.cpp", daemon=True
+                target=self._work,
+                args=(_Growing(index, job, pieces, left, compared),),
+                name="llama.cpp",
+                daemon=True,
             )
             for index, job in enumerate(jobs)
         ]
@@ -164,17 +168,17 @@ class LlamaCpp:
 
     # --- one answer
 
-    def _work(self, index: int, job: Job, pieces: queue.SimpleQueue, left: threading.Event) -> None:
-        """Generate one answer into the queue, with None behind the last piece."""
+    def _work(self, answer: _Growing) -> None:
+        """Generate one answer into its queue, with None behind the last piece."""
         try:
-            with self._slot(job) as slot:
-                self._answer(_Growing(index, job, pieces, left), slot)
+            with self._slot(answer.job) as slot:
+                self._answer(answer, slot)
         except Left:
             pass
         except Exception as error:  # raised where the pieces are read
-            pieces.put(error)
+            answer.pieces.put(error)
         finally:
-            pieces.put(None)
+            answer.pieces.put(None)
 
     def _answer(self, answer: _Growing, slot: _Slot) -> None:
         job = answer.job
@@ -182,17 +186,27 @@ class LlamaCpp:
         self._read(slot, job, answer.left)
         stuck = 0  # slices that brought nothing, as they ended within a character
         while answer.finish is None:
-            size = slice_size(answer.n_tokens) + stuck * CHARACTER_TOKENS
-            if job.grammar is not None:  # llama.cpp cannot go on within a grammar
-                size = job.max_new_tokens
-            wanted = min(size, job.max_new_tokens - answer.n_tokens)
-            before = answer.n_tokens
+            before, remaining = answer.n_tokens, job.max_new_tokens - answer.n_tokens
             with self._turns.take(_group(job), answer.left) as turn:
-                finish = self._slice(slot, answer, turn, wanted)
+                if job.grammar is not None or self._may_go_on(
+                    answer
+                ):  # llama.cpp cannot go on within a grammar
+                    size = remaining
+                else:
+                    size = slice_size(before, _is_greedy(job)) + stuck * CHARACTER_TOKENS
+                finish = self._slice(slot, answer, turn, min(size, remaining))
             stuck = stuck + 1 if answer.n_tokens == before else 0
             if finish == "stop" or answer.n_tokens >= job.max_new_tokens or stuck > 1:
                 answer.finish = "stop" if finish == "stop" else "length"
         answer.put()
+
+    def _may_go_on(self, answer: _Growing) -> bool:
+        """Whether an answer need not be cut into slices for now: no other adapter waits, and cuts change no word.
+
+        A sampled answer is always cut at the same places, where it gets a new seed, or it would depend on who else asks.
+        """
+        alone = not answer.compared and not self._turns.others_wait(_group(answer.job))
+        return _is_greedy(answer.job) and alone
 
     def _read(self, slot: _Slot, job: Job, left: threading.Event) -> None:
         """Let the slot read all but the last part of the prompt, from where it differs from what the slot holds.
@@ -218,7 +232,7 @@ class LlamaCpp:
         if job.grammar is not None:
             options["grammar"] = job.grammar
 
-        def received(chunk: dict[str, Any]) -> None:
+        def received(chunk: dict[str, Any]) -> bool:
             (choice,) = chunk["choices"]
             text, found = choice["text"], (choice.get("logprobs") or {}).get("content") or []
             ids = [entry["id"] for entry in found]
@@ -229,6 +243,8 @@ class LlamaCpp:
             scores = () if job.likeliest is None else tuple(_score(entry, job.likeliest) for entry in found)
             if ids and (text or ids[0] not in self._stops):
                 answer.add(text, ids, scores, turn.shared)
+            waited_for = _is_greedy(job) and job.grammar is None and self._turns.others_wait(_group(job))
+            return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
         finish = self._call(slot, job, job.prompt + answer.ids, answer.left, received, **options)
         slot.held = job.prompt + answer.ids
@@ -244,17 +260,17 @@ class LlamaCpp:
         **options: Any,
     ) -> str | None:
         """One call of llama.cpp, which ends early when nobody wants the answer; the reason why it ended."""
-        finish, failure = None, None
+        finish, failure, enough = None, None, False
 
         def take(chunk: dict[str, Any]) -> bool:
-            nonlocal finish, failure
+            nonlocal finish, failure, enough
             if "choices" not in chunk:
                 failure = chunk
                 return True
             finish = chunk["choices"][0].get("finish_reason") or finish
             if received is not None:
-                received(chunk)
-            return left.is_set()  # True ends the generation
+                enough = received(chunk)
+            return left.is_set() or enough  # True ends the generation
 
         body = self._body(slot, job) | {"prompt": prompt, "stream": True, "return_progress": True} | options
         self._server.handle_completions(body, take)
@@ -265,7 +281,7 @@ class LlamaCpp:
             )
         if failure is not None:
             raise RuntimeError(f"llama.cpp: {failure}")
-        if finish is None and not left.is_set():
+        if finish is None and not left.is_set() and not enough:
             raise RuntimeError("llama.cpp ended without a finish reason")
         if left.is_set():
             raise Left
@@ -360,6 +376,7 @@ class _Growing:
     job: Job
     pieces: queue.SimpleQueue
     left: threading.Event
+    compared: bool  # with answers by other adapters, which are to grow together
     ids: list[int] = field(default_factory=list)
     finish: Any = None
     shared: bool = False
@@ -381,15 +398,20 @@ def _group(job: Job) -> Group:
     return job.model, 1.0 if job.model == BASE else job.sampling.adapter_strength
 
 
+def _is_greedy(job: Job) -> bool:
+    return job.sampling.temperature == 0
+
+
 def _score(entry: dict[str, Any], likeliest: int) -> TokenScore:
     best = entry["top_logprobs"][:likeliest]
     alternatives = tuple(Likely(one["id"], one["token"], one["logprob"]) for one in best)
     return TokenScore(entry["id"], entry["token"], entry["logprob"], alternatives)
 
 
-def slice_size(n_tokens: int) -> int:
-    """How many tokens come next, when an answer has `n_tokens`: up to the next place where all answers end a slice."""
-    step = next(step for start, step in reversed(SLICES.items()) if n_tokens >= start)
+def slice_size(n_tokens: int, greedy: bool) -> int:
+    """How many tokens come next, when an answer has `n_tokens`: up to the next place where all such answers end a slice."""
+    steps = GREEDY_SLICES if greedy else {0: SLICE}
+    step = next(step for start, step in reversed(steps.items()) if n_tokens >= start)
     return step - n_tokens % step
 
 

@@ -72,6 +72,11 @@ class Turns:
         with self._changed:
             self._changed.notify_all()
 
+    def others_wait(self, group: Hashable) -> bool:
+        """Whether another group waits for its turn."""
+        with self._changed:
+            return self._others_wait(group)
+
     def _others_wait(self, group: Hashable) -> bool:
         return any(other != group for other in self._waiting)
 

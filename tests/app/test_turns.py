@@ -82,12 +82,28 @@ def test_a_slice_says_whether_others_were_computed_with_it():
 
 def test_slices_end_at_the_same_places_in_every_answer():
     """So that a sampled answer's seeds do not depend on who else was asked."""
-    ends, n = [], 0
-    while n < 64:
-        n += slice_size(n)
-        ends.append(n)
-    assert ends == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 48, 64]
-    assert all(n + slice_size(n) in ends for n in range(64))
+    for greedy, wanted in ((True, [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 48, 64]), (False, [16, 32, 48, 64])):
+        ends, n = [], 0
+        while n < 64:
+            n += slice_size(n, greedy)
+            ends.append(n)
+        assert ends == wanted
+        assert all(n + slice_size(n, greedy) in ends for n in range(64))
+
+
+def test_a_long_greedy_answer_makes_way_for_another_adapter_and_is_the_one_it_is_alone(engines, tokenizer):
+    engine, greedy = engines["llama.cpp"], Sampling(temperature=0, repetition_penalty=1)
+    prompt = prompt_ids(tokenizer, [{"role": "user", "content": "q"}])
+    order: list[tuple[int, str]] = []
+    long = engine.stream([Job("A", prompt, 300, greedy)])
+    while len(order) < 5:
+        piece = next(long)
+        order += [(0, piece.text)] if piece.text else []
+    other = list(engine.stream([Job("B", prompt, 8, greedy)]))
+    rest = list(long)
+    assert "".join(piece.text for piece in other) == "b" * 8
+    assert "".join(text for _, text in order) + "".join(piece.text for piece in rest) == "a" * 300
+    assert rest[-1].n_tokens == 300 and rest[-1].finish == "length"
 
 
 def test_a_line_with_places_serves_as_many_as_fit_and_nobody_overtakes():
