@@ -65,6 +65,10 @@ def test_ties_draw_together_and_who_was_not_shown_is_not_compared():
     assert [s.model for s in ties.strengths] == ["A", "B"] and ties.strengths[0].tied == 50
     assert ties.pairs[0].value == pytest.approx(0.5) and ties.pairs[0].outcome == "undecided"
     assert ties.pair("B", "base") is None
+    some = preferences_between(
+        [vote("A", "B", preferred="B")] * 40 + [vote("A", "B", preferred=None)] * 40, MODELS, {}
+    )
+    assert some.pairs[0].value == pytest.approx(0.75, abs=0.01)  # a tie is half a vote for each
 
 
 def test_votes_on_an_earlier_training_of_a_variant_do_not_count():
