@@ -133,7 +133,7 @@ def test_it_starts_offline_with_nothing_but_its_requirements_and_answers(folder,
         for _ in range(600):
             try:
                 url = f"http://127.0.0.1:{port}/v1/chat/completions"
-                answer = httpx.post(url, json=body, timeout=30).json()
+                answer = httpx.post(url, json=body, timeout=120).json()
                 break
             except httpx.ConnectError:
                 if process.poll() is not None:
