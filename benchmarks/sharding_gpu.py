@@ -423,7 +423,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             return None
         return max(abs(a - b) for a, b in zip(*curves, strict=True) if not math.isnan(a + b))
 
-    pairs = [("whole", "whole-2"), ("sharded-1", "sharded-2"), ("whole", "sharded-2"), ("qlora-1", "qlora-2")]
+    pairs = [("whole", "whole-2"), ("whole", "sharded-1"), ("sharded-1", "sharded-2"), ("qlora-1", "qlora-2")]
     return {
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "largest_difference_of_losses": {f"{a}, {b}": apart(a, b) for a, b in pairs},
