@@ -35,7 +35,7 @@ def main(
     before, left_out = len(known), Counter[str]()
     current = {name: _adapter(MODELS / name) for name in load_params().variants if (MODELS / name).exists()}
     for path in files or [CAST]:
-        for found in _votes_of(path, current):
+        for found in votes_of(path, current):
             if isinstance(found, VoteRecord):
                 known[found.id] = found
             else:
@@ -55,7 +55,7 @@ def _adapter(folder: Path) -> tuple[str, str]:
     return sha256_of(folder / "adapter_model.safetensors"), training_id(record)
 
 
-def _votes_of(path: Path, current: dict[str, tuple[str, str]]) -> Iterator[VoteRecord | str]:
+def votes_of(path: Path, current: dict[str, tuple[str, str]]) -> Iterator[VoteRecord | str]:
     """Each line of the chat's file as a vote, or as the reason why it counts for nothing."""
     if not path.exists():
         raise UserError(

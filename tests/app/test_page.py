@@ -10,6 +10,7 @@ from app.page import chat, compare
 from app.page.conversation import Conversation, Turn, messages
 from app.service import FAILED, Service
 from tests.app.test_load import BrokenEngine, SlowEngine
+from tools.votes import votes_of
 
 SETTINGS = (0.7, 0.9, 16, 1.1, 1)
 ALL = compare.Setup(("base", "A", "B", "C"))
@@ -141,6 +142,8 @@ def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts
     assert any(str(text).startswith("<strong>C</strong>") for text in shown[3:])
     *_, again = compare._vote(service, now, choice)
     assert "| C | 1 of 1 |" in again, "a second vote in one round must not count"
+    [vote] = votes_of(tmp_path / "votes.jsonl", {name: (service.models.sha256(name), "t") for name in "ABC"})
+    assert vote.preferred == "C" and vote.shown == tuple(now.order) and set(vote.trained) == set("ABC")
 
 
 def test_a_comparison_that_fails_says_so_in_place_of_the_answers(models, tokenizer, service):
