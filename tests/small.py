@@ -92,14 +92,17 @@ LLAMA_TOKENS = (
 )
 
 
-def byte_tokenizer(specials: tuple[str, ...], **named: str):
-    """A tokenizer of one token per byte behind the given special tokens: byte b of a text has id len(specials) + rank of b."""
+def byte_tokenizer(specials: tuple[str, ...], merges: tuple[str, ...] = (), **named: str):
+    """A tokenizer of one token per byte behind the given special tokens: byte b of a text has id len(specials) + rank of b.
+
+    Pairs of letters in `merges` are tokens too, behind the bytes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet, *merges])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(pair[0], pair[1]) for pair in merges]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(specials))
@@ -114,9 +117,11 @@ def chatml_tokenizer():
     return tokenizer
 
 
-def llama_tokenizer():
+def llama_tokenizer(merged: bool = False):
+    """Llama 3's special tokens and template over bytes; with one merge, without which llama.cpp loads no tokenizer."""
     tokenizer = byte_tokenizer(
         LLAMA_TOKENS,
+        merges=("th",) if merged else (),
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
         pad_token="<|finetune_right_pad_id|>",

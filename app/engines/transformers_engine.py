@@ -8,12 +8,14 @@ failure could leave hanging (transformers' TextIteratorStreamer blocks for ever 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
@@ -69,6 +71,8 @@ class TransformersEngine:
             )
             raise BrokenAdapter(name, reason) from None
         self._model, self._has_adapters = model.eval(), bool(adapters)
+        # PEFT's adapters on stacked experts (Qwen3-MoE) know no batch of several adapters: each takes one of its own.
+        self._mixes = not any(isinstance(layer, ParamWrapper) for layer in model.modules())
         self._strength: dict[str, float] = {}
 
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
@@ -77,7 +81,11 @@ class TransformersEngine:
         batches: list[list[int]] = []
         for index, job in enumerate(jobs):
             strength = job.sampling.adapter_strength
-            fitting = (n for n, known in enumerate(strengths) if known.get(job.model, strength) == strength)
+            fitting = (
+                n
+                for n, known in enumerate(strengths)
+                if known.get(job.model, strength) == strength and (self._mixes or job.model in known)
+            )
             place = next(fitting, len(batches))
             if place == len(batches):
                 strengths.append({})
@@ -137,18 +145,29 @@ class TransformersEngine:
     def _forward(self, jobs: Sequence[Job], ids: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple:
         """The next-token scores of each row, and the cache that now holds `ids` too."""
         position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        names = {"adapter_names": [_adapter(job.model) for job in jobs]} if self._has_adapters else {}
+        names = {"adapter_names": [_adapter(job.model) for job in jobs]}
         self._scale({job.model: job.sampling.adapter_strength for job in jobs if job.model != BASE})
-        output = self._model(
-            input_ids=ids.to(self._model.device),
-            attention_mask=mask.to(self._model.device),
-            position_ids=position.to(self._model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **names,
-        )
+        with self._alone(jobs[0].model):
+            output = self._model(
+                input_ids=ids.to(self._model.device),
+                attention_mask=mask.to(self._model.device),
+                position_ids=position.to(self._model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **names if self._mixes and self._has_adapters else {},
+            )
         return output.logits[:, -1].float().cpu(), output.past_key_values
+
+    def _alone(self, name: str) -> AbstractContextManager[None]:
+        """Switch one adapter on, or none for the base, where a batch does not name its rows' adapters."""
+        if self._mixes or not self._has_adapters:
+            return nullcontext()
+        if name == BASE:
+            off: AbstractContextManager[None] = self._model.disable_adapter()
+            return off
+        self._model.set_adapter(name)
+        return nullcontext()
 
     def _scale(self, strengths: Mapping[str, float]) -> None:
         """Multiply each adapter's effect, as PEFT's `set_scale` does for the active adapter alone."""

@@ -33,6 +33,9 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
         yield f"{adapter / CONFIG} is not that of a LoRA adapter on {BASE_MODEL}; {remedy}"
         return
     wanted = expected(config, base)
+    if set(wanted) != set(found):
+        # Experts in one tensor, vision wrappers: the files name their layers otherwise than the model does.
+        wanted = by_peft(adapter) or wanted
     for name in sorted(set(wanted) | set(found)):
         if found.get(name) != wanted.get(name):
             ours, theirs = (shape_in_words(shapes.get(name)) for shapes in (found, wanted))
@@ -41,14 +44,33 @@ def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterat
 
 
 def expected(config: dict[str, Any], base: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """Names and shapes of the adapter's tensors: A is (r, in), B is (out, r), for every layer that is targeted."""
+    """Names and shapes of the adapter's tensors: A is (r, in), B is (out, r), for every layer that is targeted.
+
+    Targets are a module's last name or, of a vision wrapper, all of it.
+    """
     rank, targets = int(config.get("r") or 0), set(config.get("target_modules") or ())
     shapes: Shapes = {}
     for module, (out, into) in base.items():
-        if module.rpartition(".")[2] in targets:
+        if module in targets or module.rpartition(".")[2] in targets:
             shapes[f"{PREFIX}{module}.lora_A.weight"] = (rank, into)
             shapes[f"{PREFIX}{module}.lora_B.weight"] = (out, rank)
     return shapes
+
+
+def by_peft(adapter: Path) -> Shapes | None:
+    """Names and shapes of the adapter's tensors as PEFT itself makes them on this base's config; None where it cannot."""
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):  # shapes without numbers, so without memory
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BASE_MODEL))
+            adapted = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+        made = get_peft_model_state_dict(adapted)
+    except (ValueError, KeyError, OSError):
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in made.items()}
 
 
 def linear_layers(base: Path = BASE_MODEL) -> Shapes:
