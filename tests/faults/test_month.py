@@ -70,11 +70,11 @@ def experiments(project: Workspace) -> None:
     project.run(*RUN, "--temp", "--name", "aside", "--set-param", "evaluation.margin=0.2")
 
     project.run(*RUN, "--queue", "--set-param", "evaluation.margin=0.31,0.32,0.33,0.34")
-    project.run("dvc", "queue", "start")
+    start_queue(project)
     queue_says("Running", project)
     project.run("dvc", "queue", "stop", "--kill")
     assert "Queued" in queue_says("Worker status: 0 active, 0 idle", project)
-    project.run("dvc", "queue", "start")  # as docs/experiments.md says: what waits goes on
+    start_queue(project)  # as docs/experiments.md says: what waits goes on
     table = queue_ends(project)
     assert table.count("Success") >= 14 and table.count("Failed") <= 1, table
     project.run("dvc", "queue", "remove", "--failed", "--success")
@@ -88,7 +88,7 @@ def grid(project: Workspace) -> None:
     """Twelve in the queue, edits while they run, which reach none of them."""
     margins = ",".join(f"0.{n:02}" for n in range(1, 13))
     project.run(*RUN, "--queue", "--set-param", f"evaluation.margin={margins}")
-    project.run("dvc", "queue", "start")
+    start_queue(project)
     for file, edit in (
         ("tools/watch.py", "\n# an edit\n"),
         ("stages/plot/__main__.py", "\nraise SystemExit('x')\n"),
@@ -217,6 +217,11 @@ def killed_in(project: Workspace, stage: str, *command: str) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     log.unlink()
+
+
+def start_queue(project: Workspace) -> None:
+    """Start the queue's worker, which would keep a pipe to this process open until it ends."""
+    assert start(project, "dvc", "queue", "start").wait() == 0
 
 
 def queue_says(pattern: str, project: Workspace) -> str:
