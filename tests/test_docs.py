@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import make_data_page
+from tests import make_data_page, make_models_page
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -56,3 +56,8 @@ def headings(file: Path) -> set[str]:
 def test_the_tables_of_the_data_page_are_those_of_the_tests_cases() -> None:
     page = make_data_page.PAGE.read_text(encoding="utf-8")
     assert make_data_page.filled(page) == page, "run `python -m tests.make_data_page`"
+
+
+def test_the_table_of_models_is_what_is_declared_and_measured() -> None:
+    page = make_models_page.PAGE.read_text(encoding="utf-8")
+    assert make_models_page.filled(page) == page, "run `python -m tests.make_models_page`"

@@ -1,0 +1,71 @@
+"""Write the table of docs/models.md out of what is declared, tested and measured: `python -m tests.make_models_page`.
+
+A test holds that the committed page is what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from abctune.llm.gguf_families import FAMILIES
+from stages.train.plain import UNSLOTH
+from tests.llm.test_architectures import ARCHITECTURES
+from tests.train.test_plain import PLAIN
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/models.md"
+GPU = ROOT / "benchmarks/results/gpu_models.json"
+START, END = "<!-- table: made by tests.make_models_page -->\n", "<!-- end of table -->"
+# Of the gradient, over what 16 bit alone cost transformers: more would be another computation, not rounding.
+TOLERANCE = 1.5
+STACKED = ("qwen3_moe", "mixtral", "qwen3_next")  # experts that PEFT adapts as one tensor
+
+
+def rows() -> Iterator[str]:
+    """A line per architecture, by the alphabet."""
+    measured = json.loads(GPU.read_text(encoding="utf-8"))["models"]
+    yield "| `model_type` | loss | train on a CPU | train on a GPU | GGUF | chat |\n|---|---|---|---|---|---|"
+    for kind in sorted({*ARCHITECTURES, *FAMILIES}):
+        yield (
+            f"| {kind} | {'yes' if kind in ARCHITECTURES else 'not tested'} | {on_a_cpu(kind)} | {on_a_gpu(kind, measured)} | "
+            f"{'yes' if kind in FAMILIES else 'no'} | {chat(kind)} |"
+        )
+
+
+def on_a_cpu(kind: str) -> str:
+    """Whether a test has trained it, and by what it is trained."""
+    by = "Unsloth" if kind in UNSLOTH else "transformers"
+    return f"{by}" if kind in UNSLOTH or kind in PLAIN else f"{by}, not tested"
+
+
+def on_a_gpu(kind: str, measured: dict[str, dict[str, float]]) -> str:
+    """What benchmarks.gpu_models found."""
+    found = measured.get(kind)
+    if found is None:
+        return "not run"
+    if "error" in found:
+        return f"**no**: {str(found['error']).partition('.')[0]}"
+    right = found["gradient"] < TOLERANCE * found["rounding_gradient"]
+    packed = f", packed {found['packed']:.1%}" if "packed" in found else ""
+    says = f"gradient {found['gradient']:.1%} (rounding {found['rounding_gradient']:.1%}){packed}"
+    return says if right else f"**no**: {says}"
+
+
+def chat(kind: str) -> str:
+    """The chat's engines that take its adapters."""
+    if kind in STACKED:
+        return "transformers; llama.cpp without adapters on experts" if kind in FAMILIES else "transformers"
+    return "both" if kind in FAMILIES else "transformers"
+
+
+def filled(page: str) -> str:
+    """The page with its table made anew."""
+    before, _, rest = page.partition(START)
+    table = "\n".join(rows())
+    return f"{before}{START}\n{table}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
