@@ -41,7 +41,7 @@ SLICE = 16
 GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 PROMPT_PART = 128  # and of a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
-# on what of a prompt is read already (measured: by up to 0.2 nats, so that one greedy answer in a few is another).
+# on what of a prompt is read already (measured: by up to 0.2 nats).
 READ_TOKENS = 32
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
