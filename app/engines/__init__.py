@@ -1,7 +1,7 @@
 """What generates the answers: two engines with one small interface.
 
 - `llama_cpp`: llama.cpp with the base as GGUF and each adapter as a GGUF LoRA; the fast one on a CPU.
-- `reference`: transformers + PEFT, for a GPU and for a base that has no GGUF.
+- `transformers_engine`: transformers + PEFT, for a GPU and for a base that has no GGUF.
 """
 
 from __future__ import annotations
