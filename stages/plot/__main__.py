@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, write_json, write_text
-from abctune.core.params import Params, load_params
+from abctune.core.params import load_params
 from abctune.core.records import write_record
 from abctune.study.comparison import compare
 from abctune.study.exposure import confounds_of
 from abctune.study.inputs import read_study
-from abctune.study.leftovers import leftovers
-from abctune.study.places import COLLECTED, PLOTS, SERVED, STUDY, SUMMARY
+from abctune.study.places import PLOTS, STUDY, SUMMARY
 from abctune.study.results import study_record
 from abctune.study.served import compare_served
 from abctune.study.summary import plot_tables, summary
@@ -23,6 +19,7 @@ from abctune.study.tasks import compare_tasks
 from abctune.study.verdicts import verdicts_of
 from stages.plot.cards import card
 from stages.plot.figures import all_charts
+from stages.plot.removed import forget_removed_variants
 from stages.plot.report import render_html, render_markdown, report_of
 
 
@@ -55,26 +52,6 @@ def main() -> None:
     forget_removed_variants(params)
     print("\n".join(report["headlines"]))
     print(f"The report, with every source and the reasons: {PLOTS / 'report.html'}")
-
-
-def forget_removed_variants(params: Params) -> None:
-    """Drop collected copies of variants, and scores of exports, that params.yaml no longer has; name what else is left.
-
-    They are part of folders that this stage depends on: DVC hashes them after the stage has run, so that the
-    lock file says the same here as in a clone that never had those variants.
-    """
-    left = leftovers(params)
-    for path in left:
-        if within(path, COLLECTED, SERVED) and path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if others := [str(path) for path in left if not within(path, COLLECTED, SERVED)]:
-        named = ", ".join(others)
-        print(f"note: no variant or source of params.yaml has {named}; `python -m tools.prune` removes them")
-
-
-def within(path: Path, *folders: Path) -> bool:
-    """Whether a path is inside one of the folders."""
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 if __name__ == "__main__":

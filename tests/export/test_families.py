@@ -14,7 +14,7 @@ from app.engines.lora_gguf import convert
 from stages.export import gguf_file
 from stages.export.check import LlamaCppFile, Prefix, compare, require_same_tokens
 from tests import small
-from tests.export.test_export import tokenizer
+from tests.export.conftest import tokenizer
 
 SHAPE = {
     "hidden_size": 64,

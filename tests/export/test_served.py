@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
 from abctune.core.errors import UserError
-from abctune.core.files import read_json, read_table
+from abctune.core.files import read_table
 from abctune.core.schemas import SERVED
 from abctune.llm.inference import load_for_inference
 from abctune.llm.likelihood import conversation_nll
@@ -31,9 +31,8 @@ def exported(project):
     """The project with B exported in the formats that are asked for."""
 
     def export(fmt):
-        config = read_json(write.BASE_MODEL / "config.json", "fetch-model")
         rows = read_table(project.root / "data/split/B/val.parquet", "split@B")
-        return write.export("B", fmt, config, rows, {"chat_template": "model"})
+        return write.export("B", fmt, rows, {"chat_template": "model"})
 
     return export
 

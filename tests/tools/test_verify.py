@@ -135,7 +135,9 @@ def test_any_damage_to_any_file_is_named(study: Workspace, seed: int) -> None:
     found = check_tracked().faults
     name = path.relative_to(study.root).as_posix()
     folder = "plots" if name.startswith("plots/") else name
-    assert [line for line in found if line.startswith((name, folder))], (name, found)
+    # data/votes is a dependency, no output: whoever changes it is told what is out of date.
+    told = (name, folder, "plot is out of date") if name.startswith("data/votes/") else (name, folder)
+    assert [line for line in found if line.startswith(told)], (name, found)
 
 
 def test_a_file_too_many_and_a_folder_too_few_are_named(study: Workspace) -> None:

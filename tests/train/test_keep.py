@@ -12,7 +12,10 @@ class Model:
 
     weights = 0
 
-    def save_pretrained(self, folder):
+    def named_parameters(self):
+        return ()
+
+    def save_pretrained(self, folder, state_dict):
         folder.mkdir(parents=True)
         (folder / "weights").write_text(str(self.weights))
 
@@ -21,8 +24,12 @@ def run(by, folder, logs):
     keep, model = KeepBest(by, folder), Model()
     for step, entry in logs:
         model.weights = step
-        keep.on_log(None, SimpleNamespace(global_step=step), None, logs=entry, model=model)
-    keep.on_train_end(None, SimpleNamespace(global_step=logs[-1][0]), None, model=model)
+        keep.on_log(
+            None, SimpleNamespace(global_step=step, is_world_process_zero=True), None, logs=entry, model=model
+        )
+    keep.on_train_end(
+        None, SimpleNamespace(global_step=logs[-1][0], is_world_process_zero=True), None, model=model
+    )
     return keep.kept, (folder / "weights").read_text()
 
 
