@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +30,17 @@ def run_measured(command: list[str], cwd: Path, **popen: Any) -> Used:
     return Used(status, seconds, usage.ru_maxrss * 1024 / 2**30, cpu)
 
 
-def run_repro(folder: Path, seconds: dict[str, float], *arguments: str, **environment: str) -> int:
+def run_repro(
+    folder: Path,
+    seconds: dict[str, float],
+    *arguments: str,
+    save: Callable[[], None] = lambda: None,
+    **environment: str,
+) -> int:
     """Run `dvc repro`, add each stage's seconds to `seconds` by the line that begins it; the exit status.
 
-    What comes before the first stage is counted as `dvc`.
+    What comes before the first stage is counted as `dvc`. `save` is called after each line, so that a run that is
+    stopped leaves what it has measured.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *arguments],
@@ -51,6 +59,7 @@ def run_repro(folder: Path, seconds: dict[str, float], *arguments: str, **enviro
         now = time.perf_counter()
         seconds[stage] = round(seconds.get(stage, 0.0) + now - since, 2)
         since = now
+        save()
         if match := STAGE.search(line):
             stage = match[1]
     status = process.wait()

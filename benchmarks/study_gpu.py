@@ -19,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import run_repro
 from benchmarks.train_gpu import SHAPE
 from tests.hub_server import Hub
 from tests.workspace import PROJECT_FILES, ROOT, Workspace
@@ -67,7 +65,6 @@ CONFIG = {
     **SHAPE,
 }
 GENERATION = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "pad_token_id": 128004}
-STAGE = re.compile(r"Running stage '([^']+)'")
 Files = dict[str, bytes | Path]
 
 
@@ -237,31 +234,6 @@ def serve(hub: Hub, project: Workspace, folders: dict[str, Path]) -> None:
         hub.add(kind, origin["repo"], files, revision=origin["revision"])
 
 
-def run_study(project: Workspace, hub: Hub, seconds: dict[str, float], save: Any) -> int:
-    """`dvc repro` with profile full, its stages timed by the line that begins each; the exit status."""
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=project.root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    stage, since = "dvc", time.perf_counter()
-    for line in process.stdout or ():
-        print(line, end="", flush=True)
-        now = time.perf_counter()
-        if match := STAGE.search(line):
-            stage, since = match[1], now
-        seconds[stage] = round(seconds.get(stage, 0.0) + now - since, 2)
-        since = now
-        save()
-    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - since, 2)
-    return process.wait()
-
-
 def disk_gib(project: Workspace) -> dict[str, float]:
     """GiB on disk of the project's folders; files that DVC links into its cache count in both."""
     return {
@@ -323,7 +295,7 @@ def main() -> None:
 
     with Hub() as hub:
         serve(hub, project, folders)
-        status = run_study(project, hub, result["seconds"], save)
+        status = run_repro(project.root, result["seconds"], save=save, HF_ENDPOINT=hub.url)
     import torch  # for the card's name
 
     torch.cuda.is_available()

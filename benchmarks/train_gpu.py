@@ -224,16 +224,14 @@ def plain(model_folder: Path, steps: int, watch: Watch) -> None:
     model.save_pretrained("adapter")
 
 
-def notebook(model_folder: Path, steps: int, watch: Watch) -> None:
-    from unsloth import FastLanguageModel  # isort: skip
-    from datasets import Dataset
-    from transformers import DataCollatorForSeq2Seq
-    from trl import SFTConfig, SFTTrainer
+def notebook_model(model_folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer as the stock notebook makes them."""
+    from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(model_folder), max_seq_length=MAX_LENGTH, dtype=None, load_in_4bit=True
     )
-    model = FastLanguageModel.get_peft_model(
+    adapted = FastLanguageModel.get_peft_model(
         model,
         r=16,
         target_modules=TARGETS,
@@ -243,6 +241,16 @@ def notebook(model_folder: Path, steps: int, watch: Watch) -> None:
         use_gradient_checkpointing="unsloth",
         random_state=3407,
     )
+    return adapted, tokenizer
+
+
+def notebook(model_folder: Path, steps: int, watch: Watch) -> None:
+    import unsloth  # noqa: F401  (before the libraries that it patches)  # isort: skip
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = notebook_model(model_folder)
     watch.install()
     trainer = SFTTrainer(
         model=model,
@@ -270,19 +278,7 @@ def report(model_folder: Path, steps: int, watch: Watch) -> None:
                 self.lowest = logs["loss"]
                 model.save_pretrained("adapter")
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(model_folder), max_seq_length=MAX_LENGTH, dtype=None, load_in_4bit=True
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=16,
-        target_modules=TARGETS,
-        lora_alpha=16,
-        lora_dropout=0,
-        bias="none",
-        use_gradient_checkpointing="unsloth",
-        random_state=3407,
-    )
+    model, tokenizer = notebook_model(model_folder)
     watch.install()
     rows = conversations(steps)
     trainer = SFTTrainer(
