@@ -48,7 +48,11 @@ def file_table() -> Iterator[str]:
     """A line per file."""
     yield "| your file | what is read |\n|---|---|"
     for name, case in YAML(typ="safe", pure=True).load(FILES.read_text(encoding="utf-8")).items():
-        read = f"refused: {plain(case['refused'])}" if "refused" in case else f"{case['rows']:,} rows"
+        read = (
+            f"refused: {plain(case['refused'])}"
+            if "refused" in case
+            else f"{case['rows']:,} row{'s' * (case['rows'] != 1)}"
+        )
         read = re.sub(r"params\.yaml: KEY\.(\w+): ", r"`\1`: ", read)
         if case.get("problems"):
             read += f", {case['problems']:,} of them quarantined"

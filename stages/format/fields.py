@@ -177,7 +177,6 @@ HARMLESS = frozenset(
         "parallel_tool_calls",
         "tool_choice",
         "skip_prompt_formatting",
-        "prefix",
         "annotations",
         "status",
         "role_id",

@@ -191,12 +191,25 @@ def check_complete(
             ):
                 raise Rejected("chat template has no place for tool calls")
     for tool in tools or ():
-        if not _printed(tool["function"]["name"], text):
+        if not all(_printed(part.strip(), text) for part in _named(tool["function"])):
             raise Rejected("chat template has no place for tools")
 
 
 def _printed(value: str, text: str) -> bool:
     return value in text or json.dumps(value, ensure_ascii=False)[1:-1] in text
+
+
+def _named(schema: Any) -> Iterator[str]:
+    """A tool's name and all its descriptions: the texts that are the person's own, in any layout of a schema."""
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _named(inner)
+    elif isinstance(schema, dict):
+        for key, inner in schema.items():
+            if key in ("name", "description") and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _named(inner)
 
 
 def _leaves(value: Any) -> Iterator[str]:

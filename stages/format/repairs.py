@@ -60,6 +60,8 @@ def repaired(
         raise Rejected("no reply is marked to be learned")
     if any(turns[number].learn is False for number in replies):
         repairs.append("reply marked not to be learned is context")
+    if any(turn.learn and turn.message["role"] != "assistant" for turn in turns):
+        repairs.append("turn marked to be learned is no reply")
     supervised = [number in learned for number in range(len(turns))]
     return Conversation([turn.message for turn in turns], supervised, tools, tuple(dict.fromkeys(repairs)))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abctune.core.files import RECORD_CHARACTERS
@@ -20,7 +20,7 @@ from abctune.core.params import SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
 from stages.format.repairs import Conversation, repaired
-from stages.format.turns import Rejected, Turn, read_tools, read_turns, text_of
+from stages.format.turns import Rejected, Turn, from_json, read_tools, read_turns, text_of
 
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
 MAX_MESSAGES = 500
@@ -94,15 +94,13 @@ class Reader:
         """
         fields = Fields(_parse(record))
         declared = {*self._options.columns.values(), *self._ignore}
-        if any(fields.has(name) for name in PREFERENCES if name not in declared) and not fields.has(
-            *self._names.lists
-        ):
+        if any(fields.has(name) for name in PREFERENCES if name not in declared):
             raise Rejected("a preference pair, no conversation to learn")
         turns = self._turns(fields)
         if len(turns) > MAX_MESSAGES:
             raise Rejected("too many messages")
-        system = _system(fields.take(*self._names.system))
-        tools = read_tools(fields.take(*self._names.tools))
+        system = self._system(fields.take(*self._names.system))
+        tools = read_tools(fields.take(*self._names.tools), self._ignore)
         notes = self._verdict(fields) + (
             ["rejected answer left out"] if any(one.rejected for one in turns) else []
         )
@@ -149,24 +147,29 @@ class Reader:
             raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
         turns = self._history(fields)
         if isinstance(request, list):
+            if not is_blank(context):  # it has no place among turns
+                raise Rejected(f"unread field: {next(name for name in names.context if fields.has(name))}")
             asked = [Turn(one.message, False) for one in read_turns(request, "prompt", self._ignore)]
         else:
             # Alpaca's own layout: the context follows the instruction after an empty line.
-            parts = [text_of(part) for part in (request, context) if not is_blank(part)]
+            parts = [text_of(part, self._ignore) for part in (request, context) if not is_blank(part)]
             asked = [Turn(Message(role="user", content="\n\n".join(parts)))]
         if isinstance(reply, list) and reply and isinstance(reply[0], dict):
             return [*turns, *asked, *read_turns(reply, "completion", self._ignore)]
-        return [*turns, *asked, Turn(Message(role="assistant", content=text_of(reply)))]
+        return [*turns, *asked, Turn(Message(role="assistant", content=text_of(reply, self._ignore)))]
 
     def _history(self, fields: Fields) -> list[Turn]:
-        history = fields.take(*self._names.history)
+        history = from_json(fields.take(*self._names.history))
         if is_blank(history):
             return []
+        learn = None if self._options.history == "supervised" else False
+        if isinstance(history, list) and all(isinstance(one, dict) for one in history):
+            turns = read_turns(history, "history", self._ignore)
+            return [replace(one, learn=learn if one.learn is None else one.learn and learn) for one in turns]
         if not isinstance(history, list) or not all(
             isinstance(one, list) and len(one) == 2 for one in history
         ):
-            raise Rejected("'history' is no list of [question, answer]")
-        learn = None if self._options.history == "supervised" else False
+            raise Rejected("'history' is no list of [question, answer], nor of turns")
         return [
             turn
             for question, answer in history
@@ -175,6 +178,11 @@ class Reader:
                 Turn(Message(role="assistant", content=text_of(answer)), learn),
             )
         ]
+
+    def _system(self, value: Any) -> list[Turn]:
+        if is_blank(value):
+            return []
+        return [Turn(Message(role="system", content=text_of(value, self._ignore)))]
 
     def _verdict(self, fields: Fields) -> list[str]:
         for name in VERDICTS:
@@ -193,10 +201,6 @@ class Reader:
         for name, value in fields.unread(self._ignore):
             if not _repeats(value, conversation.messages):
                 raise Rejected(f"unread field: {name[:60]}")
-
-
-def _system(value: Any) -> list[Turn]:
-    return [] if is_blank(value) else [Turn(Message(role="system", content=text_of(value)))]
 
 
 def _repeats(value: Any, messages: Sequence[Message]) -> bool:

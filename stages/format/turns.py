@@ -10,7 +10,7 @@ from typing import Any
 from abctune.llm.conversation import Message, Role, Tools
 from stages.format.fields import Fields, is_blank
 
-# The names that roles go by in published data: LLaMA-Factory's, Axolotl's, TRL's, ms-swift's, OpenAI's, OASST's.
+# The names that roles go by in published data: LLaMA-Factory's, Axolotl's, TRL's, ms-swift's, OpenAI's, OASST's, Cohere's.
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -22,6 +22,7 @@ ROLES: Mapping[str, Role] = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "ai": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
@@ -33,10 +34,15 @@ ROLES: Mapping[str, Role] = {
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "ipython": "tool",
 }
 CALL_ROLES = ("function_call", "tool_call")  # their text is a call in JSON
-# Marks of what to learn: the value that means "not this turn". `masked` means the contrary of the others.
-LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight")
+# Marks of what to learn; `masked` means the contrary of the others. 1 and 0 equal True and False here.
+LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight", "masked")
+MARK_VALUES = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+# What parts of a content, tool calls and tools hold besides what a model reads or writes.
+NOT_TEXT = ("type", "id", "index", "cache_control", "signature", "is_error", "strict")
 # A turn that holds a whole exchange, as ms-swift's and Capybara's: (user's key, assistant's key).
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
 
@@ -64,7 +70,7 @@ def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:
     Raises:
         Rejected: with the reason.
     """
-    items = _from_json(value)
+    items = from_json(value)
     if isinstance(items, dict) and items and all(isinstance(column, list) for column in items.values()):
         items = [dict(zip(items, row, strict=True)) for row in _transposed(list(items.values()), key)]
     if isinstance(items, list) and items and all(isinstance(item, list) for item in items):
@@ -80,7 +86,8 @@ def _transposed(columns: list[list[Any]], key: str) -> Iterator[tuple[Any, ...]]
     return zip(*columns, strict=True)
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
+    """What a text in JSON says, as tables keep it; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -92,33 +99,37 @@ def _from_json(value: Any) -> Any:
 def _turns(fields: Fields, ignore: Sequence[str]) -> Iterable[Turn]:
     pair = next((pair for pair in PAIRS if all(fields.has(name) for name in pair)), None)
     if pair and not fields.has("role", "from"):
-        user, assistant = (text_of(fields.take(name)) for name in pair)
-        learn = _learn(fields)
+        user, assistant = (text_of(fields.take(name), ignore) for name in pair)
+        learn = _learn(fields, ignore)
         turns = [
             Turn(Message(role="user", content=user)),
             Turn(Message(role="assistant", content=assistant), learn),
         ]
     else:
-        turns = _read(fields)
-    for name, _ in fields.unread(ignore):
-        raise Rejected(f"unread field: {name[:60]}")
+        turns = _read(fields, ignore)
+    _check_all_read(fields, ignore)
     return turns
 
 
-def _read(fields: Fields) -> list[Turn]:
+def _check_all_read(fields: Fields, ignore: Sequence[str]) -> None:
+    for name, _ in fields.unread(ignore):
+        raise Rejected(f"unread field: {name[:60]}")
+
+
+def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
     name = fields.take("role", "from")
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise Rejected("unknown role")
-    learn = _learn(fields)
-    value = fields.take("content", "value", "text")
-    calls = tool_calls(fields.take("tool_calls"), fields.take("function_call"))
+    learn = _learn(fields, ignore)
+    value = fields.take("content", "value", "text", "message")
+    calls = tool_calls(fields.take("tool_calls", "function_call"), ignore)
     if name.strip().lower() in CALL_ROLES:
-        calls, value = tool_calls(value, None), ""
+        calls, value = tool_calls(value, ignore), ""
     results: list[Turn] = []
     thoughts = _optional_text(fields.take("reasoning_content", "reasoning", "thinking", "thought"))
-    if isinstance(value, list) and value:
-        value, more_calls, more_thoughts, results = _blocks(value)
+    if isinstance(value, list) and value and (role != "tool" or all(map(_is_part, value))):
+        value, more_calls, more_thoughts, results = _blocks(value, ignore)
         calls += more_calls
         thoughts += more_thoughts
     message = Message(role=role, content=_content(value, role, bool(calls or results)))
@@ -132,6 +143,8 @@ def _read(fields: Fields) -> list[Turn]:
                 message[key] = given
     if results and not message["content"].strip():
         return results  # Anthropic writes a tool's results as a user's turn
+    if isinstance(fields.take("prefix"), str):  # true: a mark of Mistral's and Qwen's; a text would be lost
+        raise Rejected("unread field: prefix")
     refused = fields.has("rejected_response") and bool(fields.take("rejected_response"))
     return [*results, Turn(message, learn, refused)]
 
@@ -142,18 +155,21 @@ def _content(value: Any, role: Role, with_calls: bool) -> str:
     if role == "system" and is_blank(value):
         return ""
     if role == "tool" and not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False)
+        value = "" if value is None else json.dumps(value, ensure_ascii=False)
     return text_of(value)
 
 
-def text_of(value: Any) -> str:
-    """A text, as it is.
+def text_of(value: Any, ignore: Sequence[str] = ()) -> str:
+    """A text, as it is; one in parts as one.
+
+    Args:
+        ignore: keys of parts that may be left out.
 
     Raises:
         Rejected: it is no text, or holds half of a surrogate pair, which JSON can spell and UTF-8 cannot.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        value = "".join(_part(part) for part in value)
+        value = "".join(_part(Fields(part), ignore) for part in value)
     if not isinstance(value, str):
         raise Rejected("content is not text")
     try:
@@ -163,10 +179,16 @@ def text_of(value: Any) -> str:
     return value
 
 
-def _part(part: dict[str, Any]) -> str:
-    text = part.get("text", part.get("value"))
-    if part.get("type", "text") != "text" or not isinstance(text, str):
+def _is_part(value: Any) -> bool:
+    """Whether an item of a list is a part of a content; a tool's result may be a list of anything."""
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
+
+
+def _part(part: Fields, ignore: Sequence[str]) -> str:
+    kind, text = part.take("type"), part.take("text", "value")
+    if kind not in (None, "text") or not isinstance(text, str):
         raise Rejected("content is not text")
+    _check_all_read(part, (*NOT_TEXT, *ignore))
     return text
 
 
@@ -174,70 +196,89 @@ def _optional_text(value: Any) -> str:
     return "" if is_blank(value) else text_of(value)
 
 
-def _blocks(parts: list[Any]) -> tuple[str, list[dict[str, Any]], str, list[Turn]]:
+def _blocks(parts: list[Any], ignore: Sequence[str]) -> tuple[str, list[dict[str, Any]], str, list[Turn]]:
     """A content in parts (OpenAI's, LLaMA-Factory's, Anthropic's): its text, tool calls, thoughts and tool results."""
     text, calls, thoughts, results = "", [], "", []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "tool_use":
-            calls += tool_calls([{"id": part.get("id"), **_call(part.get("name"), part.get("input"))}], None)
+            renamed = {"arguments" if key == "input" else key: value for key, value in part.items()}
+            calls += tool_calls([renamed], ignore)
         elif kind == "tool_result":
-            content = part.get("content")
-            result = Message(role="tool", content=_content("" if content is None else content, "tool", False))
-            if isinstance(content, list):
-                result["content"] = text_of(content)
-            if isinstance(part.get("tool_use_id"), str):
-                result["tool_call_id"] = part["tool_use_id"]
-            results.append(Turn(result))
+            results.append(Turn(_result(Fields(part), ignore)))
         elif kind == "thinking":
-            thoughts += text_of(part.get("thinking"))
+            fields = Fields(part)
+            thoughts += text_of(fields.take("thinking"), ignore)
+            _check_all_read(fields, (*NOT_TEXT, *ignore))
         else:
-            text += text_of([part])
+            text += text_of([part], ignore)
     return text, calls, thoughts, results
 
 
-def _call(name: Any, arguments: Any) -> dict[str, Any]:
-    return {"name": name, "arguments": arguments}
+def _result(part: Fields, ignore: Sequence[str]) -> Message:
+    content, call = part.take("content"), part.take("tool_use_id")
+    text = text_of(content, ignore) if isinstance(content, list) else _content(content, "tool", False)
+    _check_all_read(part, (*NOT_TEXT, *ignore))
+    result = Message(role="tool", content=text)
+    if isinstance(call, str):
+        result["tool_call_id"] = call
+    return result
 
 
-def tool_calls(calls: Any, function_call: Any) -> list[dict[str, Any]]:
+def tool_calls(given: Any, ignore: Sequence[str] = ()) -> list[dict[str, Any]]:
     """OpenAI's `tool_calls` or `function_call`, or a call in JSON, as templates take them: arguments as an object.
+
+    Args:
+        ignore: keys of calls that may be left out.
 
     Raises:
         Rejected: they are no such calls.
     """
-    given = _from_json(calls)
-    if is_blank(given):
-        given = [] if is_blank(function_call) else _from_json(function_call)
-    found = []
-    for call in given if isinstance(given, list) else [given]:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Rejected("a tool call has no name")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = {} if is_blank(arguments) else _from_json(arguments)
-        if not isinstance(arguments, dict):
-            raise Rejected("a tool call's arguments are no JSON object")
-        one: dict[str, Any] = {"type": "function", "function": _call(text_of(function["name"]), arguments)}
-        if isinstance(call.get("id"), str):
-            one["id"] = call["id"]
-        text_of(json.dumps(one, ensure_ascii=False))
-        found.append(one)
-    return found
+    calls = from_json(given)
+    if is_blank(calls):
+        return []
+    return [_call(call, (*NOT_TEXT, *ignore)) for call in (calls if isinstance(calls, list) else [calls])]
 
 
-def read_tools(value: Any) -> Tools | None:
+def _call(given: Any, ignore: Sequence[str]) -> dict[str, Any]:
+    function = given.get("function", given) if isinstance(given, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Rejected("a tool call has no name")
+    fields = Fields(function)
+    arguments = from_json(fields.take("arguments", "parameters"))
+    if not isinstance(arguments := {} if is_blank(arguments) else arguments, dict):
+        raise Rejected("a tool call's arguments are no JSON object")
+    _check_all_read(fields, ignore)
+    if function is not given:
+        _check_all_read(Fields(given), ("function", *ignore))
+    call: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": text_of(function["name"]), "arguments": arguments},
+    }
+    if isinstance(given.get("id"), str):
+        call["id"] = given["id"]
+    text_of(json.dumps(call, ensure_ascii=False))
+    return call
+
+
+def read_tools(value: Any, ignore: Sequence[str] = ()) -> Tools | None:
     """The tools of a conversation: a list of JSON schemas, bare or in OpenAI's envelope, or that as a JSON string.
+
+    Args:
+        ignore: keys of the envelope that may be left out.
 
     Raises:
         Rejected: it is no such list.
     """
-    if is_blank(value) or is_blank(given := _from_json(value)):
+    if is_blank(value) or is_blank(given := from_json(value)):
         return None
     if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
         raise Rejected("tools are no list of JSON objects")
+    for tool in given:
+        if "function" in tool:
+            _check_all_read(Fields(tool), ("function", *NOT_TEXT, *ignore))
     tools = [
-        {"type": "function", "function": _from_json(tool["function"])}
+        {"type": "function", "function": from_json(tool["function"])}
         if "function" in tool
         else {"type": "function", "function": _from_anthropic(tool)}
         for tool in given
@@ -253,10 +294,19 @@ def _from_anthropic(tool: dict[str, Any]) -> dict[str, Any]:
     return {"parameters" if key == "input_schema" else key: value for key, value in tool.items()}
 
 
-def _learn(fields: Fields) -> bool | None:
-    marks = [fields.take(name) for name in LEARN_MARKS]
-    masked = fields.take("masked")
-    said = [bool(mark) for mark in marks if isinstance(mark, bool | int | float) and not is_blank(mark)]
-    if isinstance(masked, bool | int):
-        said.append(not masked)
+def _learn(fields: Fields, ignore: Sequence[str]) -> bool | None:
+    """Whether a turn is marked to be learned; None: it has no marks.
+
+    A mark of another value (a weight of 0.5, a mask per token) refuses the row, as loss has no such shares here.
+    """
+    said = []
+    for name in LEARN_MARKS:
+        if is_blank(value := fields.take(name)):
+            continue
+        value = value.strip().lower() if isinstance(value, str) else value
+        mark = None if isinstance(value, list | dict) else MARK_VALUES.get(value)
+        if mark is not None:
+            said.append(mark != (name == "masked"))
+        elif name not in ignore:
+            raise Rejected(f"unread field: {name}")
     return all(said) if said else None

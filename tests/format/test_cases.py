@@ -27,19 +27,39 @@ def test_a_record_becomes_what_it_means_or_says_why_not(case):
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=6, max_size=12)
 ROLE = st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "Developer", "observation"])
-TURN = st.fixed_dictionaries(
-    {"role": ROLE, "content": st.one_of(WORD, WORD.map(lambda word: [{"type": "text", "text": word}]))},
-    optional={
-        "weight": st.sampled_from([0, 1]),
-        "reasoning_content": WORD,
-        "note": WORD,
-        "images": st.lists(WORD, max_size=1),
-        "tool_calls": WORD.map(lambda word: [{"function": {"name": word, "arguments": {"key": word[::-1]}}}]),
-    },
+PART = st.fixed_dictionaries({"type": st.just("text"), "text": WORD}, optional={"citations": WORD})
+CALL = st.fixed_dictionaries(
+    {"function": WORD.map(lambda word: {"name": word, "arguments": {"key": word[::-1]}})},
+    optional={"result": WORD},
 )
+CONTENT = st.one_of(WORD, st.lists(PART, min_size=1, max_size=2))
+EXTRAS = {
+    "weight": st.sampled_from([0, 1, "0", 0.5]),
+    "reasoning_content": WORD,
+    "note": WORD,
+    "images": st.lists(WORD, max_size=1),
+    "tool_calls": st.lists(CALL, min_size=1, max_size=1),
+}
+TURN = st.fixed_dictionaries({"role": ROLE, "content": CONTENT}, optional=EXTRAS)
+# Most lists of such turns are refused for their order; so one turn with at most one more key, in a dialogue, too.
+ONE_MORE = st.one_of(*(st.fixed_dictionaries({key: value}) for key, value in EXTRAS.items()))
+DIALOGUE = st.tuples(
+    WORD.map(lambda word: {"role": "user", "content": word}),
+    st.builds(
+        lambda turn, more: turn | more,
+        st.fixed_dictionaries({"role": st.just("assistant"), "content": CONTENT}),
+        ONE_MORE,
+    ),
+    WORD.map(lambda word: {"role": "user", "content": word}),
+    WORD.map(lambda word: {"role": "assistant", "content": word}),
+).map(list)
 LISTED = st.fixed_dictionaries(
     {"messages": st.lists(TURN, min_size=1, max_size=5)},
-    optional={"system": WORD, "rationale": WORD, "tools": WORD.map(lambda word: [{"name": word}])},
+    optional={
+        "system": WORD,
+        "rationale": WORD,
+        "tools": WORD.map(lambda word: [{"name": word, "description": word[::-1]}]),
+    },
 )
 FLAT = st.fixed_dictionaries(
     {"instruction": WORD, "output": WORD},
@@ -52,6 +72,7 @@ FLAT = st.fixed_dictionaries(
         "answer": WORD,
         "rejected_response": WORD,
         "history": st.lists(st.tuples(WORD, WORD).map(list), max_size=2),
+        "prompt": WORD.map(lambda word: [{"role": "user", "content": word}]),
         "thoughts": st.dictionaries(WORD, WORD, min_size=1, max_size=2),
     },
 )
