@@ -15,7 +15,8 @@ FORMATTED_ROWS = pa.schema(
         "group": pa.string(),  # stays on one side of the split
         "source": pa.string(),
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
-        "extra": pa.string(),  # JSON: the tools, and per message its calls and reasoning; null where there are none
+        # JSON: the tools; per message its calls and reasoning; which are supervised, if not every reply. Null: none of these
+        "extra": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "labels": pa.list_(pa.int32()),
         "n_tokens": pa.int32(),

@@ -70,6 +70,16 @@ def conversation_of(row: Mapping[str, Any]) -> tuple[list[Message], Tools | None
     return cast(list[Message], messages), extra.get("tools")
 
 
+def learned_turns(row: Mapping[str, Any]) -> list[bool]:
+    """For each of a formatted row's messages whether it is a reply that is supervised.
+
+    Args:
+        row: columns `messages` and `extra` of FORMATTED_ROWS.
+    """
+    marks = json.loads(row["extra"]).get("supervised") if row.get("extra") else None
+    return marks or [message["role"] == "assistant" for message in row["messages"]]
+
+
 def conversation_group(messages: Iterable[Message]) -> str:
     """The default group: conversations that open with the same user message stay on one side of the split.
 

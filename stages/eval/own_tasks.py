@@ -1,15 +1,20 @@
-"""A source's test rows as tasks: the conversation before its last reply is asked, the reply is the reference."""
+"""A source's test rows as tasks: the conversation before a reply is asked, the reply is the reference.
+
+That is the last reply; for tool calls every reply that makes some, as most conversations with calls end with a text. What
+the data mark as not to be learned is no reference.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
-from abctune.llm.conversation import Message, Tools, conversation_of, text_hash
+from abctune.llm.conversation import Message, Tools, conversation_of, learned_turns, text_hash
 from abctune.llm.inference import Answer
 from stages.eval.calls import call_of, json_object
 from stages.eval.generation import answer_conversations
@@ -23,9 +28,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A test row and what its answer is compared with."""
+    """A reply of a test row that is asked for, and what the answer is compared with."""
 
-    id: str
+    id: str  # of the conversation
     source: str
     messages: list[Message]
     tools: Tools | None
@@ -45,48 +50,64 @@ def ask_own(
         tasks = own_tasks(source, check, rows)
         limit = check.max_new_tokens or params.active.eval.max_new_tokens
         answers = answer_conversations(model, tokenizer, [(t.messages, t.tools) for t in tasks], limit)
-        lines += [line_of(check, task, answer) for task, answer in zip(tasks, answers, strict=True)]
+        answered = groupby(zip(tasks, answers, strict=True), key=lambda pair: pair[0].id)
+        lines += [line_of(check, *zip(*pairs, strict=True)) for _, pairs in answered]
     return lines
 
 
 def own_tasks(source: str, check: OwnCheck, rows: Sequence[Row]) -> list[OwnTask]:
-    """At most `check.rows` tasks, one of each group, in an order that a hash of the groups fixes.
+    """The tasks of at most `check.rows` conversations, one of each group, in an order that a hash of the groups fixes.
 
     One of each group, since rows that share text are not independent, which the intervals take them to be.
     """
-    tasks: dict[str, OwnTask] = {}
-    for row in sorted(rows, key=lambda row: (text_hash(row["group"]), row["id"])):
-        if len(tasks) == check.rows:
-            break
-        if row["source"] == source and row["group"] not in tasks and (task := task_of(row, check)):
-            tasks[row["group"]] = task
+    mine = [row for row in rows if row["source"] == source]
+    mine.sort(key=lambda row: (text_hash(row["group"]), conversation_of_row(row), len(row["messages"])))
+    tasks: dict[str, list[OwnTask]] = {}
+    for _, same in groupby(mine, key=conversation_of_row):
+        conversation = list(same)
+        group = conversation[0]["group"]
+        if len(tasks) < check.rows and group not in tasks and (found := tasks_of(conversation, check)):
+            tasks[group] = found
     if not tasks:
         raise UserError(
             f"params.yaml: evaluation.checks.{source}: none of its test rows {NEEDS.get(check.kind, 'ends with a reply')};"
             " change the check, or look at column `messages` of data/split/*/test.parquet"
         )
-    return list(tasks.values())
+    return [task for found in tasks.values() for task in found]
+
+
+def conversation_of_row(row: Row) -> str:
+    """The conversation that a row is an example of; one that gives an example per reply numbers them behind a dash."""
+    return str(row["id"]).partition("-")[0]
 
 
 NEEDS = {
     "choice": "has a last reply that names one of `labels` and no other",
     "json": "has a last reply that is a JSON object with the fields of `equal`",
-    "tool_call": "ends with tool calls",
+    "tool_call": "has a supervised reply with tool calls",
 }
 
 
-def task_of(row: Row, check: OwnCheck) -> OwnTask | None:
-    """The row as a task; None where its last reply is none, or none that the check can judge."""
+def tasks_of(rows: Sequence[Row], check: OwnCheck) -> list[OwnTask]:
+    """The tasks of one conversation's rows, in its order; none where no reply is one that the check can judge."""
+    if isinstance(check, ToolCallCheck):
+        return [
+            task for row in rows for turn in range(len(row["messages"])) for task in task_of(row, turn, check)
+        ]
+    return list(task_of(rows[-1], len(rows[-1]["messages"]) - 1, check))
+
+
+def task_of(row: Row, turn: int, check: OwnCheck) -> Iterator[OwnTask]:
+    """The row's message number `turn` as a task; nothing where it is no supervised reply that the check can judge."""
+    if turn < 1 or not learned_turns(row)[turn]:
+        return
     messages, tools = conversation_of(row)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        return None
-    reply = messages[-1]
+    reply = messages[turn]
     calls = tuple(call for one in reply.get("tool_calls", []) if (call := call_of(one)))
-    prompt = "\n\n".join(message["content"] for message in messages[:-1])
+    prompt = "\n\n".join(message["content"] for message in messages[:turn])
     reference = Reference(reply["content"], calls, prompt)
-    if not fits(check, reference):
-        return None
-    return OwnTask(row["id"], row["source"], messages[:-1], tools, reference)
+    if fits(check, reference):
+        yield OwnTask(conversation_of_row(row), row["source"], messages[:turn], tools, reference)
 
 
 def fits(check: OwnCheck, reference: Reference) -> bool:
@@ -98,23 +119,32 @@ def fits(check: OwnCheck, reference: Reference) -> bool:
     return bool(reference.calls) if isinstance(check, ToolCallCheck) else True
 
 
-def line_of(check: OwnCheck, task: OwnTask, answer: Answer) -> Row:
-    """One answer, checked."""
-    held = check_answer(check, task.reference, answer.text)
+def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]) -> Row:
+    """The answers to one conversation's tasks, checked: it passes when all do, and its texts stand one below another."""
+    by_task = [
+        check_answer(check, task.reference, answer.text) for task, answer in zip(tasks, answers, strict=True)
+    ]
+    held = {name: all(one.get(name, False) for one in by_task) for one in by_task for name in one}
     labels = check.labels if isinstance(check, ChoiceCheck) else None
-    calls = [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
+    last, answer = tasks[-1], "\n\n".join(one.text for one in answers)
     return {
-        "id": task.id,
+        "id": last.id,
         "kind": check.kind,
-        "source": task.source,
-        "prompt": task.reference.prompt,
-        "answer": answer.text,
-        "n_tokens": len(answer.token_ids),
-        "stopped": answer.stopped,
+        "source": last.source,
+        "prompt": last.reference.prompt,
+        "answer": answer,
+        "n_tokens": sum(len(one.token_ids) for one in answers),
+        "stopped": all(one.stopped for one in answers),
         "checks": held,
         "passed": all(held.values()),
-        "expected": label_of(task.reference.text, labels)
+        "expected": label_of(last.reference.text, labels)
         if labels
-        else "\n".join([task.reference.text, *calls]).strip(),
-        "predicted": label_of(answer.text, labels) if labels else None,
+        else "\n\n".join(expected(task) for task in tasks),
+        "predicted": label_of(answer, labels) if labels else None,
     }
+
+
+def expected(task: OwnTask) -> str:
+    """The held-out reply as text, its calls as JSON."""
+    calls = [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
+    return "\n".join([task.reference.text, *calls]).strip()

@@ -33,7 +33,7 @@ class Examination:
     roles: dict[str, int]  # turns per role, of the usable rows
     groups: int  # of the usable rows: those of a group stay on one side of the split
     replies: dict[str, int]  # rows by their last reply, where these are few and short: labels; else none
-    calls: int  # rows whose last reply calls tools
+    calls: int  # rows with a reply that calls tools
 
     @property
     def usable(self) -> float:
@@ -74,8 +74,8 @@ def examine(
         for row in kept:
             roles.update(message["role"] for message in row["messages"])
             groups.add(row["group"])
-            last = conversation_of(row)[0][-1]
-            calls += "tool_calls" in last
+            messages, last = conversation_of(row)[0], row["messages"][-1]
+            calls += any("tool_calls" in message for message in messages)
             if len(replies) <= MAX_LABELS:
                 replies[last["content"].strip() if last["role"] == "assistant" else ""] += 1
     record, labels = formatter.record(), {} if len(replies) > MAX_LABELS else dict(replies)

@@ -56,7 +56,7 @@ class RecordReader:
 
     def read(self, records: list[dict[str, Any]]) -> list[Usable | Refused]:
         """Some records of data/mixed, those that cannot be parsed first, each kind in its order."""
-        parsed: list[tuple[dict[str, Any], Conversation, list[Rendered], tuple[str, ...]]] = []
+        parsed: list[tuple[dict[str, Any], Conversation, list[Rendered], Conversation]] = []
         found: list[Usable | Refused] = []
         for record in records:
             try:
@@ -67,11 +67,11 @@ class RecordReader:
             except Rejected as reason:
                 found.append(Refused(record, str(reason)))
         examples = iter(self._renderer.encode([one for _, _, rendered, _ in parsed for one in rendered]))
-        for record, conversation, rendered, repairs in parsed:
+        for record, conversation, rendered, as_rendered in parsed:
             pairs = [(one, next(examples)) for one in rendered]
             try:
                 pairs = self._not_empty(record["source"], pairs)
-                found.append(_usable(record, conversation, pairs, repairs))
+                found.append(_usable(record, conversation, pairs, as_rendered))
             except Rejected as reason:
                 found.append(Refused(record, str(reason)))
         return found
@@ -148,31 +148,35 @@ def _usable(
     record: dict[str, Any],
     conversation: Conversation,
     pairs: list[tuple[Rendered, Example]],
-    repairs: tuple[str, ...],
+    as_rendered: Conversation,
 ) -> Usable:
-    messages = conversation.messages
-    identity = conversation_id(messages, conversation.tools, conversation.marks)
+    """The rows of a conversation: its identity and group as the data have it, its messages as they were rendered."""
+    identity = conversation_id(conversation.messages, conversation.tools, conversation.marks)
+    group = record["group"] or conversation_group(conversation.messages)
     examples = []
     for rendered, example in pairs:
-        shown = messages[: rendered.turns]
+        shown = as_rendered.messages[: rendered.turns]
         row = {
             "id": identity if rendered.turns is None else f"{identity}-{rendered.turns - 1}",
-            "group": record["group"] or conversation_group(messages),
+            "group": group,
             "source": record["source"],
             "messages": shown,
-            "extra": _extra(shown, conversation),
+            "extra": _extra(rendered, shown, as_rendered),
             "input_ids": example.input_ids,
             "labels": example.labels,
             "n_tokens": len(example.input_ids),
             "n_supervised": example.n_supervised,
         }
         examples.append((row, example))
-    return Usable(identity, record["source"], examples, repairs)
+    return Usable(identity, record["source"], examples, as_rendered.repairs)
 
 
-def _extra(messages: list[Message], conversation: Conversation) -> str | None:
-    """What a conversation holds besides roles and texts, as JSON; None where that is nothing, as in most."""
+def _extra(rendered: Rendered, messages: list[Message], conversation: Conversation) -> str | None:
+    """What an example holds besides roles and texts, as JSON; None where that is nothing, as in most."""
     by_turn = [extras(message) for message in messages]
-    if not (conversation.tools or any(by_turn)):
-        return None
-    return json.dumps({"tools": conversation.tools, "messages": by_turn}, ensure_ascii=False)
+    found: dict[str, Any] = {}
+    if conversation.tools or any(by_turn):
+        found = {"tools": conversation.tools, "messages": by_turn}
+    if conversation.marks or rendered.turns is not None:
+        found["supervised"] = [number in rendered.supervised for number in range(len(messages))]
+    return json.dumps(found, ensure_ascii=False) if found else None

@@ -69,8 +69,8 @@ class Renderer:
         self._stops = stop_token_ids(tokenizer)
         self._encoder = Encoder(tokenizer)
 
-    def cut(self, conversation: Conversation) -> tuple[list[Rendered], tuple[str, ...]]:
-        """A conversation's examples, one or one per reply, and all repairs that were made.
+    def cut(self, conversation: Conversation) -> tuple[list[Rendered], Conversation]:
+        """A conversation's examples, one or one per reply, and the conversation as rendered, with all repairs.
 
         Raises:
             Rejected: the template fails on this conversation, or leaves out a part of it.
@@ -89,19 +89,18 @@ class Renderer:
                 reasons.append(str(error))
         raise Rejected(reasons[0])
 
-    def _render(self, conversation: Conversation) -> tuple[list[Rendered], tuple[str, ...]]:
+    def _render(self, conversation: Conversation) -> tuple[list[Rendered], Conversation]:
         messages, tools, marks = self._encoder.mask(conversation.messages, conversation.tools)
-        repairs = (*conversation.repairs, CONTROL_NOTE) if marks else conversation.repairs
+        if marks:
+            conversation = replace(conversation, repairs=(*conversation.repairs, CONTROL_NOTE))
         learned = frozenset(number for number, learn in enumerate(conversation.supervised) if learn)
         try:
             whole = Rendered(segments(self.tokenizer, messages, tools), learned, marks)
             check_complete(whole, messages, tools)
-            return [whole], repairs
+            return [whole], conversation
         except TemplateError:
-            return [self._one_reply(messages[: turn + 1], tools, marks) for turn in sorted(learned)], (
-                *repairs,
-                "one example per reply",
-            )
+            each = [self._one_reply(messages[: turn + 1], tools, marks) for turn in sorted(learned)]
+            return each, replace(conversation, repairs=(*conversation.repairs, "one example per reply"))
 
     def _one_reply(
         self, messages: Sequence[Message], tools: Tools | None, marks: Mapping[str, str]

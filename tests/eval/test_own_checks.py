@@ -8,8 +8,9 @@ from pydantic import TypeAdapter
 
 from abctune.core.errors import UserError
 from abctune.core.params import OwnCheck, load_params
+from abctune.llm.inference import Answer
 from stages.eval.own_checks import MAX_ANSWER, Reference, check_answer
-from stages.eval.own_tasks import own_tasks
+from stages.eval.own_tasks import line_of, own_tasks
 from stages.eval.sandbox import accepts
 
 DEEP = "[" * 19_000
@@ -185,6 +186,50 @@ def test_tool_calls_of_the_held_out_reply_are_the_reference():
     (task,) = own_tasks("mine", check, [row(1, "", extra=extra), row(2, "no call")])
     assert task.reference.calls == (CALL,)
     assert task.tools is not None
+
+
+def test_every_reply_with_tool_calls_is_asked_for_and_a_conversation_passes_when_all_are_right():
+    check = TypeAdapter(OwnCheck).validate_python({"kind": "tool_call"})
+    calls = [CALL, {"name": "time", "arguments": {}}, {"name": "weather", "arguments": {}}]
+    turns = [
+        {"role": "user", "content": "q"},
+        *[{"role": "assistant", "content": ""}, {"role": "tool", "content": "3"}] * 3,
+        {"role": "assistant", "content": "3 degrees"},
+    ]
+    more = [{"tool_calls": [{"type": "function", "function": call}]} for call in calls]
+    by_turn = [{}, more[0], {}, more[1], {}, more[2], {}, {}]
+    supervised = [False, True, False, True, False, False, False, True]  # the third call is marked as wrong
+    extra = json.dumps({"tools": None, "messages": by_turn, "supervised": supervised})
+    whole = {"id": "a", "group": "g", "source": "mine", "messages": turns, "extra": extra}
+    # The same from a template with an example per reply.
+    each = [
+        whole
+        | {"id": f"a-{turn}", "messages": turns[: turn + 1]}
+        | {
+            "extra": json.dumps(
+                {"messages": by_turn[: turn + 1], "supervised": [n == turn for n in range(turn + 1)]}
+            )
+        }
+        for turn in (7, 1, 3)
+    ]
+    for rows in ([whole], each):
+        tasks = own_tasks("mine", check, rows)
+        assert [task.reference.calls for task in tasks] == [(CALL,), (calls[1],)]
+        assert [len(task.messages) for task in tasks] == [1, 3]
+        right = [Answer(json.dumps(call), [1, 2], True) for call in calls[:2]]
+        line = line_of(check, tasks, right)
+        assert line["passed"] and line["n_tokens"] == 4
+        assert line["expected"] == "\n\n".join(map(json.dumps, calls[:2]))
+        line = line_of(check, tasks, [right[0], Answer("no", [1], True)])
+        assert line["checks"] == {"calls": False, "name": False, "arguments": False}
+    last = own_tasks("mine", TypeAdapter(OwnCheck).validate_python({"kind": "exact"}), each)
+    assert [task.reference.text for task in last] == ["3 degrees"]
+
+
+def test_a_reply_that_the_data_mark_as_not_to_be_learned_is_no_reference():
+    marked = row(1, "wrong", extra=json.dumps({"supervised": [False, False]}))
+    tasks = own_tasks("mine", TypeAdapter(OwnCheck).validate_python({"kind": "exact"}), [marked, row(2, "x")])
+    assert [task.id for task in tasks] == ["2"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Which tokens are supervised, and that training reads what inference reads."""
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from abctune.core.params import SourceParams
 from abctune.llm.chat import prompt_ids
-from abctune.llm.conversation import IGNORE, Message, normalise
+from abctune.llm.conversation import IGNORE, Message, learned_turns, normalise
 from abctune.llm.tokenizer import DATE_STRING, control_tokens, stop_token_ids
+from stages.format.formatter import Formatter
 from stages.format.preview import mark_supervised
 from stages.format.render import Renderer
 from stages.format.repairs import Conversation
@@ -201,8 +205,8 @@ def test_a_template_that_refuses_the_system_role_gets_its_message_with_the_first
     tokenizer = small.chatml_tokenizer()
     tokenizer.chat_template = NO_SYSTEM
     asked = messages("Hi", "Yo", "And?", "Fine", system="Be brief.")
-    rendered, repairs = Renderer(tokenizer, 1000).cut(learned(asked))
-    assert repairs == ("system message put before the first question",)
+    rendered, conversation = Renderer(tokenizer, 1000).cut(learned(asked))
+    assert conversation.repairs == ("system message put before the first question",)
     [found] = Renderer(tokenizer, 1000).encode(rendered)
     assert tokenizer.decode(found.input_ids).startswith("<|im_start|>user\nBe brief.\n\nHi<|im_end|>")
     prompt = prompt_ids(tokenizer, asked[:-1])
@@ -274,3 +278,26 @@ def test_unsloths_standardize_sharegpt_agrees_on_clean_rows():
         assert reader.read(json.dumps(record)).messages == [
             {"role": turn["role"], "content": turn["content"]} for turn in row["conversations"]
         ]
+
+
+def test_a_formatted_row_holds_the_messages_as_rendered_and_which_of_them_are_supervised():
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "user", "content": "2+3?"},
+        {"role": "assistant", "content": "6", "weight": 0},
+        {"role": "user", "content": "Really?"},
+        {"role": "assistant", "content": "5"},
+    ]
+    tokenizer = small.chatml_tokenizer()
+    alternating = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+    )
+    tokenizer.chat_template = alternating + small.CHATML
+    formatter = Formatter({"own": SourceParams()}, tokenizer, 1000)
+    record = {"source": "own", "row": 0, "record": json.dumps({"messages": turns}), "group": None}
+    [row], _ = formatter.batch([record])
+    assert [message["content"] for message in row["messages"]] == ["Hi\n\n2+3?", "6", "Really?", "5"]
+    assert learned_turns(row) == [False, False, False, True]
+    first = next(at for at, label in enumerate(row["labels"]) if label != IGNORE)
+    assert prompt_ids(tokenizer, row["messages"][:3]) == row["input_ids"][:first]
