@@ -26,7 +26,15 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_text
-from abctune.core.params import KEY, PARAMS_FILE, LocalSource, Params, SourceParams, load_params
+from abctune.core.params import (
+    KEY,
+    PARAMS_FILE,
+    LocalSource,
+    Params,
+    SourceParams,
+    ToolCallCheck,
+    load_params,
+)
 from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
 from stages.fetch.local import data_files
@@ -219,13 +227,14 @@ def check_usable(found: Examination, source: str, file: Path, params: Params) ->
 
 
 def fitting_check(found: Examination) -> dict[str, Any] | None:
-    """The check on answers that fits the rows' last replies (evaluation.checks); None where none is known to."""
+    """The check on answers that fits the rows' replies (evaluation.checks); None where none is known to."""
+    asked = {"rows": ToolCallCheck.model_fields["rows"].default}  # written out, to be changed
     rows = sum(one.kept for one in found.record.sources.values())
     if 2 * found.calls > rows:
-        return {"kind": "tool_call"}
+        return {"kind": "tool_call", **asked}
     # Labels come again and again: a file in which every second reply is new has answers.
     if len(found.replies) > 1 and 2 * len(found.replies) <= rows:
-        return {"kind": "choice", "labels": sorted(found.replies)}
+        return {"kind": "choice", "labels": sorted(found.replies), **asked}
     return None
 
 
@@ -281,7 +290,7 @@ def add(new: New, file: Path, params: Params) -> str:
     return (
         f"Added to {PARAMS_FILE}: source {new.source!r} ({new.target}) and variant {new.variant!r}: the recipe of"
         f" {params.evaluation.test_of!r} on {mix} rows (times rows_scale, {params.active.data.rows_scale:g} in profile"
-        f" {params.profile}). All models are scored on {new.variant!r}'s test rows, which hold every source"
+        f" {params.profile}). All models are scored on the test rows of {new.variant}, which hold every source"
         f" (evaluation.test_of).{checked} Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
     )
 
@@ -302,9 +311,8 @@ def with_source(text: str, new: New, params: Params) -> str:
     insert(document["variants"], new.variant, {"mix": {**plain(like["mix"]), new.source: asked}, **recipe})
     document["evaluation"]["test_of"] = new.variant
     if new.check:
-        document["evaluation"]["checks"] = CommentedMap(
-            {**plain(document["evaluation"].get("checks", {})), new.source: new.check}
-        )
+        checks = plain(document["evaluation"].get("checks", {}))
+        insert(document["evaluation"], "checks", {**checks, new.source: new.check})
     out = io.StringIO()
     yaml.dump(document, out)
     return out.getvalue()
@@ -329,6 +337,8 @@ def insert(mapping: CommentedMap, key: str, value: dict[str, Any]) -> None:
     if tokens and tokens[place] and "\n" in tokens[place].value:
         own, _, following = tokens[place].value.partition("\n")
         new_holder, new_last = last_leaf(mapping)
+        if new_holder is holder and new_last == last:
+            return  # the entry was there, in another place than the end
         moved = copy.copy(tokens[place])
         moved.value = f"\n{following}"
         new_holder.ca.items[new_last] = (

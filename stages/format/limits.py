@@ -14,7 +14,7 @@ UNREAD = "unread field: "
 REMEDIES = (
     (UNREAD, "set sources.{source}.ignore: [{fields}], or name under sources.{source}.columns what belongs to the conversation"),
     (NOTHING_LEFT, "raise profiles.{profile}.data.max_length: the questions alone are longer"),
-    ("chat template", "choose another profiles.{profile}.model.chat_template, one that has a place for it (chatml-tools, for models with ChatML)"),
+    ("chat template", "set profiles.{profile}.model.chat_template to one that has a place for it (chatml-tools, for models with ChatML)"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),
     ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),

@@ -47,9 +47,12 @@ def rows_file(variant: str) -> Path:
 def held_out_of(params: Params) -> HeldOut:
     """The reference mix's validation and test rows, the ones that no variant may train on."""
     reference, split = params.evaluation.test_of, params.active.split
-    rows = read_rows(rows_file(reference), f"format@{reference}", columns=["id", "group", "messages"])
-    held_out = (row for row in rows if subset_of(row["group"], split) != "train")
-    return HeldOut.of(held_out, params.split.near, params.split.common)
+    rows = read_rows(
+        rows_file(reference), f"format@{reference}", columns=["id", "group", "source", "messages"]
+    )
+    return HeldOut.of(
+        rows, params.split.near, params.split.common, lambda row: subset_of(row["group"], split) != "train"
+    )
 
 
 def lines(variant: str, record: SplitRecord) -> Iterator[str]:

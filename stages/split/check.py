@@ -33,6 +33,11 @@ def check_subsets(folder: Path, variant: str, held_out: HeldOut, assigner: Assig
             raise UserError(
                 f"split of {variant} leaves no {subset} row: {_cause(variant, subset, assigner, refused)}"
             )
+    for source, counts in assigner.summary().items():
+        if counts.get("contaminated") and not counts.get("train"):
+            raise UserError(
+                f"split of {variant} leaves no training row of {source}: {_too_near(assigner, refused, source)}"
+            )
     for column, reference in (("id", held_out.ids), ("group", held_out.groups)):
         trained = set(tables["train"][column].to_pylist())
         held = reference.union(*(tables[subset][column].to_pylist() for subset in ("val", "test")))
@@ -45,11 +50,7 @@ def check_subsets(folder: Path, variant: str, held_out: HeldOut, assigner: Assig
 def _cause(variant: str, subset: Subset, assigner: Assigner, refused: Path) -> str:
     rows, groups = assigner.groups.total(), len(assigner.groups)
     if subset == "train" and assigner.refused:
-        write_jsonl(refused, assigner.refused)
-        return (
-            f"all {len(assigner.refused):,} are too near to a held-out row ({refused} lists them). Where it is a shared text that"
-            f" makes them near, lower split.common in {PARAMS_FILE}; where they are variations of a few texts, raise split.near"
-        )
+        return _too_near(assigner, refused)
     if groups < min(FEW_GROUPS, rows):
         (source, _), largest = assigner.groups.most_common(1)[0]
         return (
@@ -60,4 +61,13 @@ def _cause(variant: str, subset: Subset, assigner: Assigner, refused: Path) -> s
     return (
         f"its {rows:,} rows are too few; give the variant more rows (variants.{variant}.mix, profiles.*.data.rows_scale) or"
         f" the subset a larger share (profiles.*.split) in {PARAMS_FILE}"
+    )
+
+
+def _too_near(assigner: Assigner, refused: Path, source: str | None = None) -> str:
+    rows = [row for row in assigner.refused if source in (None, row["source"])]
+    write_jsonl(refused, rows)
+    return (
+        f"all {len(rows):,} are too near to a held-out row ({refused} lists them). Where it is a shared text that"
+        f" makes them near, lower split.common in {PARAMS_FILE}; where they are variations of a few texts, raise split.near"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from datasketch import MinHash, MinHashLSH
 NGRAM = 5  # words, or characters of a script without spaces
 # A text that so few held-out rows share is no boilerplate, whatever share of them it is: copies come in small numbers.
 MIN_COMMON_ROWS = 10
+# So many rows of each source show what its rows share, where few of them are held out: 200 own rows, 5 % held out, are ten.
+SAMPLE_ROWS = 500
 NUM_PERM = 64  # the candidates are checked exactly, so a coarse sketch is enough
 # LSH misses a pair at the threshold itself with some probability; a lower one finds nearly all of those above ours.
 LSH_SLACK = 0.75
@@ -65,19 +67,35 @@ class HeldOut:
     index: MinHashLSH
 
     @classmethod
-    def of(cls, rows: Iterable[dict[str, Any]], near: float = 0.8, common: float = 0.1) -> HeldOut:
-        """Index rows that have `id`, `group` and `messages`.
+    def of(
+        cls,
+        rows: Iterable[dict[str, Any]],
+        near: float = 0.8,
+        common: float = 0.1,
+        is_held_out: Callable[[dict[str, Any]], bool] = lambda row: True,
+    ) -> HeldOut:
+        """Index rows that have `id`, `group`, `messages` and, where there are several, `source`.
 
         Args:
             near: Jaccard similarity from which a row counts as a copy.
-            common: n-grams of more than this share of the rows are left out.
+            common: n-grams of more than this share of the held-out rows, or of a source's first rows, are left out.
+            is_held_out: of which rows; the others only show what a source's rows share.
         """
         ids, groups, everything = set(), set(), []
+        samples: dict[str, list[frozenset[int]]] = {}
         for row in rows:
-            ids.add(row["id"])
-            groups.add(row["group"])
-            everything.append(ngrams(text_of(row)))
-        shared = common_ngrams(everything, common)
+            sample = samples.setdefault(row.get("source", ""), [])
+            held = is_held_out(row)
+            if not held and len(sample) == SAMPLE_ROWS:
+                continue
+            grams_of_row = ngrams(text_of(row))
+            if held:
+                ids.add(row["id"])
+                groups.add(row["group"])
+                everything.append(grams_of_row)
+            if len(sample) < SAMPLE_ROWS:
+                sample.append(grams_of_row)
+        shared = frozenset().union(*(common_ngrams(one, common) for one in (everything, *samples.values())))
         grams = [row - shared for row in everything]
         index = MinHashLSH(threshold=LSH_SLACK * near, num_perm=NUM_PERM)
         for number, mine in enumerate(grams):

@@ -90,3 +90,16 @@ def test_a_script_without_spaces_is_compared_by_characters():
     other = "".join(random.Random(2).sample(letters, 120))
     assert held_out.near(row("new", changed)) == "near"
     assert held_out.near(row("new", other)) is None
+
+
+def test_what_a_small_sources_rows_share_does_not_make_them_near():
+    # 30 rows with one long instruction, 4 of them held out, between held-out rows of another source.
+    small_source = [
+        row(f"own {seed}", f"{text(900)} {text(seed, 12)}") | {"source": "own"} for seed in range(30)
+    ]
+    others = [row(f"chat {seed}", text(1000 + seed)) | {"source": "chat"} for seed in range(100)]
+    held = {one["id"] for one in small_source[:4] + others}
+    held_out = HeldOut.of([*others, *small_source], is_held_out=lambda one: one["id"] in held)
+    assert held_out.ids == held
+    assert [held_out.near(one) for one in small_source[4:]] == [None] * 26
+    assert held_out.near(small_source[0] | {"id": "new", "group": "new"}) == "near"

@@ -146,6 +146,7 @@ def test_labels_are_told_and_checked_on_demand(project, capsys):
     assert "Answers are checked (choice)." in capsys.readouterr().out
     check = load_params().evaluation.checks["more"]
     assert check.kind == "choice" and check.labels == ("billing", "refund", "shipping")
+    assert "      rows: 100\n\nexport:" in PARAMS_FILE.read_text()  # the next section stays apart
 
 
 def test_answers_that_are_no_labels_have_no_check_and_calls_have_theirs(project, capsys):
