@@ -95,6 +95,16 @@ def test_a_planted_near_copy_of_a_test_row_is_dropped_and_counted(workspace, row
     assert "1 dropped as too near to a held-out row" in done.stdout
 
 
+def test_a_source_that_loses_all_its_training_rows_is_an_error(workspace, rows):
+    write(workspace, "C", rows)
+    held = next(row for row in rows if subset_of(row["group"], SPLIT) == "test")
+    name = next(name for name in (f"copy {n}" for n in range(100)) if subset_of(name, SPLIT) == "train")
+    write(workspace, "A", [*rows, held | {"id": name, "group": name, "source": "instruct"}])
+    done = workspace.stage("split", "A", check=False)
+    assert done.returncode == 1
+    assert "split of A leaves no training row of instruct: all 1 are too near" in done.stderr
+
+
 def test_the_stage_fails_if_a_held_out_row_is_left_in_train(workspace, rows, monkeypatch):
     """The check reads the files, so it finds what the sorting missed: here the sorting is switched off."""
     write(workspace, "C", rows)
