@@ -115,7 +115,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    remedy = f"`dvc repro train@{adapter.name}` makes it, or `dvc pull` brings it"
+    remedy = _remedy(adapter)
     require_adapter(adapter, base, remedy)
     try:
         # In the base's number format, as training multiplies it: PEFT's float32 halves an H100's speed.
@@ -124,6 +124,12 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> PreTrain
         raise UserError(
             f"{adapter} does not load on {base} ({str(error).splitlines()[0]}); {remedy}"
         ) from None
+
+
+def _remedy(adapter: Path) -> str:
+    """What makes an adapter, models/VARIANT or models/replicates/VARIANT/NUMBER."""
+    variant = adapter.parent.name if adapter.parent.parent.name == "replicates" else adapter.name
+    return f"`dvc repro train@{variant}` makes it, or `dvc pull` brings it"
 
 
 def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
@@ -140,7 +146,7 @@ def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
     from safetensors.torch import load_file
 
     path = adapter / "adapter_model.safetensors"
-    remedy = f"`dvc repro train@{adapter.parent.name}` makes it, or `dvc pull` brings it"
+    remedy = _remedy(adapter)
     try:
         weights = load_file(path)
     except FileNotFoundError:

@@ -39,17 +39,18 @@ def main(name: ItemArgument) -> None:
 
     dtype, settings = resolve_dtype(params.train_of(params.evaluation.test_of).dtype), params.active.eval
     adapters = None if name == BASE else Adapters(name)
-    model = load_for_inference(dtype) if adapters is None else adapters.load(dtype)
     published = 1 if adapters is None else adapters.published
-    tables = {published: measured(model, scored, published, settings.batch_tokens)}
-    samples, tasks = ask(model, tokenizer, rows, params)
-    for number in [] if adapters is None else adapters.others(model):
+    tables = {}
+    for number in adapters.numbers if adapters else [published]:
+        model = None  # the one before makes room
+        model = adapters.model(number, dtype) if adapters else load_for_inference(dtype)
         tables[number] = measured(model, scored, number, settings.batch_tokens)
+        if number == published:
+            samples, tasks = ask(model, tokenizer, rows, params)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))
-    del model
-    as_served = served(
-        rows, adapters.folder if adapters else None, settings.served_formats, dtype, settings.batch_tokens
-    )
+    published_at = adapters.folder if adapters else None
+    del model, adapters  # the same model in other formats needs the room
+    as_served = served(rows, published_at, settings.served_formats, dtype, settings.batch_tokens)
 
     with atomic_output(METRICS / name) as folder:
         folder.mkdir()
