@@ -64,10 +64,15 @@ def _do(batch: Any) -> Any:
     return _work(batch)
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent is gone: killed itself, that can end nobody."""
+def end_with(parent: int, status: int = 1) -> None:
+    """Have the kernel end this process when its parent is gone: killed itself, that can end nobody.
+
+    Args:
+        parent: its process id.
+        status: to exit with where it is gone already.
+    """
     if sys.platform == "linux":
         pdeathsig = 1
         ctypes.CDLL(None).prctl(pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:
-            raise SystemExit(1)
+            raise SystemExit(status)

@@ -257,11 +257,22 @@ class LiveSamples(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """transformers' progress bar with the losses in it, instead of a line of JSON per log."""
+    """transformers' progress bar with the losses in it, instead of a line of JSON per log.
 
-    def __init__(self) -> None:
+    Args:
+        label: what is trained, in front of the bar.
+    """
+
+    def __init__(self, label: str = "") -> None:
         super().__init__()
+        self._label = label
         self._shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **named: Any) -> None:
+        """Show the bar."""
+        super().on_train_begin(args, state, control, **named)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self._label)
 
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], **_: Any

@@ -207,6 +207,7 @@ class Fit:
             eval_batch_tokens=run.eval_batch_tokens,
             micro_batching=micro_batching_for(model, run.recipe, run.max_length),
             kind=kind,
+            label=f"{run.variant}, replicate {self._replicate.number}",
         )
         trainer.max_length = run.max_length
         self._tokens_at_start = trainer.micro_batching.tokens

@@ -10,11 +10,9 @@ else.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from abctune.core.errors import UserError
+from abctune.core.parallel import end_with
 
 if TYPE_CHECKING:  # accelerate imports torch, which must not happen before CUDA_VISIBLE_DEVICES is set
     from accelerate import PartialState
@@ -115,7 +114,7 @@ def joined() -> Iterator[None]:
         _see_one_gpu()  # of several, which the Trainer would share among threads
         yield
         return
-    _die_with(os.getppid())
+    end_with(os.getppid(), LOST)
     try:
         yield
         process_state().destroy_process_group()
@@ -167,15 +166,6 @@ def _see_one_gpu() -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible != "":
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if visible else "0"
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the launcher is gone: killed itself, it can end nobody."""
-    if sys.platform == "linux":
-        pdeathsig = 1
-        ctypes.CDLL(None).prctl(pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            raise SystemExit(LOST)
 
 
 def _report(message: str) -> None:

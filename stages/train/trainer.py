@@ -306,8 +306,9 @@ def build_trainer(
     eval_batch_tokens: int,
     micro_batching: MicroBatching,
     kind: type[TokenWeightedTrainer] = TokenWeightedTrainer,
+    label: str = "",
 ) -> TokenWeightedTrainer:
-    """The trainer for this run, whole base or sharded, with its callbacks."""
+    """The trainer for this run, whole base or sharded, with its callbacks; `label` stands before its progress bar."""
     arguments.gradient_checkpointing = model.is_gradient_checkpointing  # decided when the model was loaded
     trainer = kind(
         model=model,
@@ -326,5 +327,5 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(FinalStep())
     if trainer.accelerator.is_main_process:
-        trainer.add_callback(Progress())
+        trainer.add_callback(Progress(label))
     return trainer

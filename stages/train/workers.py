@@ -1,0 +1,154 @@
+"""Several replicates at the same time where there is no GPU: each in a process of its own, on its share of the cores.
+
+A step of a small model gains a tenth from a second thread; a second process trains twice as much (docs/performance.md).
+What comes out is the same to the bit: every replicate has its own seed, checkpoints and files.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from abctune.core.errors import UserError
+from abctune.core.parallel import end_with
+from abctune.core.params import Params
+from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.llm.weights import weight_bytes
+from stages.train.publish import Finished
+from stages.train.recipe import Replicate, Run
+from stages.train.sharding import base_of
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+# Of a process next to its base model in float32: imports 1 GiB, and what a step of some hundred tokens takes.
+WORKING_BYTES = 3 * 2**30
+
+
+def workers_for(run: Run) -> int:
+    """How many of a run's replicates train at the same time.
+
+    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else as many as
+    torch may use threads (OMP_NUM_THREADS, or the cores) and the free memory holds.
+    """
+    import torch
+
+    if torch.cuda.is_available() or "RANK" in os.environ or len(run.replicates) == 1:
+        return 1
+    room = psutil.virtual_memory().available // (weight_bytes(BASE_MODEL, bytes_each=4) + WORKING_BYTES)
+    return max(1, min(len(run.replicates), torch.get_num_threads(), room))
+
+
+def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:
+    """Every replicate's adapter and record, in the replicates' order.
+
+    Raises:
+        UserError: a training failed or was stopped; the others have saved a checkpoint too.
+    """
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    setup = (os.getpid(), max(1, torch.get_num_threads() // workers), context.Value("i", 0))
+    upcoming = iter(run.replicates)
+    with (
+        ProcessPoolExecutor(workers, context, initializer=_begin, initargs=setup) as pool,
+        _passing_on_signals() as caught,
+    ):
+
+        def start(count: int) -> set[Future[Finished]]:
+            return {pool.submit(_train_one, run, params, one) for one in islice(upcoming, count)}
+
+        running, done = start(workers), set[Future[Finished]]()
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            done |= ended
+            if caught or any(one.exception() for one in ended):
+                if not caught:
+                    _signal_workers(signal.SIGTERM)  # which lets them save what they have
+                done |= wait(running).done
+                raise _why_ended(done, run.variant, caught)
+            running |= start(len(ended))
+    return sorted((one.result() for one in done), key=lambda one: one.number)
+
+
+def _why_ended(done: set[Future[Finished]], variant: str, caught: list[int]) -> BaseException:
+    """What the command ends with: the error of a training, not one that came of stopping the others."""
+    errors = [error for one in done if (error := one.exception())]
+    others = [error for error in errors if not isinstance(error, BrokenProcessPool)]
+    if others and not caught:
+        # The first to fail; one that was stopped for its sake says so.
+        return min(others, key=lambda error: "stopped by" in str(error))
+    if others:
+        return others[0]
+    again = f"`dvc repro train@{variant}` goes on from the last checkpoints"
+    if caught:
+        return UserError(f"stopped by {signal.Signals(caught[0]).name}; {again}")
+    return UserError(
+        f"a process that trained a replicate of {variant} was killed, perhaps for want of memory; {again}, and "
+        "OMP_NUM_THREADS=1 before it trains one replicate at a time"
+    )
+
+
+def _signal_workers(number: int) -> None:
+    for child in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(child.pid or 0, number)
+
+
+@contextmanager
+def _passing_on_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and Ctrl-C reach the workers, which save a checkpoint; yields a list of those that have come."""
+    caught: list[int] = []
+
+    def pass_on(number: int, _frame: Any) -> None:
+        caught.append(number)
+        _signal_workers(number)
+
+    # A background job of a shell is started with Ctrl-C ignored, and so it stays.
+    numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, pass_on) for one in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_started: float | None = (
+    None  # in a worker: when it began, until its first replicate has been charged with the imports
+)
+_base: Any = None  # in a worker: the base model, once it is loaded
+
+
+def _begin(parent: int, threads: int, slots: Synchronized[int]) -> None:
+    global _started
+    _started = time.perf_counter()
+    os.setpgid(0, 0)  # Ctrl-C reaches the stage alone, which passes it on: twice would end a training at once
+    end_with(parent)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    with slots.get_lock():
+        os.environ["TQDM_POSITION"] = str(slots.value)  # one progress bar below the other
+        slots.value += 1
+
+
+def _train_one(run: Run, params: Params, replicate: Replicate) -> Finished:
+    global _started, _base
+    started, _started = _started or time.perf_counter(), None
+    if _base is None:
+        _base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
+    from stages.train.fit import train_replicates
+
+    tokenizer = load_tokenizer(**params.active.model.template)
+    (finished,) = train_replicates(replace(run, replicates=(replicate,)), params, tokenizer, _base, started)
+    return finished

@@ -1,0 +1,74 @@
+"""Replicates that train at the same time: the same bytes as one after the other, and nothing left of a stopped run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from tests.train.test_replicates import adapters, record
+
+TWO_THREADS = {"OMP_NUM_THREADS": "2"}
+
+
+def started(project, ready: Callable[[], object], steps: int) -> subprocess.Popen[str]:
+    """The stage, training two replicates of B at the same time, as soon as it is `ready`."""
+    project.set(profiles__tiny__replicates=2, train__save_steps=1, variants__B__train__max_steps=steps)
+    command = [sys.executable, "-m", "stages.train", "B"]
+    environment = os.environ | TWO_THREADS
+    process = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def both_have_a_checkpoint(project) -> Callable[[], object]:
+    return lambda: all(list(project.root.glob(f"checkpoints/B/{number}/*/step-2")) for number in (1, 2))
+
+
+def test_stopped_in_both_at_once_they_go_on_and_end_with_the_bytes_of_one_after_the_other(ready_to_train):
+    process = started(ready_to_train, both_have_a_checkpoint(ready_to_train), steps=30)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = errors.rstrip().splitlines()[-1]
+    assert last.startswith("error: stopped by SIGTERM after step") and "`dvc repro train@B` goes on" in last
+
+    ready_to_train.set(train__save_steps=0)
+    printed = ready_to_train.stage("train", "B", **TWO_THREADS)
+    assert all(f"going on from checkpoints/B/{number}/" in printed.stderr for number in (1, 2))
+    assert all(entry["resumed_at"] for entry in record(ready_to_train)["replicates"])
+    assert [path.name for path in (ready_to_train.root / "checkpoints/B").iterdir()] == ["lock"]
+
+    at_once = adapters(ready_to_train)
+    ready_to_train.stage("train", "B", OMP_NUM_THREADS="1")
+    assert adapters(ready_to_train) == at_once
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("which", ["a worker", "the stage"])
+def test_a_killed_process_takes_the_others_along(ready_to_train, which):
+    process = started(ready_to_train, both_have_a_checkpoint(ready_to_train), steps=1000)
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [one for one in family if "spawn_main" in " ".join(one.cmdline())]
+    assert len(workers) == 2
+    (workers[0] if which == "a worker" else process).send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    if which == "a worker":
+        assert process.returncode == 1
+        assert "was killed, perhaps for want of memory; `dvc repro train@B` goes on" in errors
+    _gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
