@@ -277,7 +277,10 @@ def test_a_variant_that_cannot_be_registered_and_leftovers_are_notes(study):
         )
     )
     shutil.copytree(study.root / "models/C", study.root / "models/D")
+    study.git("tag", "D@v1.0.0")
+    study.git("tag", "B@v1.0.0")
     done = study.tool("verify", check=False)
+    assert "`git tag --delete D@v1.0.0`" in done.stdout and "B@v1.0.0" not in done.stdout
     assert (
         "note: dvc.yaml: `artifacts` lacks variant C; add `C: {path: models/C, type: model}` there"
         in done.stdout

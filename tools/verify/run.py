@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +42,20 @@ def verify(params: Params) -> VerificationResult:
 
 
 def registry_notes(params: Params) -> Iterator[str]:
-    """Variants and entries of dvc.yaml's `artifacts` that do not match: `gto` registers by name what DVC cannot get."""
+    """Variants and versions that dvc.yaml's `artifacts` lacks, entries that are no variant.
+
+    `gto register` takes any name; what `artifacts` lacks, nobody can get by it.
+    """
     artifacts = YAML(typ="safe", pure=True).load(DVC_FILE.read_text(encoding="utf-8")).get("artifacts", {})
     for variant in params.variants.keys() - artifacts.keys():
         entry = f"{variant}: {{path: models/{variant}, type: model}}"
         yield f"{DVC_FILE}: `artifacts` lacks variant {variant}; add `{entry}` there, or it cannot be registered"
     for name in artifacts.keys() - params.variants.keys():
         yield f"{DVC_FILE}: `artifacts` names {name}, which is no variant of params.yaml; remove the entry"
+    command = ["git", "tag", "--points-at", "HEAD", "--list", "*@v*"]
+    for tag in subprocess.run(command, capture_output=True, text=True).stdout.split():
+        if tag.partition("@")[0] not in artifacts:
+            yield (
+                f"the Git tag {tag} registers what `artifacts` of {DVC_FILE} lacks, so that nobody can get it; "
+                f"`git tag --delete {tag}` removes it"
+            )
