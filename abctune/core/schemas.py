@@ -8,6 +8,9 @@ import pyarrow as pa
 
 from abctune.core.records import Metric
 
+# Column `problem` of data/raw and data/mixed: what is wrong with a row in its file.
+NOT_UTF8, UNEVEN_ROW = "not UTF-8", "not as many cells as columns"
+
 # data/formatted/<variant>/rows.parquet and data/split/<variant>/<side>.parquet: one row per example.
 FORMATTED_ROWS = pa.schema(
     {

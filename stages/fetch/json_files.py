@@ -20,6 +20,7 @@ from abctune.core.files import RECORD_CHARACTERS
 from stages.fetch.text_files import open_text, refuse_tables
 
 BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
+UNEVEN = object()  # the same of a table's line with more or fewer cells than there are columns
 LINE = RECORD_CHARACTERS + 1  # characters; one endless line must not fill the memory
 LINES_SEEN = 50  # by which the layout is known
 CHUNK = 1 << 18  # characters read at a time
@@ -145,7 +146,7 @@ class JsonStream:
     def _object(self) -> Iterator[Any]:
         """An object: its rows if it keeps some under a key, else itself."""
         fields: dict[str, Any] = {}
-        holds_rows = False
+        holds_rows, first = False, None
         self._take("{")
         while not self._take("}"):
             key = self._value()
@@ -165,6 +166,10 @@ class JsonStream:
                 raise self._error("Expecting ',' delimiter", self._at)
         if not holds_rows:
             yield fields
+        elif more := next((name for name, value in fields.items() if is_like(value, first)), None):
+            raise UserError(
+                f"{self._name} keeps rows under {more!r}, too; write those that belong to this source to a file of their own"
+            )
 
     def _peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -236,6 +241,12 @@ def is_row(item: Any, key: str) -> bool:
     if key in ROW_KEYS:
         return item is not None
     return isinstance(item, dict) and not TURN_KEYS & item.keys()
+
+
+def is_like(value: Any, row: Any) -> bool:
+    """Whether a value is a list of rows with the keys of the given one."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(row, dict) and isinstance(first, dict) and first.keys() == row.keys()
 
 
 def unwrapped(item: Any) -> Any:

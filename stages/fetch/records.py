@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from abctune.core.errors import UserError
 from abctune.core.files import RECORD_CHARACTERS
-from stages.fetch.json_files import BROKEN, Row, read_json, refuse_other_objects
+from abctune.core.schemas import NOT_UTF8, UNEVEN_ROW
+from stages.fetch.json_files import BROKEN, UNEVEN, Row, read_json, refuse_other_objects
 from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
 from stages.fetch.text_files import has_other_bytes, is_unicode, refuse_other_files
 
@@ -21,6 +22,7 @@ READERS = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
+ALSO = {".ndjson": ".jsonl", ".jsonlines": ".jsonl"}  # other names of the same
 PACKED = (".gz", ".zst")  # behind the suffix of a text file
 SUFFIXES = tuple(READERS)
 
@@ -33,7 +35,7 @@ class Record(NamedTuple):
 
     text: str
     group: str | None
-    problem: str | None = None  # "not UTF-8": the text has U+FFFD where the file has other bytes
+    problem: str | None = None  # NOT_UTF8: the text has U+FFFD where the file has other bytes; or UNEVEN_ROW
 
 
 class DataFile(NamedTuple):
@@ -45,8 +47,9 @@ class DataFile(NamedTuple):
 
 def suffix_of(name: str) -> str | None:
     """The suffix by which a file is read, without that of its compression; None if it is none of SUFFIXES."""
-    suffixes = [suffix for suffix in PurePosixPath(name).suffixes if suffix not in PACKED]
-    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+    suffixes = [suffix for suffix in PurePosixPath(name.lower()).suffixes if suffix not in PACKED]
+    last = ALSO.get(suffixes[-1], suffixes[-1]) if suffixes else None
+    return last if last in READERS else None
 
 
 def check_suffix(name: str, key: str) -> None:
@@ -129,12 +132,14 @@ def open_rows(path: Path, name: str, split: str | None, key: str) -> Iterator[Ro
 def record_of(value: Any, line: str, group_by: str | None) -> Record:
     """One row as a record: its JSON, or its line where it is none."""
     text, group = line, None
-    if value is not BROKEN:
+    if value is not BROKEN and value is not UNEVEN:
         try:
             text, group = dumped(value), group_of(value, group_by)
         except RecursionError:  # what could be read may still be nested too deep to be written
             text = line
-    problem = None if is_unicode(line) and is_unicode(text) else "not UTF-8"
+    problem = UNEVEN_ROW if value is UNEVEN else None
+    if not (is_unicode(line) and is_unicode(text)):
+        problem = NOT_UTF8
     return Record(well_formed(text)[: RECORD_CHARACTERS + 1], group, problem)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from abctune.core.errors import UserError
 from abctune.core.files import BATCH_ROWS, RECORD_CHARACTERS
-from stages.fetch.json_files import BROKEN, Row
+from stages.fetch.json_files import UNEVEN, Row
 from stages.fetch.text_files import open_text, refuse_tables
 
 SEPARATORS = (",", ";", "\t")  # a spreadsheet writes `;` where the comma is the decimal point
@@ -57,7 +57,7 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
 def read_csv(path: Path, name: str) -> Iterator[Row]:
     """A CSV or TSV file's rows as objects of text; the first line names the columns.
 
-    A row with more or fewer cells than there are columns is BROKEN.
+    A row with more or fewer cells than there are columns is UNEVEN.
 
     Raises:
         UserError: the file has no line of column names, or a quote is never closed.
@@ -66,7 +66,7 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
     csv.field_size_limit(RECORD_CHARACTERS + 1)
     with open_text(path, name) as text:
         header = text.readline()
-        separator = "\t" if ".tsv" in Path(name).suffixes else max(SEPARATORS, key=header.count)
+        separator = "\t" if ".tsv" in Path(name.lower()).suffixes else max(SEPARATORS, key=header.count)
         try:
             columns = next(csv.reader([header], delimiter=separator), [])
             if columns and len(set(columns)) < len(columns):
@@ -75,7 +75,7 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
                 if len(cells) == len(columns):
                     yield dict(zip(columns, cells, strict=True)), ""
                 elif cells:
-                    yield BROKEN, separator.join(cells)
+                    yield UNEVEN, separator.join(cells)
         except csv.Error as error:
             raise UserError(f"{name} cannot be read as CSV: {error}; is a quote missing?") from None
 

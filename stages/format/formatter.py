@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from abctune.core.params import SourceParams
 from abctune.core.records import FormatRecord
+from abctune.core.schemas import UNEVEN_ROW
 from abctune.llm.conversation import Message, conversation_group, conversation_id, extras
 from abctune.llm.tokenizer import template_hash
 from stages.format.preview import PREVIEW_ROWS, Preview
 from stages.format.render import Example, Rendered, Renderer
 from stages.format.repairs import Conversation
-from stages.format.schemas import Reader
+from stages.format.schemas import NOT_JSON, Reader
 from stages.format.summary import Tally
 from stages.format.turns import Rejected
 
@@ -61,11 +62,12 @@ class RecordReader:
         for record in records:
             try:
                 conversation = self._readers[record["source"]].read(record["record"])
-                if record.get("problem"):  # what fetch found wrong with the row's bytes
+                if record.get("problem"):  # what fetch found wrong with the row in its file
                     raise Rejected(record["problem"])
                 parsed.append((record, conversation, *self._renderer.cut(conversation)))
             except Rejected as reason:
-                found.append(Refused(record, str(reason)))
+                uneven = str(reason) == NOT_JSON and record.get("problem") == UNEVEN_ROW
+                found.append(Refused(record, UNEVEN_ROW if uneven else str(reason)))
         examples = iter(self._renderer.encode([one for _, _, rendered, _ in parsed for one in rendered]))
         for record, conversation, rendered, as_rendered in parsed:
             pairs = [(one, next(examples)) for one in rendered]

@@ -43,6 +43,7 @@ TEMPLATE_WORDS = re.compile(
     r"|<\|[^|<>]*\|>(?:system|user|assistant)?|</?s>|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
+NOT_JSON = "not JSON"
 PREFERENCES = ("rejected", "preferred_output", "non_preferred_output", "chosen")
 
 
@@ -233,7 +234,7 @@ def _parse(record: str) -> dict[str, Any]:
     except RecursionError:
         raise Rejected("nested too deep") from None
     except ValueError:  # also a number of thousands of digits
-        raise Rejected("not JSON") from None
+        raise Rejected(NOT_JSON) from None
     if not isinstance(fields, dict):
         raise Rejected("not a JSON object")
     return fields

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from abctune.core.params import SourceParams
+from abctune.core.schemas import UNEVEN_ROW
 from stages.format.fields import HARMLESS
 from stages.format.formatter import Formatter
 from tests import small
@@ -147,3 +148,9 @@ def test_the_harmless_fields_hold_no_name_under_which_published_sets_keep_text_t
         "chosen",
         "history",
     }
+
+
+def test_a_tables_row_with_too_many_cells_says_so():
+    record = {"source": "own", "row": 0, "record": "a,b,c", "group": None, "problem": UNEVEN_ROW}
+    _, [refused] = Formatter({"own": SourceParams()}, small.chatml_tokenizer(), 100).batch([record])
+    assert refused["reason"] == "not as many cells as columns"
