@@ -21,6 +21,7 @@ import gradio as gr
 
 from abctune.llm.prompts import PROMPTS
 from app.about import facts_html, model_colors
+from app.engines import TokenScore
 from app.page.conversation import (
     Conversation,
     Turn,
@@ -144,7 +145,8 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
     box.stop(drawing(_settle), [conversation], view, **at_once)
     chatbot.undo(drawing(_undo), [conversation], view, **at_once)
-    chatbot.select(tokens, [conversation], view[:2], **in_line)
+    # "multiple": scores can be hidden while they are still coming; by default Gradio drops an event whose last one runs.
+    chatbot.select(tokens, [conversation], view[:2], trigger_mode="multiple", **in_line)
     gr.on([clear.click, chats.clear], drawing(_clear), [conversation], view, **at_once)
     chats.select(open_kept, [conversation], opened, **in_line)
     page.load(open_chat, [conversation, stored], opened, js=RESTORE, **in_line)
@@ -191,7 +193,8 @@ def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[list[
             turn.scores = None
         yield display(turns)
         return
-    turn.scores = ()
+    scores: list[TokenScore] = []
+    turn.scores = scores
     yield display(turns)
     try:
         asked = messages(turns[:index], str(turn.record.get("system") or ""))
@@ -199,13 +202,14 @@ def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[list[
         request = read_request(service.models.names, turn.record.get("model"), asked, sampling)
         with closing(service.token_scores(request, turn.text)) as found:
             for progress in found:
-                if turn.scores is None or turn not in turns:  # hidden again, or taken back
+                if turn.scores is not scores or turn not in turns:  # hidden again, or taken back
                     break
                 if not isinstance(progress, Waiting):
-                    turn.scores = tuple(progress)
+                    scores[:] = progress
                     yield display(turns)
     except Refused as refusal:
-        turn.scores = None
+        if turn.scores is scores:
+            turn.scores = None
         gr.Warning(str(refusal))
     yield display(turns)
 

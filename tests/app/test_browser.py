@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -417,7 +418,9 @@ def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(pag
             self.scored = job
             for token in ids:
                 yield TokenScore(token, tokenizer.decode([token]), math.log(0.04), (Likely(1, "y", -0.1),))
+            hidden.wait(5)  # all tokens are shown and the scoring has not ended: "Hide" works then too
 
+    hidden = threading.Event()
     engine = Scores(["so $x^2$ and ", "\\[\\frac{1}{2}\\]", " and $\\oops{$"])
     with serving(Service(models, engine, tokenizer)) as url:
         page.goto(url)
