@@ -6,11 +6,18 @@ Whatever is declared wrongly here shows in the export's check, which compares ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
+
+from abctune.llm.rotary import in_halves, interleaved
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ GGUF_KEYS = {
     "final_logit_softcapping": "add_final_logit_softcapping",
 }
 
+GATE_AND_UP = (
+    "experts.gate_up_proj"  # experts' two input matrices in one tensor, as transformers 5 holds them
+)
+
 
 def text_config(base: Path) -> dict[str, Any]:
     """The config of a model folder's language model, in transformers 5's names whatever version wrote the file."""
@@ -89,3 +100,29 @@ def rotary_heads(key: str, config: dict[str, Any]) -> int | None:
     if ".q_proj." in key:
         return int(config["num_attention_heads"])
     return int(config["num_key_value_heads"]) if ".k_proj." in key else None
+
+
+def parts_of(key: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor as llama.cpp divides it, views with their names: the experts' gate and up matrices are two."""
+    if key.endswith(GATE_AND_UP):
+        half = tensor.shape[1] // 2
+        yield key.replace("gate_up_proj", "gate_proj.weight"), tensor[:, :half]
+        yield key.replace("gate_up_proj", "up_proj.weight"), tensor[:, half:]
+    else:
+        yield (f"{key}.weight" if key.endswith("experts.down_proj") else key), tensor
+
+
+def stored(key: str, weight: np.ndarray, family: Family, config: dict[str, Any]) -> np.ndarray:
+    """A tensor's numbers as a GGUF of the family holds them."""
+    if key.endswith("norm.weight"):
+        return weight + np.float32(family.norm_shift)
+    heads = rotary_heads(key, config) if family.interleaved else None
+    return weight if heads is None else interleaved(weight, heads)
+
+
+def read_back(key: str, weight: np.ndarray, family: Family, config: dict[str, Any]) -> np.ndarray:
+    """The inverse of `stored`: a GGUF's numbers as transformers holds them."""
+    if key.endswith("norm.weight"):
+        return weight - np.float32(family.norm_shift)
+    heads = rotary_heads(key, config) if family.interleaved else None
+    return weight if heads is None else in_halves(weight, heads)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -97,7 +98,7 @@ def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
 
 
 def right_padded(
-    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    input_ids: Sequence[Sequence[int] | np.ndarray], labels: Sequence[Sequence[int] | np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids and labels, each (conversations, longest).
 

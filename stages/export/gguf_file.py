@@ -16,11 +16,11 @@ from abctune.llm.gguf_families import (
     GGUF_KEYS,
     Family,
     head_dim,
+    parts_of,
     plain_name,
-    rotary_heads,
+    stored,
     tensor_names,
 )
-from abctune.llm.rotary import interleaved
 from stages.export.gguf_tokenizer import add_tokenizer
 from stages.export.quantize import byte_shape, encode, type_of
 
@@ -33,9 +33,6 @@ FILE_TYPES = {
     "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
 SCALINGS = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}
-GATE_AND_UP = (
-    "experts.gate_up_proj"  # experts' two input matrices in one tensor, as transformers 5 holds them
-)
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -194,34 +191,24 @@ def _named(
         key = plain_name(given)
         if key is None or (key.startswith("lm_head") and value.data_ptr() == embedding.data_ptr()):
             continue
-        for part, tensor in _parts(key, value):
+        for part, tensor in parts_of(key, value):
             name = names.get_name(part, try_suffixes=(".weight", ".bias"))
             if name is None:
                 raise UserError(f"no GGUF is written for the tensor {given}; export merged_16bit instead")
             yield (
                 name,
-                (tuple(tensor.shape), lambda part=part, tensor=tensor: _array(part, tensor, family, config)),
+                (
+                    tuple(tensor.shape),
+                    lambda part=part, tensor=tensor: stored(part, _array(tensor), family, config),
+                ),
             )
     for name, factors in rotary_factors(config).items():
         yield f"{name}.weight", (tuple(factors.shape), lambda factors=factors: factors.numpy())
 
 
-def _parts(key: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as llama.cpp divides it: the experts' gate and up matrices, which transformers has in one."""
-    if key.endswith(GATE_AND_UP):
-        half = tensor.shape[1] // 2
-        yield key.replace("gate_up_proj", "gate_proj.weight"), tensor[:, :half]
-        yield key.replace("gate_up_proj", "up_proj.weight"), tensor[:, half:]
-    else:
-        yield (f"{key}.weight" if key.endswith("experts.down_proj") else key), tensor
-
-
-def _array(key: str, tensor: torch.Tensor, family: Family, config: dict[str, Any]) -> np.ndarray:
+def _array(tensor: torch.Tensor) -> np.ndarray:
     array: np.ndarray = tensor.detach().float().cpu().numpy()
-    if key.endswith("norm.weight"):
-        return array + np.float32(family.norm_shift)
-    heads = rotary_heads(key, config) if family.interleaved else None
-    return array if heads is None else interleaved(array, heads)
+    return array
 
 
 def rotary_factors(config: dict[str, Any]) -> dict[str, torch.Tensor]:

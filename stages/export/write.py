@@ -52,8 +52,10 @@ def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> 
         merged = load_for_inference(dtype)
     with atomic_output(EXPORTED / variant / fmt) as folder:
         folder.mkdir()
-        write = write_merged if fmt == "merged_16bit" else write_gguf
-        found = write(folder, variant, fmt, merged, config, tokenizer)
+        if fmt == "merged_16bit":
+            found = write_merged(folder, merged, tokenizer)
+        else:
+            found = write_gguf(folder / f"{variant}.{fmt}.gguf", fmt, merged, config, tokenizer)
         agreement = compare(places, expected, found)
         size = sum(file.stat().st_size for file in folder.iterdir())
         record = {"variant": variant, "format": fmt, **agreement, "tolerance": TOLERANCE[fmt], "bytes": size}
@@ -66,14 +68,7 @@ def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> 
     return record
 
 
-def write_merged(
-    folder: Path,
-    variant: str,
-    fmt: str,
-    merged: PreTrainedModel,
-    config: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Distributions:
+def write_merged(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Distributions:
     """A folder for `from_pretrained`; returns its next-token distributions."""
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -89,16 +84,14 @@ def sixteen_bit(base: Path) -> torch.dtype:
 
 
 def write_gguf(
-    folder: Path,
-    variant: str,
+    file: Path,
     fmt: str,
     merged: PreTrainedModel,
     config: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Distributions:
     """One GGUF file, whose tokenizer is compared too; returns its next-token distributions."""
-    file, threads = folder / f"{variant}.{fmt}.gguf", len(os.sched_getaffinity(0))
-    name = f"abctune {variant}"
+    threads, name = len(os.sched_getaffinity(0)), f"abctune {file.name.partition('.')[0]}"
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         gguf_file.write_gguf(file, merged.state_dict(), config, Path(scratch), fmt, name, threads)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gguf
 import torch
@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.llm.device import device
+from abctune.llm.gguf_families import FAMILIES, parts_of, read_back, tensor_names
 from abctune.llm.inference import load_for_inference
-from abctune.llm.rotary import in_halves
 from abctune.llm.tokenizer import BASE_MODEL
 
 if TYPE_CHECKING:
@@ -67,25 +67,20 @@ def dequantised(reader: gguf.GGUFReader, name: str, base: Path = BASE_MODEL) -> 
     Raises:
         UserError: the file lacks a tensor that the base has.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    config = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    described = config.to_dict()
+    family = FAMILIES[config.model_type]
+    names, tensors = tensor_names(family, described), {tensor.name: tensor for tensor in reader.tensors}
     # No file holds the rotary tables: they come from the config.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for key, weight in model.state_dict().items():
-        stored = names.get_name(key, try_suffixes=(".weight",))
-        if stored == "output.weight" and config.tie_word_embeddings:
+        if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if stored not in tensors:
-            raise UserError(f"{name} lacks the tensor {stored} ({key} of {base}); export it again")
-        weight.copy_(_unpacked(tensors[stored], heads).reshape(weight.shape))
+        for part, place in parts_of(key, weight):
+            found = tensors.get(names.get_name(part, try_suffixes=(".weight", ".bias")) or "")
+            if found is None:
+                raise UserError(f"{name} lacks {key} of {base}; export it again")
+            value = read_back(part, gguf.dequantize(found.data, found.tensor_type), family, described)
+            place.copy_(torch.tensor(value, dtype=torch.float32).reshape(place.shape))
     served: PreTrainedModel = model.to(device()).eval()
     return served
-
-
-def _unpacked(tensor: gguf.ReaderTensor, heads: Mapping[str, int]) -> torch.Tensor:
-    value: Any = gguf.dequantize(tensor.data, tensor.tensor_type)
-    if part := next((heads[part] for part in heads if f".{part}." in tensor.name), None):
-        value = in_halves(value, part)
-    return torch.tensor(value, dtype=torch.float32)

@@ -130,9 +130,7 @@ def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 def padded(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """Right-padded ids and labels, each (conversations, longest)."""
-    ids, labels = right_padded(
-        [row["input_ids"].tolist() for row in rows], [row["labels"].tolist() for row in rows]
-    )
+    ids, labels = right_padded([row["input_ids"] for row in rows], [row["labels"] for row in rows])
     return {"input_ids": ids, "labels": labels}
 
 

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_table
+from abctune.llm import gguf_families
 from app.engines.choose import gguf_of_base
 from stages.export import gguf_file, gguf_tokenizer, write
 from stages.export.check import TOLERANCE
@@ -65,7 +66,7 @@ def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):
 
 
 def test_a_file_with_one_mistake_is_not_published(project, monkeypatch):
-    monkeypatch.setattr(gguf_file, "interleaved", lambda weight, heads: weight)
+    monkeypatch.setattr(gguf_families, "interleaved", lambda weight, heads: weight)
     with pytest.raises(UserError, match=r"B as f16 is not the adapter: mean KL .* nothing is published"):
         write.export("B", "f16", *inputs())
     assert not (project.root / "models/exported/B/f16").exists()
@@ -91,7 +92,7 @@ def test_a_model_that_is_not_handled_is_refused_before_work(project):
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
-def test_dvcs_name_of_the_lane_says_what_to_export(project):
+def test_dvcs_name_of_the_stage_says_what_to_export(project):
     done = project.stage("export", DVC_STAGE="export@B-merged_16bit")
     assert done.stdout.splitlines()[-1].startswith("B merged_16bit: ")
     assert {"model.safetensors", "tokenizer.json", "config.json", "check.json"} <= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -13,6 +14,7 @@ from abctune.llm.tokenizer import load_tokenizer
 from app.engines.lora_gguf import convert
 from stages.export import gguf_file
 from stages.export.check import LlamaCppFile, Prefix, compare, require_same_tokens
+from stages.served.files import dequantised
 from tests import small
 from tests.export.conftest import tokenizer
 
@@ -104,6 +106,10 @@ def test_a_file_and_an_adapter_of_every_family_say_what_transformers_and_peft_sa
     print(f"{kind}: mean KL {found['mean_kl']:.2g}")
     assert -1e-6 < found["mean_kl"] < (1e-4 if kind not in FORMATS else 1e-3)
     del server
+    # What scores the file on the test rows (stage `served`) reads the same weights out of it.
+    read = dequantised(GGUFReader(file), file.name, tmp_path / "base")
+    for key, weight in model.state_dict().items():
+        assert torch.dist(weight, read.state_dict()[key]) < 0.01 * weight.norm(), key
 
     torch.manual_seed(1)
     # Adapters on stacked experts have no form in a GGUF adapter: `convert` refuses them.
