@@ -16,7 +16,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
 from abctune.llm.conversation import Message, Tools, conversation_of, learned_turns, text_hash
 from abctune.llm.inference import Answer
-from stages.eval.calls import call_of, json_object
+from stages.eval.calls import call_of, json_calls, json_object, tagged_calls
 from stages.eval.generation import answer_conversations
 from stages.eval.own_checks import Reference, check_answer, label_of
 
@@ -103,9 +103,11 @@ def task_of(row: Row, turn: int, check: OwnCheck) -> Iterator[OwnTask]:
         return
     messages, tools = conversation_of(row)
     reply = messages[turn]
-    calls = tuple(call for one in reply.get("tool_calls", []) if (call := call_of(one)))
+    calls = [call for one in reply.get("tool_calls", []) if (call := call_of(one))]
+    if not calls:  # sets such as Hermes' write them into the text
+        calls = json_calls(reply["content"]) or tagged_calls(reply["content"])
     prompt = "\n\n".join(message["content"] for message in messages[:turn])
-    reference = Reference(reply["content"], calls, prompt)
+    reference = Reference(reply["content"], tuple(calls), prompt)
     if fits(check, reference):
         yield OwnTask(conversation_of_row(row), row["source"], messages[:turn], tools, reference)
 
@@ -145,6 +147,8 @@ def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]
 
 
 def expected(task: OwnTask) -> str:
-    """The held-out reply as text, its calls as JSON."""
-    calls = [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
-    return "\n".join([task.reference.text, *calls]).strip()
+    """The held-out reply as text, its calls as JSON where they are not in the text."""
+    text = task.reference.text
+    written = json_calls(text) or tagged_calls(text)
+    calls = [] if written else [json.dumps(call, ensure_ascii=False) for call in task.reference.calls]
+    return "\n".join([text, *calls]).strip()

@@ -186,7 +186,7 @@ def _is_part(value: Any) -> bool:
 
 def _part(part: Fields, ignore: Sequence[str]) -> str:
     kind, text = part.take("type"), part.take("text", "value")
-    if kind not in (None, "text") or not isinstance(text, str):
+    if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
         raise Rejected("content is not text")
     _check_all_read(part, (*NOT_TEXT, *ignore))
     return text

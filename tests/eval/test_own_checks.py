@@ -186,6 +186,8 @@ def test_tool_calls_of_the_held_out_reply_are_the_reference():
     (task,) = own_tasks("mine", check, [row(1, "", extra=extra), row(2, "no call")])
     assert task.reference.calls == (CALL,)
     assert task.tools is not None
+    (task,) = own_tasks("mine", check, [row(3, f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>")])
+    assert task.reference.calls == (CALL,)
 
 
 def test_every_reply_with_tool_calls_is_asked_for_and_a_conversation_passes_when_all_are_right():
