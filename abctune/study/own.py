@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from abctune.core.params import BASE
@@ -53,6 +53,10 @@ class SourceCheck:
     kind: str  # as params.yaml names it
     flips: list[Flips]
     labels: dict[str, list[LabelCount]]  # by model; empty where the check is no choice
+    n: int
+    parts: dict[
+        str, dict[str, int]
+    ]  # by model and part of the check (a call's name, its arguments): rows that hold it
 
     @property
     def macro_f1(self) -> dict[str, float]:
@@ -79,8 +83,17 @@ def source_checks(study: Study) -> list[SourceCheck]:
                 if check.kind == "choice"
                 else {}
             )
-            found.append(SourceCheck(source, check.kind, flips, labels))
+            found.append(SourceCheck(source, check.kind, flips, labels, len(tasks[BASE]), held_parts(tasks)))
     return found
+
+
+def held_parts(tasks: Mapping[str, Sequence[TaskRecord]]) -> dict[str, dict[str, int]]:
+    """By model, how many rows hold each part of a check; a part that an answer was too broken to be asked for is not held."""
+    parts = dict.fromkeys(part for of in tasks.values() for task in of for part in task.checks)
+    return {
+        name: {part: sum(task.checks.get(part, False) for task in of) for part in parts}
+        for name, of in tasks.items()
+    }
 
 
 def flips_of(model: str, reference: str, ours: Sequence[TaskRecord], theirs: Sequence[TaskRecord]) -> Flips:

@@ -126,6 +126,15 @@ def task_rows(study: Study) -> list[Row]:
     ]
 
 
+# Parts of a check in words (stages/eval/own_checks.py names them).
+PARTS = {
+    "calls": "some call",
+    "name": "tools right",
+    "arguments": "tools and arguments right",
+    "json_object": "a JSON object",
+}
+
+
 def own_rows(study: Study) -> list[Row]:
     """Every source's own check: the labels' counts, and per pair the rows won and lost."""
     return [
@@ -134,6 +143,12 @@ def own_rows(study: Study) -> list[Row]:
             "kind": check.kind,
             "labels": check.labels,
             "macro_f1": check.macro_f1,
+            "n": check.n,
+            "parts": {
+                name: {PARTS.get(part, part.replace("_", " ")): n for part, n in parts.items()}
+                for name, parts in check.parts.items()
+                if len(parts) > 1
+            },
             "flips": [
                 {
                     "model": flips.model,

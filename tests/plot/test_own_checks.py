@@ -1,6 +1,7 @@
 """Checks on a source's own rows, from the answers to the report; and sources that no test row is of."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def add_answers(root: Path, wrong: dict[str, set[int]], n: int = 40) -> None:
                     "answer": f"<script>alert(1)</script> {given}",
                     "n_tokens": 4,
                     "stopped": True,
-                    "checks": {"label": held},
+                    "checks": {"label": held, "short_enough": True} if i else {"label": held},
                     "passed": held,
                     "expected": right,
                     "predicted": given,
@@ -66,6 +67,9 @@ def test_the_report_lists_the_rows_won_and_lost_and_no_answer_is_markup(checked)
     assert "B passes more rows of the check on chat than base" in text
     assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
     assert "ham: 5 of 10, given 20" in text
+    # Of 40 rows base gets 20 labels; what one answer was not asked for counts as not held.
+    assert re.search(r"base</span></td><td class=\"n\">20</td><td class=\"n\">39</td>", text)
+    assert "base 20 label, 39 short enough" in Path("plots/report.md").read_text()
 
 
 def test_the_card_counts_each_label(checked):
