@@ -30,6 +30,7 @@ from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
 from app.engines.choose import EngineName, load_behind, load_engine
+from app.gradio_stubs import write_no_stubs
 from app.models import Models, find_models, join_revisions
 from app.revision import fetch_revision
 from app.service import Service
@@ -90,15 +91,17 @@ def main(
     listener = listen(host, port)
     models, template = choose_models(rev or (), variant)
     running = Running()
-    tokenizer = load_tokenizer(BASE_MODEL, **template)
-    loading = load_behind(engine, models, tokenizer, running.fail)
+    loading = load_behind(engine, models, lambda: load_tokenizer(BASE_MODEL, **template), running.fail)
     for problem in models.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    from app.server import LOOPBACK, build_app  # while the models load: this takes as long
+    write_no_stubs()
+    from app.server import LOOPBACK, build_app  # imports Gradio
 
     loopback = listener.getsockname()[0] in LOOPBACK and not share
-    service = Service(models, loading, tokenizer)
+    service = Service(models, loading)
     app = build_app(service, auth, only_loopback=loopback, origins=cors or (), frames=framed_by or ())
+    # Only now: loading the models at the same time would keep the page waiting for longer than it would save them.
+    loading.begin()
     running.announce(service, loading, listener, share, started)
     running.serve(app, listener)
 
@@ -125,8 +128,7 @@ def choose_models(revs: Sequence[str], variant: str | None) -> tuple[Models, dic
 def load_service(revs: Sequence[str], variant: str | None, engine: EngineName) -> Service:
     """Everything that answers, loaded."""
     models, template = choose_models(revs, variant)
-    tokenizer = load_tokenizer(BASE_MODEL, **template)
-    return Service(models, load_engine(engine, models, tokenizer), tokenizer)
+    return Service(models, load_engine(engine, models, load_tokenizer(BASE_MODEL, **template)))
 
 
 def read_auth(text: str | None) -> tuple[str, str] | None:

@@ -148,9 +148,14 @@ class Service:
     """
 
     def __init__(
-        self, models: Models, engine: Engine, tokenizer: PreTrainedTokenizerBase, waiting: int = WAITING
+        self,
+        models: Models,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        waiting: int = WAITING,
     ) -> None:
-        self.models, self.engine, self.tokenizer = models, engine, tokenizer
+        """`tokenizer`: None means the engine's own."""
+        self.models, self.engine, self._tokenizer = models, engine, tokenizer
         self._line = Line(waiting, engine.places)
 
     def answer(self, requests: Sequence[Request]) -> Generator[Waiting | list[Reply]]:
@@ -161,23 +166,9 @@ class Service:
         Raises:
             Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
         """
-        replies, jobs = [], []
-        for request in draw_seeds(requests):
-            prompt = self._prompt(request)
-            replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
-            if request.grammar is not None and not self.engine.grammars:
-                raise Refused(f"grammars and response formats are not supported by {self.engine.name}")
-            jobs.append(
-                Job(
-                    request.model,
-                    prompt.ids,
-                    prompt.room,
-                    request.sampling,
-                    request.likeliest,
-                    request.grammar,
-                )
-            )
-        with self._line.place(len(jobs)) as ticket:
+        with self._line.place(len(requests)) as ticket:
+            yield from self._until_loaded()  # prompts are read by the engine's tokenizer
+            replies, jobs = self._prepare(requests)
             yield from self._until_served(ticket)
             pieces = self.engine.stream(jobs)
             try:
@@ -208,14 +199,15 @@ class Service:
         """
         if not 0 <= likeliest <= MAX_LIKELIEST:
             raise Refused(f"likeliest: at most {MAX_LIKELIEST} alternatives per token")
-        prompt = self._prompt(request)
-        ids = self.tokenizer.encode(answer, add_special_tokens=False)
-        if len(prompt.ids) + len(ids) > self.engine.context:
-            raise Refused(
-                f"the answer is too long: with its prompt it exceeds {self.engine.context:,} tokens"
-            )
-        job = Job(request.model, prompt.ids, len(ids), request.sampling)
         with self._line.place() as ticket:
+            yield from self._until_loaded()
+            prompt = self._prompt(request)
+            ids = self.tokenizer.encode(answer, add_special_tokens=False)
+            if len(prompt.ids) + len(ids) > self.engine.context:
+                raise Refused(
+                    f"the answer is too long: with its prompt it exceeds {self.engine.context:,} tokens"
+                )
+            job = Job(request.model, prompt.ids, len(ids), request.sampling)
             yield from self._until_served(ticket)
             scores: list[TokenScore] = []
             try:
@@ -229,9 +221,35 @@ class Service:
     def _until_served(self, ticket: Ticket) -> Iterator[Waiting]:
         while ahead := self._line.ahead(ticket, POLL_SECONDS):
             yield Waiting(ahead)
+
+    def _until_loaded(self) -> Iterator[Waiting]:
         if isinstance(self.engine, LoadingEngine):
             while not self.engine.ready(POLL_SECONDS):
                 yield Waiting(0, loading=self.engine.waited())
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Waits for the engine, where that is still being loaded."""
+        return self.engine.tokenizer if self._tokenizer is None else self._tokenizer
+
+    def _prepare(self, requests: Sequence[Request]) -> tuple[list[Reply], list[Job]]:
+        replies, jobs = [], []
+        for request in draw_seeds(requests):
+            if request.grammar is not None and not self.engine.grammars:
+                raise Refused(f"grammars and response formats are not supported by {self.engine.name}")
+            prompt = self._prompt(request)
+            replies.append(Reply(request, prompt.dropped, len(prompt.ids)))
+            jobs.append(
+                Job(
+                    request.model,
+                    prompt.ids,
+                    prompt.room,
+                    request.sampling,
+                    request.likeliest,
+                    request.grammar,
+                )
+            )
+        return replies, jobs
 
     def _prompt(self, request: Request) -> Prompt:
         wanted = request.sampling.max_new_tokens

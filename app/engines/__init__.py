@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.request import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Engine(Protocol):
     context: int
     places: int  # jobs that it takes at a time; a caller with more is served alone
     grammars: bool  # whether it can keep an answer to a grammar
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's, with the study's chat template."""
+        ...
 
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """Answer the jobs, each a piece at a time."""

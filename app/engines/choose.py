@@ -40,19 +40,20 @@ def load_engine(wanted: EngineName, models: Models, tokenizer: Tokenizer, cache:
 def load_behind(
     wanted: EngineName,
     models: Models,
-    tokenizer: Tokenizer,
+    tokenizer: Callable[[], Tokenizer],
     failed: Callable[[BaseException], None],
     cache: Path = CACHE,
 ) -> LoadingEngine:
-    """The same, which returns at once; what can be known to be wrong before loading is raised here all the same.
+    """The same, to be loaded later; what can be known to be wrong before loading is raised here all the same.
 
     Args:
+        tokenizer: loads it: transformers' import takes longer than the page.
         failed: called, in a thread of its own, with what goes wrong after that.
     """
     gguf, context = choose(wanted, models), context_of(models)
     if gguf is None:
         return LoadingEngine(
-            "transformers", context, 1, False, lambda: _reference(models, tokenizer, context), failed
+            "transformers", context, 1, False, lambda: _reference(models, tokenizer(), context), failed
         )
     adapters = converted(models, cache)
     return LoadingEngine(
@@ -60,7 +61,7 @@ def load_behind(
         context,
         places_for(len(models.names)),
         True,
-        lambda: _llama_cpp(gguf, adapters, tokenizer, context),
+        lambda: _llama_cpp(gguf, adapters, tokenizer(), context),
         failed,
     )
 

@@ -82,7 +82,7 @@ class LlamaCpp:
     ) -> None:
         import xllamacpp
 
-        self.context, self._tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
+        self.context, self.tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
         self._models = [BASE, *adapters]
         self.places = places_for(len(self._models))
         self._slots, self._uses = [_Slot(place) for place in range(self.places)], 0
@@ -237,9 +237,9 @@ class LlamaCpp:
             text, found = choice["text"], (choice.get("logprobs") or {}).get("content") or []
             ids = [entry["id"] for entry in found]
             if (
-                text and self._tokenizer.decode(ids) != text
+                text and self.tokenizer.decode(ids) != text
             ):  # of a character's tokens llama.cpp names the last
-                ids = self._tokenizer.encode(text, add_special_tokens=False)
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
             scores = () if job.likeliest is None else tuple(_score(entry, job.likeliest) for entry in found)
             if ids and (text or ids[0] not in self._stops):
                 answer.add(text, ids, scores, turn.shared)
@@ -296,7 +296,7 @@ class LlamaCpp:
         if (
             not found
         ):  # where a token ends within a character it reports nothing: choose another, list them all
-            found = self._likeliest(job, slot, ids, self._tokenizer.eos_token_id, len(self._tokenizer))
+            found = self._likeliest(job, slot, ids, self.tokenizer.eos_token_id, len(self.tokenizer))
         return found
 
     def _likeliest(self, job: Job, slot: _Slot, ids: list[int], chosen: int, top: int) -> dict[int, float]:
@@ -312,7 +312,7 @@ class LlamaCpp:
         return {entry["id"]: entry["logprob"] for entry in [*place["top_logprobs"], place]}
 
     def _named(self, token: int, logprob: float) -> tuple[int, str, float]:
-        return token, self._tokenizer.decode([token]), logprob
+        return token, self.tokenizer.decode([token]), logprob
 
     # --- slots
 

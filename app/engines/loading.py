@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from app.engines import Engine, Job, Piece, TokenScore
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class LoadingEngine:
-    """Loads an engine in a thread of its own, and is that engine from then on.
+    """Loads an engine in a thread of its own, once `begin` is called, and is that engine from then on.
 
     What is asked of an engine before it answers (name, context, ...) is known before it is loaded.
     """
@@ -21,19 +25,28 @@ class LoadingEngine:
     ) -> None:  # fmt: skip
         """`failed` is called in the loading thread, with what `load` raised."""
         self.name, self.context, self.places, self.grammars = name, context, places, grammars
+        self._load, self._failed = load, failed
         self._started, self._ready = time.perf_counter(), threading.Event()
         self._engine: Engine | None = None
         self.seconds: float | None = None  # that loading took
 
-        def run() -> None:
-            try:
-                self._engine = load()
-                self.seconds = time.perf_counter() - self._started
-                self._ready.set()
-            except BaseException as error:  # of whatever kind: nobody else would hear of it
-                failed(error)
+    def begin(self) -> None:
+        """Load, in a thread of its own."""
+        self._started = time.perf_counter()
+        threading.Thread(target=self._run, name="loading", daemon=True).start()
 
-        threading.Thread(target=run, name="loading", daemon=True).start()
+    def _run(self) -> None:
+        try:
+            self._engine = self._load()
+            self.seconds = time.perf_counter() - self._started
+            self._ready.set()
+        except BaseException as error:  # of whatever kind: nobody else would hear of it
+            self._failed(error)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The loaded engine's."""
+        return self._loaded().tokenizer
 
     def waited(self) -> float:
         """Seconds since loading began."""

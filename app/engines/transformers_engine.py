@@ -56,7 +56,7 @@ class TransformersEngine:
     ) -> None:
         from peft import PeftModel
 
-        self._tokenizer, self._stops = tokenizer, stop_token_ids(tokenizer)
+        self.tokenizer, self._stops = tokenizer, stop_token_ids(tokenizer)
         self.context = context
         model = load_for_inference(dtype, base=base)
         try:
@@ -107,7 +107,7 @@ class TransformersEngine:
 
     def _score(self, scores: torch.Tensor, token: int, likeliest: int) -> TokenScore:
         """Of the plain scores, float (vocabulary)."""
-        text, logprobs = self._tokenizer.decode, scores.log_softmax(dim=0)
+        text, logprobs = self.tokenizer.decode, scores.log_softmax(dim=0)
         best = logprobs.topk(likeliest)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         alternatives = tuple(Likely(one, text([one]), score) for score, one in pairs)
@@ -117,7 +117,7 @@ class TransformersEngine:
         rows = [_Row(job, random=torch.Generator().manual_seed(job.sampling.seed or 0)) for job in jobs]
         width = max(len(job.prompt) for job in jobs)
         # Padding goes in front, so that every prompt ends where generation begins.
-        pad = self._tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(job.prompt)) + job.prompt for job in jobs])
         mask = torch.tensor([[0] * (width - len(job.prompt)) + [1] * len(job.prompt) for job in jobs])
         yield from (Piece(index, "", 0) for index in range(len(jobs)))
@@ -133,7 +133,7 @@ class TransformersEngine:
                     continue
                 if row.job.likeliest is not None and token not in self._stops:
                     row.scores += (self._score(logits[index], token, row.job.likeliest),)
-                if piece := row.take(index, token, self._tokenizer, token in self._stops):
+                if piece := row.take(index, token, self.tokenizer, token in self._stops):
                     yield replace(piece, scores=row.scores, shared=len(jobs) > 1)
                     row.scores = ()
             if all(row.finish for row in rows):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import shutil
 import threading
 from pathlib import Path
 
+import gradio
 import pytest
 
+from app import gradio_stubs
 from app.about import facts, model_colors
 from app.engines.loading import LoadingEngine
+from app.gradio_stubs import _WithoutStubs
 from app.models import Adapter, Models
-from app.page import _loading
+from app.page import _loading, build_page
 from app.page.compare import Round, Setup, Turn, _run, differences_html
 from app.page.conversation import display, messages, read_stored
 from app.page.results import results_html
@@ -79,7 +84,7 @@ def test_results_show_the_reports_verdicts_and_figures_of_each_study(study, tmp_
     assert "No results here" in results_html(served(tmp_path / "empty"))
 
 
-def test_the_page_says_that_the_models_are_loading_until_they_are():
+def test_the_page_says_that_the_models_are_loading_until_they_are(models):
     ready = threading.Event()
 
     def load():
@@ -87,10 +92,20 @@ def test_the_page_says_that_the_models_are_loading_until_they_are():
         return Says(["x"])
 
     engine = LoadingEngine("llama.cpp", 512, 1, False, load, failed=pytest.fail)
+    build_page(Service(models, engine))  # is there before loading has begun, and needs no tokenizer
+    engine.begin()
     said = _loading(engine)
     assert "The models are loading" in next(said)
     ready.set()
     assert list(said)[-1] == ""
+
+
+def test_gradio_is_imported_without_writing_stub_files():
+    spec = _WithoutStubs().find_spec(gradio_stubs.MODULE, gradio.__path__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "create_or_modify_pyi(component_class" in inspect.getsource(module.ComponentMeta.__new__)
+    assert module.create_or_modify_pyi("no class", "name", []) is None
 
 
 def test_colors_are_the_reports_and_formulas_need_no_network():

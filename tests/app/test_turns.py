@@ -122,6 +122,7 @@ def test_who_asks_before_the_models_are_loaded_waits_and_is_then_answered(models
         return Says(["x"])
 
     engine = LoadingEngine("slow", 512, 1, False, load, failed=lambda error: None)
+    engine.begin()
     answer = Service(models, engine, tokenizer).answer(
         [read_request(["A"], "A", [{"role": "user", "content": "hi"}], read_sampling())]
     )
@@ -138,7 +139,7 @@ def test_a_failure_to_load_is_told():
     def load():
         raise RuntimeError("no memory")
 
-    LoadingEngine("slow", 512, 1, False, load, failed=told.append)
+    LoadingEngine("slow", 512, 1, False, load, failed=told.append).begin()
     for _ in range(500):
         if told:
             break
