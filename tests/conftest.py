@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from tests import small
+from tests import small, warm
 from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
 
@@ -25,6 +26,14 @@ PROJECT_FIXTURES = {
     "project",
     "finished",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let commands run in warm processes, which all workers share."""
+    if not hasattr(config, "workerinput"):
+        folder = Path(tempfile.mkdtemp(prefix="abctune-tests-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        warm.open_home(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from tests import small
+from tests import small, warm
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # to huggingface_hub either means the same
@@ -72,8 +72,12 @@ class Workspace:
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command here with this interpreter first on the PATH; `python -m stages.x` uses the copied code."""
-        env = self.environment(**environment)
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
+        environment = warm.with_program(self.environment()) | environment
+        if found := warm.find(command, self.environment(), environment):
+            done = subprocess.CompletedProcess(command, *warm.run(found, self.root))
+        else:
+            env = self.environment(**environment)
+            done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(
                 f"{' '.join(command)} exited {done.returncode}\n{done.stdout}\n{done.stderr}"

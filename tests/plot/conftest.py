@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.plot import figures
 from stages.plot.__main__ import main
 from tests.plot.fake_run import write_run
 
@@ -32,3 +33,9 @@ def plotted(fake_run) -> Callable[..., dict]:
         return json.loads(Path("metrics/summary.json").read_text())
 
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out but not drawn, which is most of the stage's time: for tests of its words and numbers."""
+    monkeypatch.setattr(figures, "svg_of", lambda _: '<svg xmlns="http://www.w3.org/2000/svg"></svg>')

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 
 from tests.plot.fake_run import collect, effect
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LLAMA = {
     "origin": "hub",
     "repo": "unsloth/Llama-3.2-3B-Instruct",

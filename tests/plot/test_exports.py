@@ -15,6 +15,8 @@ from abctune.study.inputs import read_study
 from abctune.study.leftovers import leftovers
 from stages.plot.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def exported(fake_run):

@@ -10,6 +10,8 @@ from ruamel.yaml import YAML
 from stages.plot.__main__ import main
 from tests.plot.fake_run import RECIPES, collect
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LABELS = ["spam", "ham"]
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stages.train.micro_batching import share
+from tests.conftest import made_once
 from tests.workspace import Workspace
 
 STEPS = 6
@@ -39,13 +40,15 @@ def project(ready_to_train):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, split_once):
-    """Variant B trained by one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    shutil.copytree(split_once, folder, dirs_exist_ok=True)
-    project = Workspace(folder)
-    project.set(**RECIPE)
-    project.stage("train", "B")
-    return project
+    """Variant B trained by one process, once for all files that compare with it."""
+
+    def make(folder):
+        shutil.copytree(split_once, folder)
+        project = Workspace(folder)
+        project.set(**RECIPE)
+        project.stage("train", "B")
+
+    return Workspace(made_once(tmp_path_factory, "alone", make))
 
 
 def largest_difference(one, other):

@@ -1,0 +1,248 @@
+"""Import the libraries of one kind of command and fork a child for each command that is asked for.
+
+    python tests/warm_server.py KIND SOCKET OWNER
+
+Ends when the process OWNER does. See tests/warm.py for the other side. Linux only.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import gc
+import json
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LIGHT = [
+    "dvc.cli",
+    "dvc.commands.repro",
+    "dvc.commands.status",
+    "dvc.commands.commit",
+    "dvc.output",
+    "dvc.dependency",
+    "dvc.repo.reproduce",
+    "dvc.repo.status",
+    "dvc.repo.commit",
+    "dvc.repo.checkout",
+    "dvc.repo.experiments.queue.celery",
+    "dvc_data.index",
+    "dvc.fs",
+    "dulwich.repo",
+    "filelock",
+    "git",
+    "httpx",
+    "jinja2",
+    "matplotlib.pyplot",
+    "numpy",
+    "pandas",
+    "psutil",
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "pydantic",
+    "pygit2",
+    "requests",
+    "rich.console",
+    "rich.live",
+    "ruamel.yaml",
+    "scipy.stats",
+    "scmrepo.git",
+    "typer",
+    "typer.main",
+]
+ROWS = [
+    "filelock",
+    "jinja2",
+    "numpy",
+    "psutil",
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "pydantic",
+    "rich.console",
+    "ruamel.yaml",
+    "typer",
+]
+MODELS = [
+    "torch",
+    "accelerate",
+    "peft",
+    "safetensors.torch",
+    "scipy.stats",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_fast",
+]
+IMPORTS = {
+    "light": LIGHT,
+    "tokenizer": [
+        *ROWS,
+        "transformers.tokenization_utils_fast",
+        "transformers.models.auto.tokenization_auto",
+    ],
+    "models": [*ROWS, *MODELS],
+    "unsloth": ["unsloth", *ROWS, *MODELS, "transformers.trainer"],
+}
+
+
+class Request(NamedTuple):
+    """What a child is to do, and where its output goes."""
+
+    client: socket.socket
+    files: list[int]
+    folder: str
+    module: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def main(kind: str, path: Path, owner: int) -> None:
+    """Serve until the owner ends; return in the children, whose command is then run."""
+    given = dict(os.environ)
+    prepare(kind)
+    added = {name: value for name, value in os.environ.items() if given.get(name) != value}
+    request = serve(path, owner)
+    become(request, added)
+
+
+def prepare(kind: str) -> None:
+    """Import what commands of a kind import, in the environment in which they do."""
+    if kind in ("models", "unsloth"):  # as abctune.llm.environment does
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if kind == "tokenizer":  # as stages.format does
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    gc.disable()
+    for name in IMPORTS[kind]:
+        import_module(name)
+    gc.enable()
+    gc.freeze()
+    if kind == "light" and "huggingface_hub" in sys.modules:
+        raise SystemExit("`light` is for what reads the hub's settings afresh")
+    if threading.active_count() > 1:
+        raise SystemExit(f"threads would be lost in children: {threading.enumerate()}")
+
+
+def serve(path: Path, owner: int) -> Request:
+    """Fork a child for each request, and tell its client the exit status; returns in the child.
+
+    A client that goes away takes its command with it.
+    """
+    waiting = selectors.DefaultSelector()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path.with_suffix(".new")))
+    listening.listen(64)
+    path.with_suffix(".new").rename(path)  # from now on there is a server
+    waiting.register(listening, selectors.EVENT_READ, None)
+    try:
+        waiting.register(os.pidfd_open(owner), selectors.EVENT_READ, "owner")
+    except ProcessLookupError:
+        os._exit(0)
+    while True:
+        key, _ = waiting.select()[0]
+        match key.data:
+            case None:
+                client, _ = listening.accept()
+                request = receive(client)
+                pid = os.fork()
+                if not pid:
+                    waiting.close()
+                    listening.close()
+                    client.close()
+                    return request
+                for file in request.files:
+                    os.close(file)
+                client.sendall(f"{pid}\n".encode())
+                waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, ("ended", pid, client))
+                waiting.register(client, selectors.EVENT_READ, ("left", pid, client))
+            case "owner":
+                os._exit(0)
+            case "left", pid, client:  # says nothing while it waits, so it is gone
+                waiting.unregister(client)
+                with suppress(ProcessLookupError):  # has no group yet
+                    os.killpg(pid, signal.SIGKILL)
+            case "ended", pid, client:
+                waiting.unregister(key.fd)
+                os.close(key.fd)
+                with suppress(KeyError):  # the client left
+                    waiting.unregister(client)
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with suppress(OSError):
+                    client.sendall(f"{status}\n".encode())
+                client.close()
+
+
+def receive(client: socket.socket) -> Request:
+    """Read one request: three open files, then a line of JSON."""
+    files = array.array("i")
+    _, ancillary, _, _ = client.recvmsg(1, socket.CMSG_SPACE(3 * files.itemsize))
+    for _, _, content in ancillary:
+        files.frombytes(content)
+    folder, _, module, arguments, environment = json.loads(client.makefile("rb").readline())
+    return Request(client, list(files), folder, module, arguments, environment)
+
+
+def become(request: Request, added: dict[str, str]) -> None:
+    """Run a command in this process, a child, and end as an interpreter would.
+
+    The standard streams stay the interpreter's, on other files: the server has written nothing to them.
+    """
+    os.setsid()
+    for number, file in enumerate(request.files):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(added | {"ABCTUNE_TESTS_ADDED": json.dumps(added)} | request.environment)
+    os.chdir(request.folder)
+    reseed()
+    sys.path[0] = request.folder if request.module != "dvc" else str(Path(sys.executable).parent)
+    sys.argv = [request.module, *request.arguments]
+    os._exit(status_of(request.module))
+
+
+def reseed() -> None:
+    """Give this child random numbers of its own."""
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+
+
+def status_of(module: str) -> int:
+    """Run a module as `python -m` does; its exit status."""
+    status: Any = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        status = ended.code
+        if status is not None and not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status or 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
