@@ -338,7 +338,7 @@ def ours(model_folder: Path, steps: int, watch: Watch) -> None:
     subprocess.run("git init -q && git commit -q --allow-empty -m start", shell=True, check=True)
 
     import stages.train.__main__ as stage
-    import stages.train.model  # noqa: F401  (Unsloth, before transformers)
+    import stages.train.by_unsloth  # noqa: F401  (Unsloth, before transformers)
     from stages.train.callbacks import LiveSamples
 
     LiveSamples._sample = lambda *_, **__: None  # type: ignore[method-assign]

@@ -64,6 +64,7 @@ def test_4_bit_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, reason: str
     """No GPU, and a driver that this torch does not support."""
     import torch
 
+    from stages.train import plain
     from stages.train.model import load_base
 
     def init() -> None:
@@ -72,7 +73,7 @@ def test_4_bit_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, reason: str
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
     recipe = SimpleNamespace(load_in_4bit=True)
-    said = raised(lambda: load_base(Path("models/base"), recipe, 8))
+    said = raised(lambda: load_base(plain, Path("models/base"), recipe, 8))
     assert "load_in_4bit: true needs a CUDA GPU" in said
     assert f"({reason.split('. ')[0]})" in said
     assert "set profiles.<profile>.train.load_in_4bit to false in params.yaml" in said

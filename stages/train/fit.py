@@ -1,6 +1,6 @@
 """Train a variant's replicates one after the other on one loaded base model, in every process the same.
 
-Import it where training begins, after stages.train.model: Unsloth has to come before transformers.
+Import it where training begins, after stages.train.sharding.base_of: Unsloth has to come before transformers.
 """
 
 from __future__ import annotations

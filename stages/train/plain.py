@@ -11,29 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abctune.core.params import LoraParams
-from abctune.llm.device import device
+from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.device import device, resolve_dtype
 from abctune.llm.inference import nf4
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
+NAME = "transformers"  # in records
 # The `model_type`s that Unsloth has hand-written kernels for (unsloth/models/loader.py, `dispatch_model`) and that
 # benchmarks.gpu_models found right. Its Gemma 1 and 2 fail to compile on an H200 (torch 2.11: InductorError).
 UNSLOTH = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
-def load_plain(path: Path, dtype: torch.dtype, load_in_4bit: bool) -> PreTrainedModel:
-    """The base model by transformers, ready to be trained."""
+def load(path: Path, recipe: TrainParams, max_length: int, checkpointing: str) -> PreTrainedModel:
+    """The base model by transformers, ready to be trained; `add_adapter` switches gradient checkpointing."""
     from transformers import AutoModelForCausalLM
 
+    dtype = resolve_dtype(recipe.dtype)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,
         device_map=device(),
-        quantization_config=nf4(dtype) if load_in_4bit else None,
+        quantization_config=nf4(dtype) if recipe.load_in_4bit else None,
     )
     if is_wrapper(model.config):
         model.register_forward_pre_hook(_text_only, with_kwargs=True)

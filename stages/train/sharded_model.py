@@ -1,7 +1,7 @@
 """The model to train where one GPU cannot hold it: plain transformers and PEFT, to be split over the processes by FSDP2.
 
 Unsloth's kernels read a layer's weights where FSDP2 has not gathered them yet, so none of them is used here, and this
-module must be imported instead of stages.train.model: importing Unsloth changes transformers.
+module must be imported instead of stages.train.by_unsloth: importing Unsloth changes transformers.
 """
 
 from __future__ import annotations

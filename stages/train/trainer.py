@@ -109,7 +109,7 @@ class TokenWeightedTrainer(SFTTrainer):
         causal = model.get_base_model()
         forward = causal.__dict__.get("forward")
         super().__init__(model, **arguments)
-        del causal.forward  # SFTTrainer's, with a fused head that is not asked for here
+        causal.__dict__.pop("forward", None)  # SFTTrainer's, with a fused head that is not asked for here
         if forward is not None:
             causal.forward = forward
         for parameter in model.parameters():

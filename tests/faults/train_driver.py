@@ -20,7 +20,7 @@ answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what the libraries print is no answer
 
 from stages.train.__main__ import main
-import stages.train.model
+import stages.train.by_unsloth
 import torch
 from stages.train import resume, trainer
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
 from stages.train.micro_batching import padded
-from stages.train.plain import UNSLOTH, add_adapter, linear_layers, load_plain, targets, unreached
+from stages.train.plain import UNSLOTH, add_adapter, linear_layers, load, targets, unreached
 from tests.llm.test_architectures import ARCHITECTURES, SHAPE, build
 
 RARE = ("llama4_text", "gpt2", "stablelm", "starcoder2")  # not tested, for the time it takes
@@ -38,7 +43,8 @@ def wrapper(tmp_path):
         image_token_index=120,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    return load_plain(tmp_path, torch.float32, load_in_4bit=False)
+    recipe = SimpleNamespace(dtype="float32", load_in_4bit=False)
+    return load(tmp_path, recipe, 64, "none")
 
 
 def rows(seed):
@@ -107,3 +113,14 @@ def test_a_model_without_the_named_layers_gets_an_adapter_on_every_linear_layer(
     assert "model.layers.0.self_attn.qkv_proj" in linear_layers(model)
     assert targets(model, lora()) == "all-linear"
     assert unreached(add_adapter(model, lora(), "none", seed=1)) == []
+
+
+@pytest.mark.parametrize(("kind", "by"), [("gemma3_text", "transformers"), ("llama", "Unsloth")])
+def test_a_base_that_unsloth_does_not_train_never_meets_its_patches(tmp_path, kind, by):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    code = (
+        "import sys; from pathlib import Path; from stages.train.model import kernels_for;"
+        "print(kernels_for(Path(sys.argv[1])).NAME, 'unsloth' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{by} {by == 'Unsloth'}"
