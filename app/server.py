@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from app.openai_api import api_error, openai_routes
@@ -49,9 +48,8 @@ def build_app(
     """
     app = FastAPI(title="abctune", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(openai_routes(service))
-    app.add_middleware(Guard, password=auth[1] if auth else None, origins=origins, frames=frames)
-    if only_loopback:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    hosts = LOOPBACK if only_loopback else ()
+    app.add_middleware(Guard, password=auth[1] if auth else None, origins=origins, frames=frames, hosts=hosts)
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -80,9 +78,15 @@ class Guard:
     """Limits the size of requests, adds the headers, and asks the API's callers for the password."""
 
     def __init__(
-        self, app: ASGIApp, password: str | None, origins: Sequence[str], frames: Sequence[str]
+        self,
+        app: ASGIApp,
+        password: str | None,
+        origins: Sequence[str],
+        frames: Sequence[str],
+        hosts: Sequence[str],
     ) -> None:
-        self._app, self._password, self._origins = app, password, origins
+        """`hosts`: the names under which requests may address this; any, if there are none."""
+        self._app, self._password, self._origins, self._hosts = app, password, origins, hosts
         self._policy = (POLICY + " ".join(["'self'", *frames])).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +122,8 @@ class Guard:
         return answer
 
     def _reason(self, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
+        if self._hosts and _hostname(headers.get("host", "")) not in self._hosts:
+            return 400, "this is not served under that host name"
         if not self._may_call(headers):
             return 403, "pages of other origins may not call this; --cors allows one"
         if path.rstrip("/").endswith("/upload"):
@@ -143,3 +149,11 @@ class Guard:
     def _knows_password(self, headers: dict[str, str]) -> bool:
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
         return secrets.compare_digest(given.encode(), (self._password or "").encode())
+
+
+def _hostname(host: str) -> str | None:
+    """Of a Host header: without the port, and without an IPv6 address's brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

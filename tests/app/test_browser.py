@@ -108,6 +108,10 @@ def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow)
         "n => [...document.querySelectorAll('#chatbot [data-testid=bot]')].at(-1).innerText.length > n + 20",
         arg=first,
     )
+    page.locator(".turn.user [data-do=edit]").click()
+    page.wait_for_timeout(500)  # the answer grows on, and what is being written stays
+    visible(page.get_by_role("dialog", name="Edit message"))
+    page.keyboard.press("Escape")
     stop(page).click()
     says(answers(page).last, "stopped")
     page.wait_for_timeout(1000)  # what was on its way arrives
@@ -249,7 +253,7 @@ def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, se
         says(page.locator(".turn.assistant [data-do=copy]"), "Copied")
         assert page.evaluate("navigator.clipboard.readText()") == "is 3 < 5 & `a<b>`?"
         page.locator(".turn.user [data-do=edit]").click()
-        area = page.locator(".turn.user textarea")
+        area = page.get_by_role("dialog", name="Edit message").get_by_label("Message")
         assert area.input_value().startswith("3 < 5 & 2*3*4")
         area.fill("4 < 5 & 6 > 5")
         area.press("Enter")

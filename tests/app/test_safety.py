@@ -110,6 +110,9 @@ def test_the_browser_may_load_nothing_from_elsewhere_and_a_foreign_name_is_refus
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
     assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+    foreign = httpx.get(f"{address}/v1/models", headers={"host": "evil.example:7860"})
+    assert foreign.status_code == 400 and foreign.json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(address, headers={"host": "[::1]:7860"}).status_code == 200
     assert "fonts.googleapis.com/css" not in page.text and 'analytics_enabled":true' not in page.text
 
 

@@ -8,19 +8,25 @@ const copied = async (text, button) => {
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = button.dataset.do === "copy" ? "Copy" : "Copy all"; }, 1500);
 };
-const edit = (turn) => {
-    const body = turn.querySelector(".body"), area = document.createElement("textarea");
-    area.value = turn.dataset.raw; area.setAttribute("aria-label", "Edit message"); area.rows = 3;
-    body.replaceChildren(area); area.focus();
-    turn.querySelector(".actions").innerHTML =
-        '<button type="button" data-do="save">Send</button> <button type="button" data-do="cancel">Cancel</button>';
-    area.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); save(turn); }
-        if (event.key === "Escape") cancel();
-    });
+// A message is edited in a dialog of its own: an answer that grows meanwhile replaces what is in the conversation.
+const dialog = document.createElement("dialog"), area = document.createElement("textarea");
+const editButton = (text, what) => {
+    const made = document.createElement("button");
+    made.type = "button"; made.textContent = text; made.addEventListener("click", what);
+    return made;
 };
-const save = (turn) => trigger("edit", {index: Number(turn.dataset.at), value: turn.querySelector("textarea").value});
-const cancel = () => { element.innerHTML = props.value; drawn(); };
+let edited = 0;
+const save = () => { dialog.close(); trigger("edit", {index: edited, value: area.value}); };
+const edit = (turn) => {
+    edited = Number(turn.dataset.at); area.value = turn.dataset.raw;
+    dialog.showModal(); area.focus();
+};
+dialog.className = "edit"; dialog.setAttribute("aria-label", "Edit message"); area.setAttribute("aria-label", "Message"); area.rows = 6;
+dialog.append(area, editButton("Send", save), editButton("Cancel", () => dialog.close()));
+area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
+});
+document.body.append(dialog);
 element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
     if (!button) return;
@@ -30,8 +36,6 @@ element.addEventListener("click", (event) => {
         copied([...element.querySelectorAll("[data-raw][data-at]")].map((one) => one.dataset.raw).join("\n\n"), button);
     else if (what === "example") trigger("example_select", {value: button.dataset.raw});
     else if (what === "edit") edit(turn);
-    else if (what === "save") save(turn);
-    else if (what === "cancel") cancel();
     else if (what === "tokens") trigger("select", {index: Number(turn.dataset.at)});
     else trigger(what);
 });
