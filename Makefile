@@ -19,10 +19,10 @@ own: $(BIN)/.installed ## your own data: `make own FILE=path` shows what is trai
 	@python -m tools.own "$(FILE)" $(ARGS)
 
 check: lint ## what to run before a commit: lint, types, and the tests that run no stage
-	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile -m "not project and not faults" tests
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not project and not faults" tests
 
 test: $(BIN)/.installed ## all tests, in parallel; no network needed
-	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-faults: $(BIN)/.installed ## kills, damage, full disks, hostile data, many times over; prints figures
 	python -m pytest -m faults --capture=no

@@ -36,8 +36,36 @@ def pytest_configure(config: pytest.Config) -> None:
         warm.open_home(folder)
 
 
+# Files that take the longest, the longest first: begun last, one of them would keep one worker busy while the others
+# have nothing left to do.
+LONGEST = (
+    "experiments/test_workflows.py",
+    "app/test_browser.py",
+    "test_supply_chain.py",
+    "export/test_export.py",
+    "tools/test_verify.py",
+    "faults/test_train_faults.py",
+    "experiments/test_plots.py",
+    "faults/test_dvc.py",
+    "app/test_models.py",
+    "tools/test_publish.py",
+    "tools/test_accept.py",
+    "plot/test_plot.py",
+    "app/test_load.py",
+    "train/test_replicates.py",
+    "train/test_processes.py",
+    "tools/test_promote.py",
+    "sharing/test_sharing.py",
+    "eval/test_own_checks.py",
+    "app/test_engines.py",
+    "format/test_hostile.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests whose fixtures run a project."""
+    """Begin with the longest files, and mark the tests whose fixtures run a project."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     for item in items:
         if PROJECT_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("project")

@@ -33,6 +33,7 @@ KINDS = {
     "stages.eval": "models",
     "stages.export": "models",
     "stages.format": "tokenizer",
+    "tools.promote": "models",
     "tools.verify": "models",
 }
 # The beginnings of variables that libraries read when they are imported.
@@ -46,10 +47,10 @@ ADDED = "ABCTUNE_TESTS_ADDED"  # what a server's libraries have set in the envir
 HOME = "ABCTUNE_TESTS_WARM"  # the variable that names the servers' folder
 
 
-# `python` for the commands that DVC and torchrun start: a stage goes to a server, all else to the interpreter.
+# `python` for what DVC, torchrun and our tools start: a stage or DVC goes to a server, all else to the interpreter.
 PROGRAM = """#!/bin/sh
 case "$*" in
-"-m stages."*) exec {python} {client} "$@" ;;
+"-m stages."* | "-m dvc "*) exec {python} {client} "$@" ;;
 "-u -m stages."*) shift; exec {python} {client} "$@" ;;
 *) exec {python} "$@" ;;
 esac
@@ -100,7 +101,7 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
     if HOME not in os.environ:
         return None
     match [Path(command[0]).name, *command[1:]]:
-        case ["dvc", *arguments]:
+        case ["dvc", *arguments] | ["python", "-m", "dvc", *arguments]:
             module = "dvc"
         case ["python", "-m", module, *arguments] if module.startswith(("stages.", "tools.")):
             pass

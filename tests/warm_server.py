@@ -20,7 +20,8 @@ import socket
 import sys
 import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ def main(kind: str, path: Path, owner: int) -> None:
     prepare(kind)
     added = {name: value for name, value in os.environ.items() if given.get(name) != value}
     request = serve(path, owner)
-    become(request, added)
+    become(request, added, path.with_name("bin") / "python")
 
 
 def prepare(kind: str) -> None:
@@ -128,14 +129,26 @@ def prepare(kind: str) -> None:
         sys.modules["torch"] = None  # type: ignore[assignment]
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     gc.disable()
-    for name in IMPORTS[kind]:
-        import_module(name)
+    with without_gpu() if kind in ("models", "unsloth") else nullcontext():
+        for name in IMPORTS[kind]:
+            import_module(name)
     gc.enable()
     gc.freeze()
     if kind == "light" and "huggingface_hub" in sys.modules:
         raise SystemExit("`light` is for what reads the hub's settings afresh")
     if threading.active_count() > 1:
         raise SystemExit(f"threads would be lost in children: {threading.enumerate()}")
+
+
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """Answer libraries that look for a GPU when they are imported: after torch has looked, no fork can ask again."""
+    import torch
+
+    count = torch._C._cuda_getDeviceCount
+    torch._C._cuda_getDeviceCount = lambda: 0
+    yield
+    torch._C._cuda_getDeviceCount = count
 
 
 def serve(path: Path, owner: int) -> Request:
@@ -197,7 +210,7 @@ def receive(client: socket.socket) -> Request:
     return Request(client, list(files), folder, module, arguments, environment)
 
 
-def become(request: Request, added: dict[str, str]) -> None:
+def become(request: Request, added: dict[str, str], program: Path) -> None:
     """Run a command in this process, a child, and end as an interpreter would.
 
     The standard streams stay the interpreter's, on other files: the server has written nothing to them.
@@ -211,6 +224,8 @@ def become(request: Request, added: dict[str, str]) -> None:
     os.chdir(request.folder)
     reseed()
     sys.path[0] = request.folder if request.module != "dvc" else str(Path(sys.executable).parent)
+    if request.module.startswith("tools."):  # which start DVC by it
+        sys.executable = str(program)
     sys.argv = [request.module, *request.arguments]
     os._exit(status_of(request.module))
 

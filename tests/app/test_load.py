@@ -99,8 +99,10 @@ class BrokenEngine(SlowEngine):
         yield
 
 
-def request(service: Service, model: str = "A"):
-    return read_request(service.models.names, model, [{"role": "user", "content": "hi"}], read_sampling())
+def request(service: Service, model: str = "A", **sampling):
+    return read_request(
+        service.models.names, model, [{"role": "user", "content": "hi"}], read_sampling(**sampling)
+    )
 
 
 def first_text(answer):
@@ -182,7 +184,7 @@ def test_callers_in_other_threads_are_served_in_the_order_they_came(models, engi
     wrong: list[str] = []
 
     def ask(model: str) -> None:
-        *_, replies = service.answer([request(service, model)])
+        *_, replies = service.answer([request(service, model, max_tokens=60)])
         if set(replies[0].text) != {LETTERS[model]}:
             wrong.append(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> P
     """A study and three experiments on it: another rate for B, another mix for C, another seed."""
 
     def make(folder: Path) -> None:
-        study = Study(make_finished(folder, small_model).root)
+        finished = made_once(tmp_path_factory, "study", lambda place: make_finished(place, small_model))
+        study = Study(shutil.copytree(finished, folder, symlinks=True))
         study.save("b-rate", {"B": 1.25}, variants__B__train__learning_rate=1e-4)
         study.save("c-mix", {"C": 0.8}, variants__C__mix__chat=7500)
         study.save("seed-1", {"base": 1.01, "A": 1.01, "B": 1.01, "C": 1.01}, seed=1)
@@ -65,12 +67,17 @@ def study(study: Workspace) -> Study:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Workspace]:
-    """B and C really trained on a very small model, and committed. Tests leave it as they found it."""
-    project = make_workspace(tmp_path_factory.mktemp("trained"), small_model)
-    variants = project.params()["variants"]
-    project.set(variants={name: variants[name] for name in "BC"}, profiles__tiny__eval__task_prompts=0)
-    project.run("dvc", "repro", "--quiet")
-    project.commit("run")
+    """B and C really trained on a very small model, and committed; a file's own, which it leaves as it found it."""
+
+    def make(folder: Path) -> None:
+        project = make_workspace(folder, small_model)
+        variants = project.params()["variants"]
+        project.set(variants={name: variants[name] for name in "BC"}, profiles__tiny__eval__task_prompts=0)
+        project.run("dvc", "repro", "--quiet")
+        project.commit("run")
+
+    once = made_once(tmp_path_factory, "trained", make)
+    project = Workspace(shutil.copytree(once, tmp_path_factory.mktemp("trained") / "project", symlinks=True))
     yield project
     project.run("dvc", "queue", "kill", "--force", "--all", check=False)
     project.run("dvc", "queue", "stop", "--kill", check=False)

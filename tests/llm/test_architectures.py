@@ -73,6 +73,8 @@ ARCHITECTURES = {
         "logits_scaling": 6.0,
         **EXPERTS,
         "mamba_n_heads": 8,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 16,  # shorter than the rows; the default of 256 takes seconds
         "layer_types": ["mamba", "attention"],
     },
     "cohere": {"logit_scale": 0.0625},
