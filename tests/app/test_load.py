@@ -182,9 +182,11 @@ def test_an_answer_that_takes_too_long_is_cut_and_says_so(models, tokenizer, mon
 def test_callers_in_other_threads_are_served_in_the_order_they_came(models, engines, tokenizer):
     service = Service(models, engines["transformers"], tokenizer, waiting=50)
     wrong: list[str] = []
+    answered: list[str] = []
 
     def ask(model: str) -> None:
-        *_, replies = service.answer([request(service, model, max_tokens=60)])
+        *_, replies = service.answer([request(service, model, max_new_tokens=60)])
+        answered.append(model)
         if set(replies[0].text) != {LETTERS[model]}:
             wrong.append(model)
 
@@ -193,7 +195,7 @@ def test_callers_in_other_threads_are_served_in_the_order_they_came(models, engi
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert wrong == []
+    assert len(answered) == len(threads) and wrong == []
 
 
 class Says(SlowEngine):
