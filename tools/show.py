@@ -7,6 +7,7 @@ is, `--csv` for example.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -19,12 +20,16 @@ DROPPED = (
     r"verdict\..*",
     r"\w+\.(loss\..*|tasks\..*|forgetting$)",  # `loss.B` stays, the loss overall
 )
+# In a terminal DVC's pager moves sideways. In a pipe DVC shortens columns to 80 characters in all, unless told a width.
+WIDE = {"COLUMNS": "1000"}
 
 
 def main() -> int:
     """Run `dvc exp show`; return its exit status."""
     options = ["--only-changed", "--drop", "|".join(DROPPED), *sys.argv[1:]]
-    return subprocess.run([sys.executable, "-m", "dvc", "exp", "show", *options]).returncode
+    environment = os.environ if sys.stdout.isatty() else os.environ | WIDE
+    command = [sys.executable, "-m", "dvc", "exp", "show", *options]
+    return subprocess.run(command, env=environment).returncode
 
 
 if __name__ == "__main__":

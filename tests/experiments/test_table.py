@@ -46,6 +46,14 @@ def test_the_table_tells_what_changed_and_every_models_loss(study):
     assert rows["b-rate"].losses["A"] == rows["main"].losses["A"]
 
 
+def test_dvcs_table_in_a_pipe_has_what_differs_in_full(study):
+    printed = study.tool("show").stdout
+    header = printed.splitlines()[1]
+    for column in ("variants.B.train.learning_rate", "variants.C.mix.chat", "seed"):
+        assert column in header
+    assert "…" not in printed and "data/split" not in header
+
+
 def test_it_fits_160_columns_and_marks_other_test_rows(study):
     printed = study.run(*TABLE, COLUMNS="160").stdout
     assert all(len(line) <= 160 for line in printed.splitlines()[:5])
