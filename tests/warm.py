@@ -105,9 +105,13 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
             module = "dvc"
         case ["python", "-m", module, *arguments] if module.startswith(("stages.", "tools.")):
             pass
+        case ["python", "-c", code] if "from app." in code or "import stages.train" in code:
+            module, arguments = "-c", [code]
         case _:
             return None
     kind = KINDS.get(module, "light")
+    if module == "-c":
+        kind = "models" if "from app." in arguments[0] else "unsloth"
     read = AT_IMPORT if kind == "light" else AT_IMPORT + MODELS_AT_IMPORT
     first = json.loads((Path(os.environ[HOME]) / "start.json").read_text(encoding="utf-8"))["environment"]
     if any(name.startswith(read) and first.get(name) != value for name, value in chosen.items()):

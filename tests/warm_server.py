@@ -226,8 +226,8 @@ def become(request: Request, added: dict[str, str], program: Path) -> None:
     sys.path[0] = request.folder if request.module != "dvc" else str(Path(sys.executable).parent)
     if request.module.startswith("tools."):  # which start DVC by it
         sys.executable = str(program)
-    sys.argv = [request.module, *request.arguments]
-    os._exit(status_of(request.module))
+    sys.argv = [request.module, *(request.arguments if request.module != "-c" else [])]
+    os._exit(status_of(request.module, request.arguments))
 
 
 def reseed() -> None:
@@ -237,11 +237,14 @@ def reseed() -> None:
         numpy.random.seed()
 
 
-def status_of(module: str) -> int:
-    """Run a module as `python -m` does; its exit status."""
+def status_of(module: str, arguments: list[str]) -> int:
+    """Run a module as `python -m` does, or code as `python -c` does; the exit status."""
     status: Any = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         status = ended.code
         if status is not None and not isinstance(status, int):
