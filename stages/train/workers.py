@@ -89,8 +89,8 @@ def _why_ended(done: set[Future[Finished]], variant: str, caught: list[int]) -> 
     if others and not caught:
         # The first to fail; one that was stopped for its sake says so.
         return min(others, key=lambda error: "stopped by" in str(error))
-    if others:
-        return others[0]
+    if others:  # rather one that tells its step
+        return min(others, key=lambda error: "before the first step" in str(error))
     again = f"`dvc repro train@{variant}` goes on from the last checkpoints"
     if caught:
         return UserError(f"stopped by {signal.Signals(caught[0]).name}; {again}")
@@ -129,6 +129,7 @@ _started: float | None = (
     None  # in a worker: when it began, until its first replicate has been charged with the imports
 )
 _base: Any = None  # in a worker: the base model, once it is loaded
+_busy = False  # in a worker: whether it has a replicate to train
 
 
 def _begin(parent: int, threads: int, slots: Synchronized[int]) -> None:
@@ -136,13 +137,33 @@ def _begin(parent: int, threads: int, slots: Synchronized[int]) -> None:
     _started = time.perf_counter()
     os.setpgid(0, 0)  # Ctrl-C reaches the stage alone, which passes it on: twice would end a training at once
     end_with(parent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop_before_training)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     with slots.get_lock():
         os.environ["TQDM_POSITION"] = str(slots.value)  # one progress bar below the other
         slots.value += 1
 
 
+def _stop_before_training(number: int, _frame: Any) -> None:
+    """Answer a signal while imports run; while a replicate trains, stages.train.resume does.
+
+    A worker without work stays: its death would break the pool, which then kills those that are saving a checkpoint.
+    """
+    if _busy:
+        raise UserError(f"stopped by {signal.Signals(number).name} before the first step")
+
+
 def _train_one(run: Run, params: Params, replicate: Replicate) -> Finished:
+    global _busy
+    _busy = True
+    try:
+        return _trained(run, params, replicate)
+    finally:
+        _busy = False
+
+
+def _trained(run: Run, params: Params, replicate: Replicate) -> Finished:
     global _started, _base
     started, _started = _started or time.perf_counter(), None
     if _base is None:
