@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from abctune.core.params import BASE
 from abctune.core.records import SourceRecord, SummaryRecord, TrainingRecord
 from app.engines.choose import gguf_of_base
-from app.models import Models
+from app.models import UNSCORED, Models
 from app.page.style import colors_of
 from app.service import Service
 
@@ -130,6 +130,8 @@ def _verdict(models: Models, name: str) -> str:
     value = "" if loss is None else f"{loss:.3f} nats"
     if name == BASE:
         return value
+    if name in models.unscored:
+        return UNSCORED
     try:
         summary = SummaryRecord.from_json(_json(root_of(models, name) / "metrics/summary.json"))
         verdict = summary.models[models.adapters[name].path.name].vs_base

@@ -19,6 +19,7 @@ from abctune.core.params import BASE, Params
 from abctune.core.provenance import require_same_base, sha256_of
 from abctune.core.records import SummaryRecord
 
+UNSCORED = "trained again since it was scored; `dvc repro` scores it"
 CONVERTED_RECORD = "converted.json"
 
 
@@ -43,6 +44,9 @@ class Models:
     problems: list[str] = field(default_factory=list)
     root: Path = Path()  # of the study: the workspace, or another revision's files
     variants: tuple[str, ...] = ()  # of params.yaml, served or not
+    unscored: frozenset[str] = (
+        frozenset()
+    )  # trained again since they were scored: metrics/ are of other adapters
 
     @property
     def names(self) -> list[str]:
@@ -106,8 +110,10 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
             adapters[name] = replace(found, commit=found.commit or commit)
         except UserError as error:
             problems.append(str(error))
+    unscored = trained_since_scored(root / "dvc.lock", list(params.variants))
     losses = read_losses(root / "metrics/summary.json")
-    return Models(base, adapters, losses, problems, root, tuple(params.variants))
+    losses = {name: loss for name, loss in losses.items() if name not in unscored}
+    return Models(base, adapters, losses, problems, root, tuple(params.variants), unscored)
 
 
 def join_revisions(found: Mapping[str, Models]) -> Models:
@@ -120,8 +126,9 @@ def join_revisions(found: Mapping[str, Models]) -> Models:
     adapters = {key: replace(models.adapters[name], name=key) for key, (models, name) in named.items()}
     losses = {key: models.losses[name] for key, (models, name) in named.items() if name in models.losses}
     problems = [f"{rev}: {problem}" for rev, models in found.items() for problem in models.problems]
+    unscored = frozenset(key for key, (models, name) in named.items() if name in models.unscored)
     first = next(iter(found.values()))
-    return Models(first.base, adapters, losses, problems, first.root, first.variants)
+    return Models(first.base, adapters, losses, problems, first.root, first.variants, unscored)
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:
@@ -166,16 +173,32 @@ def read_converted(path: Path, base: Path) -> Adapter:
 
 def recorded_hashes(lock: Path, names: list[str]) -> dict[str, str]:
     """The hash of each variant's adapter that dvc.lock holds; none for a project without that file."""
+    return _hashes(_stages(lock), names, "train", "outs")
+
+
+def trained_since_scored(lock: Path, names: list[str]) -> frozenset[str]:
+    """The variants whose adapter in dvc.lock is not the one that eval has read."""
+    stages = _stages(lock)
+    trained, scored = _hashes(stages, names, "train", "outs"), _hashes(stages, names, "eval", "deps")
+    return frozenset(name for name in trained if name in scored and trained[name] != scored[name])
+
+
+def _stages(lock: Path) -> dict[str, Any]:
     if not lock.exists():
         return {}
     from ruamel.yaml import YAML
 
-    stages = (YAML(typ="safe", pure=False).load(lock) or {}).get("stages", {})
+    stages: dict[str, Any] = (YAML(typ="safe", pure=False).load(lock) or {}).get("stages", {})
+    return stages
+
+
+def _hashes(stages: Mapping[str, Any], names: list[str], stage: str, side: str) -> dict[str, str]:
+    """The hash of models/<name> among the `outs` or `deps` of each variant's stage."""
     return {
-        name: out["md5"]
+        name: entry["md5"]
         for name in names
-        for out in stages.get(f"train@{name}", {}).get("outs", [])
-        if out["path"] == f"models/{name}" and "md5" in out
+        for entry in stages.get(f"{stage}@{name}", {}).get(side, [])
+        if entry["path"] == f"models/{name}" and "md5" in entry
     }
 
 

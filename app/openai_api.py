@@ -313,12 +313,17 @@ async def _events(
 ) -> AsyncIterator[str]:
     offset = 0
 
-    def chunk(delta: dict[str, Any], scores: Sequence[TokenScore] = (), finish: str | None = None) -> str:
+    def chunk(
+        delta: dict[str, Any],
+        scores: Sequence[TokenScore] = (),
+        finish: str | None = None,
+        **more: dict[str, Any],
+    ) -> str:
         nonlocal offset
         logprobs = form.logprobs(reply.request, scores, offset) if scores else None
         offset += sum(len(score.text) for score in scores)
         choices = [{"index": 0, "finish_reason": finish, "logprobs": logprobs, **delta}]
-        return _event(head | {"object": form.part, "choices": choices})
+        return _event(head | {"object": form.part, "choices": choices, **more})
 
     reply = first.reply
     yield chunk(form.delta(first.text, first=True), first.scores)
@@ -327,7 +332,7 @@ async def _events(
             reply = news.reply
             if news.text or news.scores:
                 yield chunk(form.delta(news.text), news.scores)
-        yield chunk(form.delta(None), finish=_finish(reply))
+        yield chunk(form.delta(None), finish=_finish(reply), abctune=_how(reply))
         if with_usage:
             yield _event(head | {"object": form.part, "choices": [], "usage": _usage(reply)})
     except Refused as refusal:  # the status line is out already
@@ -346,9 +351,17 @@ def _event(value: dict[str, Any]) -> str:
 def _completion(form: Form, head: dict[str, Any], reply: Reply) -> dict[str, Any]:
     logprobs = form.logprobs(reply.request, reply.scores)
     choices = [{"index": 0, "finish_reason": _finish(reply), "logprobs": logprobs, **form.choice(reply.text)}]
-    # What reproduces the answer; clients read past fields that they do not know.
-    how = {"seed": reply.request.sampling.seed, "shared_batch": reply.shared_batch}
-    return head | {"object": form.whole, "choices": choices, "usage": _usage(reply), "abctune": how}
+    return head | {
+        "object": form.whole,
+        "choices": choices,
+        "usage": _usage(reply),
+        "abctune": _how(reply),
+    }
+
+
+def _how(reply: Reply) -> dict[str, Any]:
+    """What reproduces the answer; clients read past fields that they do not know."""
+    return {"seed": reply.request.sampling.seed, "shared_batch": reply.shared_batch}
 
 
 def _score(score: TokenScore) -> dict[str, Any]:

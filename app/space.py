@@ -20,7 +20,7 @@ from abctune.core.params import Params, load_params
 from abctune.llm.tokenizer import BASE_MODEL
 from app.engines.choose import CACHE, gguf_of_base
 from app.engines.lora_gguf import gguf_of
-from app.models import Models, find_models, write_converted
+from app.models import UNSCORED, Models, find_models, write_converted
 from app.revision import RESULTS, fetch_revision
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +73,8 @@ def main(
     models = find_models(root, BASE_MODEL, params, only=variant)
     for problem in models.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    for name in sorted(models.unscored & set(models.adapters)):
+        print(f"warning: {name}: {UNSCORED}; its figures in the Space are an earlier one's", file=sys.stderr)
     if not models.adapters:
         raise UserError("no adapter can be served; `dvc repro` makes them, or `dvc pull` brings them")
     with atomic_output(out) as folder:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from abctune.core.params import BASE
 from abctune.core.records import StudyRecord, SummaryRecord
-from app.about import origin, studies
+from app.about import origin, root_of, studies
+from app.models import Models
 from app.page.style import colors_of
 from app.page.view import dot_html
 from app.service import Service
@@ -31,10 +32,20 @@ def results_html(service: Service) -> str:
     models = service.models
     found = studies(models)
     parts = "".join(
-        f"<section>{f'<h2>{escape(origin(root))}</h2>' if len(found) > 1 else ''}{_study_html(root, models.variants)}</section>"
+        f"<section>{f'<h2>{escape(origin(root))}</h2>' if len(found) > 1 else ''}{_stale(models, root)}{_study_html(root, models.variants)}</section>"
         for root in found
     )
     return f'<div class="results studies">{parts}</div>'
+
+
+def _stale(models: Models, root: Path) -> str:
+    """Which of the study's variants are no longer those that the figures are of."""
+    names = [models.adapters[name].path.name for name in models.unscored if name in models.adapters
+             and root_of(models, name) == root]  # fmt: skip
+    if not names:
+        return ""
+    words = f"Trained again since they were scored, so not what is below: {', '.join(sorted(names))}. `dvc repro` scores them."
+    return f'<p role="note"><strong>{escape(words)}</strong></p>'
 
 
 def _study_html(root: Path, variants: tuple[str, ...]) -> str:

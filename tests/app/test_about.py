@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gradio
@@ -16,7 +17,7 @@ from app import gradio_stubs
 from app.about import facts, model_colors
 from app.engines.loading import LoadingEngine
 from app.gradio_stubs import _WithoutStubs
-from app.models import Adapter, Models
+from app.models import UNSCORED, Adapter, Models, trained_since_scored
 from app.page import _loading, build_page
 from app.page.compare import Round, Setup, Turn, _run, differences_html
 from app.page.conversation import display, messages, read_stored
@@ -66,6 +67,20 @@ def test_a_model_tells_its_data_steps_replicate_and_verdict(study):
     summary = json.loads((study / "metrics/summary.json").read_text())
     assert found["Against base"] == f"{summary['C']['vs_base']}, 2.500 nats"
     assert found["Adapter"] == "SHA-256 0123456789ab"
+
+
+def test_figures_of_an_earlier_adapter_are_not_shown_as_those_of_the_one_that_is_served(study, tmp_path):
+    lock = "stages:\n"
+    for name, scored in (("B", "old"), ("C", "new")):
+        entry = f"    - {{path: models/{name}, md5: %s}}\n"
+        lock += f"  train@{name}:\n    outs:\n{entry % 'new'}  eval@{name}:\n    deps:\n{entry % scored}"
+    (tmp_path / "dvc.lock").write_text(lock)
+    assert trained_since_scored(tmp_path / "dvc.lock", ["A", "B", "C"]) == {"B"}
+    service = served(study)
+    assert "Trained again" not in results_html(service)
+    service.models = replace(service.models, unscored=frozenset({"B"}))
+    assert facts(service, "B")["Against base"] == UNSCORED and "nats" in facts(service, "C")["Against base"]
+    assert "not what is below: B." in results_html(service)
 
 
 def test_results_show_the_reports_verdicts_and_figures_of_each_study(study, tmp_path):
