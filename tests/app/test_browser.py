@@ -152,7 +152,10 @@ def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
 
 
 def test_every_refusal_is_seen_and_locks_nothing(page, address):
-    page.goto(address)
+    with page.expect_response(
+        re.compile("/gradio_api/(queue/join|run/)")
+    ):  # the page's own first call: it is ready
+        page.goto(address)
     page.get_by_role("textbox", name="Seed").first.fill("-5")
     send(page, "hello")
     says(answers(page).last, "seed")
