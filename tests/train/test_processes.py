@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 
 from stages.train.micro_batching import share
 from tests.conftest import made_once
+from tests.train.started import has_checkpoint, started
 from tests.workspace import Workspace
 
 STEPS = 6
@@ -126,19 +126,7 @@ def test_more_processes_than_conversations_a_step_are_refused_in_one_line(ready_
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_stage_in_one_line_and_the_rerun_goes_on(alone, project, rank):
     project.set(train__save_steps=2)
-    command = [sys.executable, "-m", "stages.train", "B"]
-    environment = os.environ | ONE_THREAD | {"PET_NPROC_PER_NODE": "2"}
-    launcher = subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    while not list(project.root.glob("checkpoints/B/1/*/step-2")):
-        assert launcher.poll() is None
-        time.sleep(0.01)
+    launcher = started(project, has_checkpoint(project, 2), PET_NPROC_PER_NODE="2", **ONE_THREAD)
     os.kill(process_of(launcher.pid, rank), signal.SIGKILL)
     launcher.stderr, said = None, launcher.communicate(timeout=60)[1]
     line = f"error: process {rank} of B's training was killed by SIGKILL; the others were ended too. "

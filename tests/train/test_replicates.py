@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.train.started import has_checkpoint, started
 from tests.workspace import Workspace
 
 CURVES = ("train/loss", "train/grad_norm", "eval/loss")
@@ -95,15 +93,9 @@ def test_the_published_one_can_be_the_best_on_validation_rows(ready_to_train):
 
 def test_a_kill_in_the_second_replicate_resumes_there_and_ends_with_the_same_bytes(twice, ready_to_train):
     ready_to_train.set(profiles__tiny__replicates=2, train__save_steps=1)
-    command = [sys.executable, "-m", "stages.train", "B"]
-    output = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=ready_to_train.root, env=os.environ, stdout=output, stderr=output)
-    deadline = time.monotonic() + 300
-    while not list(ready_to_train.root.glob("checkpoints/B/2/*/step-2")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    process = started(ready_to_train, has_checkpoint(ready_to_train, 2, replicate=2))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     shutil.rmtree(ready_to_train.root / "metrics/train/B")  # DVC deletes a stage's outputs before it runs
 
     printed = ready_to_train.stage("train", "B")

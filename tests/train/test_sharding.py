@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from abctune.llm.weights import weight_bytes
 from stages.train.memory import choose_sharding
+from tests.train.started import has_checkpoint, started
 from tests.train.test_processes import ONE_THREAD, alone, project, require_same_run
 
 __all__ = ["alone", "project"]  # fixtures
@@ -30,19 +28,7 @@ def test_a_sharded_model_trains_the_adapter_of_a_whole_one(alone, project):
 @pytest.mark.faults
 def test_a_sharded_training_that_is_stopped_goes_on_to_the_same_adapter(alone, project):
     project.set(train__sharding="fsdp", train__save_steps=2)
-    command = [sys.executable, "-m", "stages.train", "B"]
-    environment = project.environment(PET_NPROC_PER_NODE="2", **ONE_THREAD)
-    launcher = subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(project.root.glob("checkpoints/B/1/*/step-2")):
-        assert launcher.poll() is None
-        time.sleep(0.01)
+    launcher = started(project, has_checkpoint(project, 2), PET_NPROC_PER_NODE="2", **ONE_THREAD)
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate(timeout=120)[1]
     assert "stopped by SIGTERM after step" in said

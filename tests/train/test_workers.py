@@ -1,49 +1,27 @@
 """Replicates that train at the same time: the same bytes as one after the other, and nothing left of a stopped run."""
 
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 
 import psutil
 import pytest
 
+from tests.train.started import has_checkpoint, started
 from tests.train.test_replicates import adapters, record
 
 TWO_THREADS = {"OMP_NUM_THREADS": "2"}
 
 
-def started(project, ready: Callable[[], object], steps: int) -> subprocess.Popen[str]:
+def two_at_once(project, ready: Callable[[], object], steps: int) -> subprocess.Popen[str]:
     """The stage, training two replicates of B at the same time, as soon as it is `ready`."""
     project.set(profiles__tiny__replicates=2, train__save_steps=1, variants__B__train__max_steps=steps)
-    command = [sys.executable, "-m", "stages.train", "B"]
-    environment = os.environ | TWO_THREADS
-    process = subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
-
-
-def both_have_a_checkpoint(project) -> Callable[[], object]:
-    return lambda: all(list(project.root.glob(f"checkpoints/B/{number}/*/step-2")) for number in (1, 2))
+    return started(project, ready, **TWO_THREADS)
 
 
 def test_stopped_they_go_on_and_end_with_the_bytes_of_one_after_the_other(ready_to_train):
     # Whether the other one trains, still imports or has finished, when one has a checkpoint: it stops or waits.
-    process = started(
-        ready_to_train, lambda: list(ready_to_train.root.glob("checkpoints/B/*/*/step-2")), steps=60
-    )
+    process = two_at_once(ready_to_train, has_checkpoint(ready_to_train, "*", replicate="*"), steps=60)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -64,7 +42,8 @@ def test_stopped_they_go_on_and_end_with_the_bytes_of_one_after_the_other(ready_
 @pytest.mark.faults
 @pytest.mark.parametrize("which", ["a worker", "the stage"])
 def test_a_killed_process_takes_the_others_along(ready_to_train, which):
-    process = started(ready_to_train, both_have_a_checkpoint(ready_to_train), steps=1000)
+    first, second = (has_checkpoint(ready_to_train, "*", number) for number in (1, 2))
+    process = two_at_once(ready_to_train, lambda: first() and second(), steps=1000)
     family = psutil.Process(process.pid).children(recursive=True)
     workers = [one for one in family if "spawn_main" in " ".join(one.cmdline())]
     assert len(workers) == 2

@@ -1,0 +1,34 @@
+"""A training that runs in the background until a test stops or kills it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from tests.workspace import Workspace
+
+
+def started(project: Workspace, ready: Callable[[], object], **environment: str) -> subprocess.Popen[str]:
+    """The stage training B, as soon as it is `ready`; its stderr is piped.
+
+    Args:
+        environment: variables on top of the project's own.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train", "B"],
+        cwd=project.root,
+        env=project.environment(**environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def has_checkpoint(project: Workspace, step: int | str, replicate: int | str = 1) -> Callable[[], object]:
+    """Whether a replicate of B has a checkpoint of a step; "*" is any. All but the newest two are removed."""
+    return lambda: list(project.root.glob(f"checkpoints/B/{replicate}/*/step-{step}"))
