@@ -31,7 +31,17 @@ from abctune.study.origins import flat
 
 CODE = ("stages/", "abctune/")
 # Parts of JSON keys whose values tell of the run, not of its result.
-OF_THE_RUN = ("seconds", "resources", "hardware", "versions", "gib", "per_second", "created", "resumed_at")
+OF_THE_RUN = (
+    "seconds",
+    "resources",
+    "hardware",
+    "versions",
+    "gib",
+    "per_second",
+    "created",
+    "resumed_at",
+    "at_once",
+)
 COMMITS = 200  # how far back the code that made the results is looked for
 
 

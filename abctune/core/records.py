@@ -296,6 +296,7 @@ class TrainingRecord(Record):
     exposure: Exposure  # of replicate 1; the others see as many rows, drawn in another order
     replicates: tuple[ReplicateRecord, ...]
     published: int  # the replicate whose adapter is at models/<variant>
+    at_once: int = 1  # replicates that trained at the same time, which each makes the others slower
     versions: dict[str, str]
     hardware: dict[str, JsonValue]
 

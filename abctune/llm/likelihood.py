@@ -7,6 +7,7 @@ loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,6 @@ def conversation_nll(
     return sums["nll"]
 
 
-@torch.inference_mode()
 def conversation_sums(
     model: PreTrainedModel,
     input_ids: Sequence[Sequence[int]],
@@ -72,25 +72,55 @@ def conversation_sums(
     """Each measure's sum over each conversation's supervised tokens, all from one forward pass.
 
     Args:
-        input_ids, labels, batch_tokens: as for `conversation_nll`.
+        input_ids, labels: as for `conversation_nll`.
+        batch_tokens: as for `conversation_nll`; on a CPU the cores share it.
         measures: what to sum, by name.
 
     Returns:
         One float per conversation for each name.
     """
-    shape = len(measures), len(input_ids)
-    sums = torch.zeros(shape, dtype=torch.float64, device=model.device)  # read once, at the end
     head = head_of(model)
     if head is None:  # all logits of a batch are in memory at once
         batch_tokens = min(batch_tokens, HEAD_ROWS)
-    for batch in batches([len(ids) for ids in input_ids], batch_tokens):
+    project = _as_they_are if head is None else head.logits
+    cores = _cores_for(model)
+
+    @torch.inference_mode()
+    def sums_of(batch: list[int]) -> torch.Tensor:
         ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
         ids = ids.to(model.device)
-        project = _as_they_are if head is None else head.logits
         states = head.hidden(ids) if head else causal_of(model)(input_ids=ids, use_cache=False).logits
-        owners, parts = torch.tensor(batch), wanted[:, 1:]
-        _add_sums(sums, owners, states, project, targets=parts, measures=tuple(measures.values()))
+        return _sums(states, project, wanted[:, 1:], tuple(measures.values()), max(1, HEAD_ROWS // cores))
+
+    parts = list(batches([len(ids) for ids in input_ids], max(1, batch_tokens // cores)))
+    found = map(sums_of, parts) if cores == 1 else _on_cores(sums_of, parts, cores)
+    none = torch.zeros(len(measures), 0, dtype=torch.float64, device=model.device)
+    sums = np.empty((len(measures), len(input_ids)))
+    columns = [index for part in parts for index in part]
+    sums[:, columns] = torch.cat([none, *found], dim=1).cpu().numpy()  # read once, at the end
     return dict(zip(measures, sums.tolist(), strict=True))
+
+
+def _cores_for(model: PreTrainedModel) -> int:
+    """How many batches are scored at a time: on a CPU one on each core that torch may use.
+
+    Autocast is the calling thread's alone, so with it there is one.
+    """
+    if model.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return 1
+    cores: int = torch.get_num_threads()
+    return cores
+
+
+def _on_cores(
+    work: Callable[[list[int]], torch.Tensor], parts: Sequence[list[int]], cores: int
+) -> list[torch.Tensor]:
+    """What the work makes of each part, in order, each on one core: a batch gains little from a second one."""
+    try:
+        with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as pool:
+            return list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(cores)  # what torch reports is the last number that any thread set
 
 
 def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
@@ -114,27 +144,28 @@ def right_padded(
     return ids, wanted
 
 
-def _add_sums(
-    sums: torch.Tensor,
-    owners: torch.Tensor,
+def _sums(
     states: torch.Tensor,
     project: Callable[[torch.Tensor], torch.Tensor],
     targets: torch.Tensor,
     measures: Sequence[TokenMeasure],
-) -> None:
-    """Add each row's supervised tokens to sums[:, owners[row]], a bounded number of logits in memory at a time.
+    head_rows: int,
+) -> torch.Tensor:
+    """Each measure's sum over each row's supervised tokens, (measures, rows), the logits of `head_rows` tokens in memory at a time.
 
     Column t of `states` predicts column t of `targets`, the token after it; `project` makes logits of states.
-    `owners` and `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
+    `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
     """
+    sums = torch.zeros(len(measures), len(targets), dtype=torch.float64, device=states.device)
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
-    found = owners[rows], rows, columns, targets[rows, columns]
-    parts = zip(*(places.to(states.device).split(HEAD_ROWS) for places in found), strict=True)
-    for owner, row, column, target in parts:
+    found = rows, columns, targets[rows, columns]
+    for row, column, target in zip(
+        *(places.to(states.device).split(head_rows) for places in found), strict=True
+    ):
         logits = project(states[row, column]).float()
         target = target.to(
             logits.device
         )  # a model on several GPUs has its head on one and its states on another
         for total, measure in zip(sums, measures, strict=True):
-            measured = measure(logits, target).double()
-            total.index_add_(0, owner.to(total.device), measured.to(total.device))
+            total.index_add_(0, row, measure(logits, target).double().to(total.device))
+    return sums

@@ -219,8 +219,9 @@ def costs_of(study: Study, d: recipes.RecipeDifference) -> recipes.Costs:
     training = scoring = 0.0
     for name in (d.model, d.reference):
         if name in study.trained:
-            runs = study.trained[name].record.replicates
-            training += sum(one.resources.seconds for one in runs) / len(runs)
+            record = study.trained[name].record
+            together = sum(one.resources.seconds for one in record.replicates)
+            training += together / len(record.replicates) / record.at_once
         model = study.models[name]
         scoring += model.record.resources.seconds / len(model.rows)
     return recipes.Costs(training, scoring)

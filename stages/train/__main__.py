@@ -50,7 +50,7 @@ def train(run: Run, params: Params, started: float) -> None:
         remove_rows(run.variant)
     if not is_main():
         return
-    record = variant_record([one.record for one in finished], run.recipe.publish)
+    record = variant_record([one.record for one in finished], run.recipe.publish, workers)
     publish(finished, record, load_tokenizer(**params.active.model.template), params)
     clear(run.variant)
     for replicate in record.replicates:

@@ -33,12 +33,13 @@ class Finished:
         return self.record.replicates[0].replicate
 
 
-def variant_record(records: Sequence[TrainingRecord], publish: str) -> TrainingRecord:
+def variant_record(records: Sequence[TrainingRecord], publish: str, at_once: int = 1) -> TrainingRecord:
     """The replicates' records as one, with the replicate to publish chosen.
 
     Args:
         publish: `first`, chosen before any loss is seen; or `lowest_eval_loss`, by the loss on the variant's own
             validation rows. Never by test rows, on which the published adapter is judged.
+        at_once: how many trained at the same time.
     """
     replicates = tuple(one for record in records for one in record.replicates)
     chosen = replicates[0]
@@ -46,7 +47,8 @@ def variant_record(records: Sequence[TrainingRecord], publish: str) -> TrainingR
         # abctune.core.params refuses a recipe that evaluates nothing.
         losses = {one.final.eval_loss: one for one in reversed(replicates) if one.final.eval_loss is not None}
         chosen = losses[min(losses)]
-    return records[0].model_copy(update={"replicates": replicates, "published": chosen.replicate})
+    changed = {"replicates": replicates, "published": chosen.replicate, "at_once": at_once}
+    return records[0].model_copy(update=changed)
 
 
 def publish(

@@ -39,15 +39,17 @@ WORKING_BYTES = 3 * 2**30
 def workers_for(run: Run) -> int:
     """How many of a run's replicates train at the same time.
 
-    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else as many as
-    torch may use threads (OMP_NUM_THREADS, or the cores) and the free memory holds.
+    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else all of
+    them where the free memory holds that, even on fewer cores: three on two cores end sooner than two and then one,
+    next to which a core is idle. Else as many as torch may use threads (OMP_NUM_THREADS, or the cores).
     """
     import torch
 
-    if torch.cuda.is_available() or "RANK" in os.environ or len(run.replicates) == 1:
+    count, cores = len(run.replicates), torch.get_num_threads()
+    if torch.cuda.is_available() or "RANK" in os.environ or cores == 1:
         return 1
     room = psutil.virtual_memory().available // (weight_bytes(BASE_MODEL, bytes_each=4) + WORKING_BYTES)
-    return max(1, min(len(run.replicates), torch.get_num_threads(), room))
+    return count if count <= room else max(1, min(cores, room))
 
 
 def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:

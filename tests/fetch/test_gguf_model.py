@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abctune.core.errors import UserError
-from stages.fetch.gguf_model import build_tokenizer, convert, read_metadata, special_tokens
+from stages.fetch.gguf_model import build_tokenizer, convert, metadata_of, read, special_tokens
 
 # As SmolLM2's: end of text and unknown, the turn marks, and tokens that no text uses.
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<empty_output>"]
@@ -158,13 +158,13 @@ def test_the_context_length_is_the_ggufs(tokenizer: Any) -> None:
 
 
 def test_a_tokenizer_of_another_kind_is_refused(gguf_file: Path) -> None:
-    metadata = read_metadata(gguf_file) | {"tokenizer.ggml.pre": "llama-bpe"}
+    metadata = metadata_of(read(gguf_file)) | {"tokenizer.ggml.pre": "llama-bpe"}
     with pytest.raises(UserError, match="pre-tokenizer 'llama-bpe'"):
         build_tokenizer(metadata)
 
 
 def test_a_vocabulary_without_a_spare_token_is_refused(gguf_file: Path) -> None:
-    metadata = read_metadata(gguf_file)
+    metadata = metadata_of(read(gguf_file))
     metadata["tokenizer.ggml.token_type"] = [3, 3, 3] + [1] * (len(metadata["tokenizer.ggml.tokens"]) - 3)
     with pytest.raises(UserError, match="no special token to spare"):
         special_tokens(metadata)
@@ -173,8 +173,8 @@ def test_a_vocabulary_without_a_spare_token_is_refused(gguf_file: Path) -> None:
 def test_a_gguf_without_a_tokenizers_parts_is_one_line(
     gguf_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metadata = read_metadata(gguf_file)
+    metadata = metadata_of(read(gguf_file))
     del metadata["tokenizer.ggml.merges"]
-    monkeypatch.setattr("stages.fetch.gguf_model.read_metadata", lambda _: metadata)
+    monkeypatch.setattr("stages.fetch.gguf_model.metadata_of", lambda _: metadata)
     with pytest.raises(UserError, match=r"base.gguf lacks 'tokenizer.ggml.merges'"):
         convert(gguf_file, gguf_file.parent / "nowhere")

@@ -59,6 +59,21 @@ def test_the_batch_size_does_not_change_it(model, rows, batch_tokens):
     )
 
 
+def test_the_number_of_cores_does_not_change_it(model, rows):
+    one = conversation_nll(model, *rows, batch_tokens=400)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert conversation_nll(model, *rows, batch_tokens=400) == pytest.approx(one, rel=1e-5, abs=1e-9)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows_have_no_numbers(model):
+    assert conversation_nll(model, [], [], batch_tokens=400) == []
+
+
 def test_the_adapter_counts(model, rows):
     with model.disable_adapter():
         base = conversation_nll(model, *rows, batch_tokens=400)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from abctune.core.records import LOSS
-from abctune.study.comparison import Comparison, Difference, RowSet
+from abctune.study.comparison import Comparison, Difference, RowSet, costs_of
 from abctune.study.recipes import Plan
 from abctune.study.verdicts import forgetting, headlines, verdict_of
 from abctune.study.wording import interval
@@ -154,3 +155,20 @@ def test_forgetting_is_a_sentence_on_general_text(outcome, numbers, text):
 )
 def test_decimals_follow_the_intervals_width(numbers, text):
     assert interval(*numbers) == text
+
+
+def test_replicates_that_train_at_the_same_time_cost_their_share():
+    def run_of(at_once: int) -> SimpleNamespace:
+        runs = [SimpleNamespace(resources=SimpleNamespace(seconds=90.0))] * 3
+        return SimpleNamespace(record=SimpleNamespace(replicates=runs, at_once=at_once))
+
+    scored = SimpleNamespace(record=SimpleNamespace(resources=SimpleNamespace(seconds=50.0)), rows=[0] * 100)
+    difference = SimpleNamespace(model="C", reference="base")
+    costs = [
+        costs_of(
+            SimpleNamespace(trained={"C": run_of(at_once)}, models={"C": scored, "base": scored}), difference
+        )
+        for at_once in (1, 3)
+    ]
+    assert [cost.per_replicate for cost in costs] == [90.0, 30.0]
+    assert [cost.per_row for cost in costs] == [1.0, 1.0]
