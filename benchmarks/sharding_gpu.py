@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.random_llama import write_llama
 from benchmarks.scale import SHAPES, model
 from benchmarks.train_gpu import CONVERSATIONS, MAX_LENGTH, ROOT, Watch
 
@@ -121,38 +122,6 @@ def conversations(steps: int, shape: str = "8b") -> list[dict[str, Any]]:
         row = {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:], "source": "chat"}
         rows.append(row | {"n_tokens": length, "n_supervised": length - prompt})
     return rows
-
-
-def write_model(name: str, folder: Path) -> None:
-    """A model folder; of 70B without weights, which are made on the devices."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests import small
-
-    tokenizer = small.llama_tokenizer()
-    names = {"bos_token_id": "<|begin_of_text|>", "eos_token_id": "<|eot_id|>"}
-    specials = {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
-    config = LlamaConfig(
-        **MODELS[name], tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, **specials
-    )
-    config.architectures = ["LlamaForCausalLM"]
-    folder.mkdir(parents=True)
-    if name == "70b":
-        config.save_pretrained(folder)
-    else:
-        torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            LlamaForCausalLM(config).save_pretrained(folder)
-        torch.set_default_dtype(torch.float32)
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    written = json.loads(path.read_text())
-    vocabulary = written["model"]["vocab"]
-    vocabulary |= {f"<{index}>": index for index in range(len(vocabulary), MODELS[name]["vocab_size"])}
-    path.write_text(json.dumps(written))
-    (folder / "source.json").write_text('{"origin": "local", "path": "random", "license": "none"}')
 
 
 def make_4bit(path: Path, dtype: Any, _load_in_4bit: bool) -> Any:
@@ -378,7 +347,10 @@ def main() -> None:
     for name in {shape for shape, *_ in runs().values()}:
         if not (options.models / name / "source.json").exists():
             shutil.rmtree(options.models / name, ignore_errors=True)
-            write_model(name, options.models / name)
+            # Of 70B without weights, which are made on the devices.
+            write_llama(
+                options.models / name, weights=name != "70b", tie_word_embeddings=False, **MODELS[name]
+            )
     for names in ORDER:
         names = [name for name in names if not options.only or name in options.only]
         if names == ["eval"]:

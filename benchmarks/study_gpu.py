@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import random_llama
 from benchmarks.measure import run_repro
 from benchmarks.train_gpu import SHAPE
 from tests.hub_server import Hub
@@ -165,14 +166,7 @@ def write_model(folder: Path, tokenizer: Path | None) -> None:
 def write_tokenizer(folder: Path, real: Path | None) -> None:
     """The real tokenizer with the repository's own template and pad token, or a byte tokenizer filled up."""
     if real is None:
-        from tests import small
-
-        small.llama_tokenizer().save_pretrained(folder)
-        path = folder / "tokenizer.json"
-        written = json.loads(path.read_text())
-        vocabulary = written["model"]["vocab"]
-        vocabulary |= {f"<{index}>": index for index in range(len(vocabulary), SHAPE["vocab_size"])}
-        path.write_text(json.dumps(written))
+        random_llama.write_tokenizer(folder, SHAPE["vocab_size"])
         return
     shutil.copy(real / "tokenizer.json", folder)
     settings = json.loads((real / "tokenizer_config.json").read_text())

@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.random_llama import write_llama
+
 STARTED = time.perf_counter()  # before the imports that are measured
 
 ROOT = Path(__file__).parent.parent
@@ -81,31 +83,6 @@ def conversations(steps: int) -> list[dict[str, list[int]]]:
         prompt = int(length * rng.uniform(0.1, 0.5))
         rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return rows
-
-
-def write_model(folder: Path) -> None:
-    """Random weights in bfloat16 and a byte tokenizer filled up to the true vocabulary."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests import small
-
-    tokenizer = small.llama_tokenizer()
-    names = {"bos_token_id": "<|begin_of_text|>", "eos_token_id": "<|eot_id|>"}
-    specials = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-    config = LlamaConfig(**SHAPE, rope_parameters=ROPE, pad_token_id=tokenizer.pad_token_id, **specials)
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        LlamaForCausalLM(config).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    written = json.loads(path.read_text())
-    vocabulary = written["model"]["vocab"]
-    vocabulary |= {f"<{index}>": index for index in range(len(vocabulary), SHAPE["vocab_size"])}
-    path.write_text(json.dumps(written))
-    (folder / "source.json").write_text('{"origin": "local", "path": "random", "license": "none"}')
 
 
 class Watch:
@@ -468,7 +445,7 @@ def main() -> None:
 
     if not (options.model / "source.json").exists():
         shutil.rmtree(options.model, ignore_errors=True)
-        write_model(options.model)
+        write_llama(options.model, rope_parameters=ROPE, **SHAPE)
         torch.cuda.empty_cache()
     results = json.loads(RESULTS.read_text())["results"] if options.add else {}
     for name in options.only:

@@ -64,9 +64,8 @@ GGUF_KEYS = {
     "final_logit_softcapping": "add_final_logit_softcapping",
 }
 
-GATE_AND_UP = (
-    "experts.gate_up_proj"  # experts' two input matrices in one tensor, as transformers 5 holds them
-)
+# The experts' two input matrices in one tensor, as transformers 5 holds them.
+GATE_AND_UP = "experts.gate_up_proj"
 
 
 def text_config(base: Path) -> dict[str, Any]:

@@ -30,27 +30,25 @@ def main(name: ItemArgument) -> None:
     tokenizer = load_tokenizer(**params.active.model.template)
     scored = pa.concat_tables([rows.select(list(COLUMNS)), general_rows(params, tokenizer)])
     from abctune.llm.device import resolve_dtype
-    from abctune.llm.inference import load_for_inference
     from stages.eval.asked import ask
     from stages.eval.record import record_of
-    from stages.eval.replicates import Adapters, measured
+    from stages.eval.replicates import adapters_of, measured
     from stages.eval.scores import lines_of
     from stages.eval.served import served
 
     dtype, settings = resolve_dtype(params.train_of(params.evaluation.test_of).dtype), params.active.eval
-    adapters = None if name == BASE else Adapters(name)
-    published = 1 if adapters is None else adapters.published
+    adapters = adapters_of(name)
+    published, folder_of_it = adapters.published, adapters.folder
     tables = {}
-    for number in adapters.numbers if adapters else [published]:
+    for number in adapters.numbers:
         model = None  # the one before makes room
-        model = adapters.model(number, dtype) if adapters else load_for_inference(dtype)
+        model = adapters.model(number, dtype)
         tables[number] = measured(model, scored, number, settings.batch_tokens)
         if number == published:
             samples, tasks = ask(model, tokenizer, rows, params)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))
-    published_at = adapters.folder if adapters else None
     del model, adapters  # the same model in other formats needs the room
-    as_served = served(rows, published_at, settings.served_formats, dtype, settings.batch_tokens)
+    as_served = served(rows, folder_of_it, settings.served_formats, dtype, settings.batch_tokens)
 
     with atomic_output(METRICS / name) as folder:
         folder.mkdir()

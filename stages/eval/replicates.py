@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
+from abctune.core.params import BASE
 from abctune.core.records import Metric, TrainingRecord, read_record
 from abctune.core.schemas import conversations_schema
 from abctune.llm.inference import load_for_inference, replace_adapter
@@ -57,6 +58,23 @@ class Adapters:
             del before
             self._model = prepared(load_for_inference(dtype, self._places[number]))
         return self._model
+
+
+class NoAdapters:
+    """The untuned base, in the place of a variant's adapters: one model, which counts as replicate 1."""
+
+    folder = None
+    published = 1
+    numbers = (1,)
+
+    def model(self, _number: int, dtype: torch.dtype) -> PreTrainedModel:
+        """The base, ready to score."""
+        return load_for_inference(dtype)
+
+
+def adapters_of(name: str) -> Adapters | NoAdapters:
+    """What is to be scored of a model: a variant's adapters, or none on the base."""
+    return NoAdapters() if name == BASE else Adapters(name)
 
 
 def _settings(adapter: Path, made_by: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,14 @@ def write_source(origin: SourceOrigin, key: str, target: Path) -> int:
     Args:
         key: where params.yaml describes the source, for messages.
     """
-    with atomic_output(target) as folder:
-        folder.mkdir()
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            records, provenance = open_source(origin, key, Path(scratch))
-            rows = write_rows(folder / "rows.parquet", count_rows(records), SCHEMA)
+    with output_folder(target) as (folder, scratch):
+        records, provenance = open_source(origin, key, scratch)
+        rows = write_rows(folder / "rows.parquet", count_rows(records), SCHEMA)
         if not rows:
             raise UserError(
                 f"params.yaml: {key}: {', '.join(provenance['files'])} holds no rows; name a file that does"
             )
-        write_json(folder / "source.json", described(origin, provenance) | {"rows": rows})
+        describe(folder, origin, provenance | {"rows": rows})
     return rows
 
 
@@ -46,14 +46,21 @@ def write_model(origin: ModelOrigin, key: str, target: Path) -> int:
     Args:
         key: where params.yaml describes the model, for messages.
     """
+    with output_folder(target) as (folder, scratch):
+        provenance = open_model(origin, key, folder, scratch)
+        put_own_template(origin.chat_template, key, folder)
+        parameters = count_parameters(folder)
+        describe(folder, origin, provenance | {"parameters": parameters})
+    return parameters
+
+
+@contextmanager
+def output_folder(target: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder that replaces `target` once it is complete, and one for files that are needed only until then."""
     with atomic_output(target) as folder:
         folder.mkdir()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            provenance = open_model(origin, key, folder, Path(scratch))
-        put_own_template(origin.chat_template, key, folder)
-        parameters = count_parameters(folder)
-        write_json(folder / "source.json", described(origin, provenance) | {"parameters": parameters})
-    return parameters
+            yield folder, Path(scratch)
 
 
 def put_own_template(chat_template: str, key: str, folder: Path) -> None:
@@ -65,6 +72,6 @@ def put_own_template(chat_template: str, key: str, folder: Path) -> None:
     shutil.copy(chat_template, folder / "chat_template.jinja")
 
 
-def described(origin: Any, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What source.json says of an origin, before rows or parameters are counted."""
-    return {"origin": origin.origin, "license": origin.license, **provenance}
+def describe(folder: Path, origin: SourceOrigin | ModelOrigin, provenance: dict[str, Any]) -> None:
+    """Write source.json: what params.yaml says of the origin, and what was found there."""
+    write_json(folder / "source.json", {"origin": origin.origin, "license": origin.license, **provenance})

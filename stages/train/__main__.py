@@ -14,7 +14,7 @@ from abctune.llm.tokenizer import load_tokenizer
 from stages.train.checkpoints import clear, only_run
 from stages.train.data import remove_rows
 from stages.train.processes import is_main, joined, launch, process_state, require_work, wanted
-from stages.train.publish import Finished, publish, variant_record
+from stages.train.publish import publish, variant_record
 from stages.train.recipe import Run, resolve
 from stages.train.schedule import describe
 from stages.train.sharding import base_of
@@ -42,16 +42,22 @@ def train(run: Run, params: Params, started: float) -> None:
     if is_main():
         for line in describe(run.recipe)["warnings"]:
             print(f"warning: {run.variant}: {line}", file=sys.stderr)
+    template = params.active.model.template
     if (workers := workers_for(run)) > 1:
         finished = train_in_workers(run, params, workers)
+        tokenizer = load_tokenizer(**template)
     else:
-        finished = train_one_by_one(run, params, started)
+        base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
+        from stages.train.fit import train_replicates
+
+        tokenizer = load_tokenizer(**template)
+        finished = train_replicates(run, params, tokenizer, base, started)
     if process_state().is_local_main_process:
         remove_rows(run.variant)
     if not is_main():
         return
     record = variant_record([one.record for one in finished], run.recipe.publish, workers)
-    publish(finished, record, load_tokenizer(**params.active.model.template), params)
+    publish(finished, record, tokenizer, params)
     clear(run.variant)
     for replicate in record.replicates:
         used = replicate.resources
@@ -60,14 +66,6 @@ def train(run: Run, params: Params, started: float) -> None:
             f"{used.tokens_per_second:,.0f} tokens/s, peak {used.peak_gib:.2f} GiB"
             + (f", {skipped} steps skipped (float16)" if (skipped := replicate.skipped_steps) else "")
         )
-
-
-def train_one_by_one(run: Run, params: Params, started: float) -> list[Finished]:
-    """Train in this process; what is finished, in the main process."""
-    base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
-    from stages.train.fit import train_replicates
-
-    return train_replicates(run, params, load_tokenizer(**params.active.model.template), base, started)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Activation checkpointing puts a module of this name around each layer.
 WRAPPED = "_checkpoint_wrapped_module."
@@ -26,6 +29,14 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether FSDP2 has divided the adapter's weights among processes."""
     return any(isinstance(parameter, DTensor) for parameter in trained(model).values())
+
+
+def sort_targets(model: PeftModel) -> None:
+    """Put what the adapter targets in order: PEFT holds sets, which every process would write in another order."""
+    for config in model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)
+        if config.target_parameters:
+            config.target_parameters = sorted(config.target_parameters)
 
 
 def save_adapter(model: Any, folder: Path, writes: bool) -> None:

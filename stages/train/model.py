@@ -18,6 +18,7 @@ from abctune.core.params import LoraParams, TrainParams
 from abctune.llm.device import capability, free_bytes, resolve_dtype, why_no_gpu
 from abctune.llm.tokenizer import BASE_MODEL
 from stages.train import plain
+from stages.train.adapter_files import sort_targets
 from stages.train.memory import choose_checkpointing, needless_4bit, worth_dequantizing
 
 if TYPE_CHECKING:
@@ -67,11 +68,7 @@ class Base:
         else:
             model = self._adapted.unload()
         self._adapted = self._kernels.add_adapter(model, lora, self._checkpointing, seed)
-        for config in self._adapted.peft_config.values():
-            # Sets, which PEFT would write to adapter_config.json in another order in every process.
-            config.target_modules = sorted(config.target_modules)
-            if config.target_parameters:
-                config.target_parameters = sorted(config.target_parameters)
+        sort_targets(self._adapted)
         self._name_unreached(self._adapted)
         return self._adapted
 

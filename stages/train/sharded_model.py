@@ -17,6 +17,7 @@ from abctune.core.params import LoraParams, TrainParams
 from abctune.llm.device import device, resolve_dtype
 from abctune.llm.inference import fuse, nf4
 from abctune.llm.tokenizer import BASE_MODEL
+from stages.train.adapter_files import sort_targets
 from stages.train.plain import add_adapter, unreached
 from stages.train.processes import is_main
 
@@ -54,9 +55,7 @@ class ShardedBase:
         """The model with a new adapter on it, not sharded yet; the seed decides the adapter's first weights."""
         model = load_whole(self._path, self._dtype, self._recipe.load_in_4bit)
         adapted = add_adapter(model, lora, checkpointing="none", seed=seed)  # FSDP2 does the checkpointing
-        for config in adapted.peft_config.values():
-            # A set, which PEFT would write to adapter_config.json in another order in every process.
-            config.target_modules = sorted(config.target_modules)
+        sort_targets(adapted)
         self.decisions["unreached"] = ", ".join(unreached(adapted))
         return adapted
 
