@@ -294,6 +294,31 @@ class EvalParams(_Section):
     ]  # of the base model, on which published adapters are scored in addition
 
 
+# Those of transformers that treat every number of an adapter alike, since all of them are one flat tensor: not Adafactor,
+# which looks at rows and columns.
+Optimizer = Literal[
+    "adamw_8bit",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+    "sgd",
+]
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
+
 class TrainParams(_Section):
     """The resolved recipe of one variant. Field names are those of transformers' TrainingArguments.
 
@@ -309,9 +334,10 @@ class TrainParams(_Section):
     warmup_steps: Whole
     logging_steps: Count
     eval_steps: Whole  # 0: no evaluation while training
-    optim: Literal["adamw_8bit", "adamw_torch", "adamw_torch_fused"]
+    optim: Optimizer
     weight_decay: Annotated[float, Field(ge=0)]
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    lr_scheduler_type: Scheduler
+    lr_scheduler_kwargs: dict[str, float | int | str | bool] = {}  # what some schedules take in addition
     max_grad_norm: Annotated[float, Field(ge=0)]
     adam_beta1: Annotated[float, Field(ge=0, lt=1)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
@@ -324,6 +350,7 @@ class TrainParams(_Section):
     load_in_4bit: bool
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
+    packing: Literal["auto"] | bool = "auto"  # several conversations in one row without padding
     sharding: Literal["auto", "fsdp", "none"]  # the base model split over the training's processes
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 # What a difference can be due to, and the resolved arguments that make it up. "data" and "batch" are computed.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "learning rate": ("learning_rate",),
-    "schedule": ("lr_scheduler_type", "warmup_steps"),
+    "schedule": ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     "batch": ("per_device_train_batch_size", "gradient_accumulation_steps"),
     "steps": ("max_steps",),
     "precision": ("load_in_4bit", "dtype"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALIGNMENT = 64  # tokens; a packed row of an odd length makes cuBLAS take its slow kernels (a tenth of a step)
+WANTS = "it takes a GPU from sm_80 on, in 16 bit"
 T = TypeVar("T")
 Row = dict[str, np.ndarray]  # input_ids and labels of one conversation
 
@@ -101,16 +102,23 @@ class MicroBatching:
 
 
 def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: int) -> MicroBatching:
-    """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
+    """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch.
+
+    Raises:
+        UserError: packed rows are asked for where they would be slow or wrong.
+    """
+    fast = supports_packing(capability(), model.dtype)
+    # Unsloth's kernels keep attention inside each conversation of a row; other models get rows of their own.
+    can_pack = fast and model.config.model_type in UNSLOTH
+    if recipe.packing is True and not can_pack:
+        why = f"Unsloth has no kernels for {model.config.model_type}" if fast else WANTS
+        raise UserError(f"params.yaml: train.packing: true does not work here ({why}); set it to auto")
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
     per_token = activation_bytes_per_token(model.config.get_text_config(), model.is_gradient_checkpointing)
-    fast = supports_packing(capability(), model.dtype)
     # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
     tokens = tokens_that_fit(free_bytes(), per_token) if fast else max_length
-    # Unsloth's kernels keep attention inside each conversation of a row; other models get rows of their own.
-    packed = fast and model.config.model_type in UNSLOTH
-    return MicroBatching(max(tokens, max_length), packed)
+    return MicroBatching(max(tokens, max_length), packed=can_pack and recipe.packing is not False)
 
 
 def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -6,15 +6,31 @@ from typing import Any
 
 import torch
 
+from abctune.core.errors import UserError
 from abctune.core.params import TrainParams
 
 
 def learning_rates(recipe: TrainParams) -> list[float]:
-    """The rate each of the max_steps optimizer steps is taken with, from transformers' own scheduler."""
+    """The rate each of the max_steps optimizer steps is taken with, from transformers' own scheduler.
+
+    Raises:
+        UserError: the schedule lacks one of its own arguments or does not know one.
+    """
     from transformers import get_scheduler  # not earlier: Unsloth patches transformers and comes first
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_learning_rate)
-    scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.steps)
+    of_its_own = dict(recipe.lr_scheduler_kwargs)
+    if of_its_own and recipe.lr_scheduler_type.startswith("constant"):  # transformers would not look at them
+        raise UserError(f"params.yaml: train.lr_scheduler_kwargs: {recipe.lr_scheduler_type} takes none")
+    try:
+        scheduler = get_scheduler(
+            recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.steps, of_its_own
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: train.lr_scheduler_kwargs: {of_its_own} do not suit lr_scheduler_type "
+            f"{recipe.lr_scheduler_type} ({error})"
+        ) from None
     rates = []
     for _ in range(recipe.steps):
         rates.append(scheduler.get_last_lr()[0])

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from abctune.core.errors import UserError
 from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
 from abctune.llm.device import resolve_dtype
@@ -38,6 +39,9 @@ from stages.train.micro_batching import (
 )
 from stages.train.processes import TIMEOUT
 
+# AdamW by bitsandbytes, which does not take split parameters; torch's makes the same steps from larger state.
+OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+
 
 def training_arguments(
     recipe: TrainParams, seed: int, output_dir: str, sharding: dict[str, Any] | None = None
@@ -45,10 +49,17 @@ def training_arguments(
     """The recipe as the Trainer's arguments.
 
     Args:
-        sharding: what a model that is split over the processes needs in addition. Its optimizer is torch's, since
-            bitsandbytes' 8-bit AdamW does not take split parameters; split, its state is small.
+        sharding: what a model that is split over the processes needs in addition. Its AdamW is torch's: split, its
+            state is small.
+
+    Raises:
+        UserError: the optimizer takes no split parameters, and torch has none like it.
     """
     dtype = resolve_dtype(recipe.dtype)
+    if sharding and recipe.optim.startswith("lion"):
+        raise UserError(
+            f"params.yaml: train.optim: {recipe.optim} does not take a model that is split over GPUs; set adamw_torch"
+        )
     return SFTConfig(
         output_dir=output_dir,
         # What the DataLoader hands over is a whole step's conversations; training_step cuts them.
@@ -58,7 +69,8 @@ def training_arguments(
         learning_rate=recipe.peak_learning_rate,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type=recipe.lr_scheduler_type,
-        optim="adamw_torch" if sharding and recipe.optim == "adamw_8bit" else recipe.optim,
+        lr_scheduler_kwargs=dict(recipe.lr_scheduler_kwargs) or None,
+        optim="adamw_torch" if sharding and recipe.optim in OF_BITSANDBYTES else recipe.optim,
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,
         adam_beta2=recipe.adam_beta2,

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
-from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, packed
+from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, micro_batching_for, packed
 from stages.train.trainer import TokenWeightedTrainer, build_trainer, training_arguments
 from tests import small
 
@@ -260,3 +260,10 @@ def test_an_adapter_on_a_4_bit_base_stays_float32_and_a_step_at_2e_5_moves_it(mo
     trainer.train()
     moved = [not torch.equal(old, new) for old, new in zip(before, trained, strict=True)]
     assert recipe.peak_learning_rate == pytest.approx(2e-5) and any(moved)
+
+
+def test_packing_is_refused_where_it_would_be_slow_or_wrong(model):
+    recipe = load_params().train_of("B", "tiny").model_copy(update={"packing": True})
+    with pytest.raises(UserError, match=r"train\.packing: true does not work here"):
+        micro_batching_for(model, recipe, LONGEST)
+    assert not micro_batching_for(model, recipe.model_copy(update={"packing": False}), LONGEST).packed
