@@ -247,29 +247,40 @@ def rerun(stage: Stale) -> None:
                 )
 
 
-def differences(old: Path, new: Path) -> Iterator[Path]:
-    """The files of an output that are not the same; what tells of the run alone (times, memory) is not compared."""
+def differences(old: Path, new: Path) -> Iterator[str]:
+    """What is not the same in two outputs, a file each; what tells of the run alone (times, memory) is not compared."""
     names = {
         path.relative_to(root) for root in (old, new) for path in [root, *root.rglob("*")] if path.is_file()
     }
     for name in sorted(names):
-        if not same_content(old / name, new / name):
-            yield old / name
+        if (cause := difference(old / name, new / name)) is not None:
+            yield f"{old / name}{cause and f' ({cause})'}"
 
 
-def same_content(old: Path, new: Path) -> bool:
-    """Whether two files say the same."""
+def difference(old: Path, new: Path) -> str | None:
+    """In what two files differ: the first key of a JSON file, else the empty string; None where they say the same."""
     if not (old.exists() and new.exists()):
-        return False
+        return "there in one run alone"
     if old.suffix == ".json":
-        return result_of(old) == result_of(new)
-    return any(word in old.stem for word in OF_THE_RUN) or old.read_bytes() == new.read_bytes()
+        before, now = result_of(old), result_of(new)
+        return next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
+    same = any(word in old.stem for word in OF_THE_RUN) or old.read_bytes() == new.read_bytes()
+    return None if same else ""
 
 
 def result_of(path: Path) -> dict[str, Any]:
-    """The JSON's values by dotted key, without those that tell of the run."""
-    values = flat(json.loads(path.read_text(encoding="utf-8")))
+    """The JSON's values by dotted key (list items by position), without those that tell of the run."""
+    values = flat(with_positions(json.loads(path.read_text(encoding="utf-8"))))
     return {key: value for key, value in values.items() if not any(word in key for word in OF_THE_RUN)}
+
+
+def with_positions(value: Any) -> Any:
+    """The value with every list as a mapping from position to item, so that keys inside of it have a name too."""
+    if isinstance(value, dict):
+        return {key: with_positions(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return {str(position): with_positions(inner) for position, inner in enumerate(value)}
+    return value
 
 
 if __name__ == "__main__":

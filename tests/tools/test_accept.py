@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from abctune.core.errors import UserError
 from tests.workspace import Workspace
-from tools.accept import Stale, meaning, rerun
+from tools.accept import Stale, difference, meaning, rerun
 
 DEPS = ("stages/mix", "abctune/core", "data/raw")
 OUTS = ("data/mixed/B.parquet", "data/mixed/B.json")
@@ -73,3 +74,20 @@ def test_a_sample_that_fails_is_refused(mixed: Path) -> None:
     append(mixed / "stages/mix/draw.py", "\nraise SystemExit('broken')\n")
     with pytest.raises(UserError, match="mix@B fails with the new code: broken"):
         rerun(MIX)
+
+
+def test_a_replicates_time_and_memory_are_of_the_run_and_its_loss_is_not(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "training.json"
+
+    def compared(loss: float, seconds: float) -> str | None:
+        replicate = {
+            "final": {"train_loss": loss},
+            "resources": {"seconds": seconds, "peak_rss_gib": seconds},
+        }
+        new.write_text(json.dumps({"variant": "B", "replicates": [{"replicate": 1}, replicate]}))
+        return difference(old, new)
+
+    compared(3.5, 10)
+    new.rename(old)
+    assert compared(3.5, 20) is None
+    assert compared(3.6, 10) == "replicates.1.final.train_loss"
