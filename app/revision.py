@@ -11,7 +11,10 @@ from abctune.core.files import atomic_output
 from abctune.core.params import load_params
 
 CACHE = Path("app/local/revisions")
-NOT_HERE = "its adapters are not in DVC's cache; `dvc pull --all-commits` brings them from the remote"
+NOT_HERE = (
+    "its adapters are in neither DVC's cache nor the remote; where they were made, `dvc push --all-commits` sends them to the "
+    "remote (an experiment's: `dvc exp push origin NAME`)"
+)
 RESULTS = (
     "metrics/summary.json",
     "metrics/study.json",
@@ -37,16 +40,16 @@ def fetch_revision(rev: str, cache: Path = CACHE) -> Path:
             commit = resolve_rev(repo.scm, rev)
     except RevError:
         raise UserError(
-            f"--rev {rev}: no such Git revision or experiment; `dvc exp list --all` shows them"
+            f"--rev {rev}: no such Git revision or experiment; `dvc exp list --all-commits` shows them"
         ) from None
     target = cache / commit
     if not target.exists():
         try:
             with atomic_output(target) as folder:
                 _copy(DVCFileSystem(rev=commit), folder, rev)
-        except DataIndexDirError:  # a folder's list of files is not in the cache
+        except (DataIndexDirError, FileNotFoundError):  # a folder's list of files, or a file
             raise UserError(f"--rev {rev}: {NOT_HERE}") from None
-        except (DvcException, FileNotFoundError) as error:
+        except DvcException as error:
             raise UserError(f"--rev {rev}: {error or type(error).__name__}") from None
     return target
 

@@ -116,7 +116,10 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str], error: Exception) -> No
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("error: no space left on the disk")
-    assert "free some (`dvc gc --workspace` drops unused cache), run again" in said
+    assert (
+        "free some, run again; `dvc gc --workspace --all-branches --all-tags --all-experiments` drops cache that none of these use"
+        in said
+    )
     assert ("while writing data/x" in said) == isinstance(error, OSError)
 
 

@@ -30,7 +30,11 @@ from abctune.study.wording import digits_for, interval, number, with_unit
 
 COLUMNS = ["id", "group", "source", "replicate", LOSS.sum, LOSS.weight]
 MIN_SEEDS = 3  # from two, an interval is so wide or so uncertain that it says nothing
-PULL = "`dvc pull` or `dvc exp pull` brings it where a remote has it, else run it again"
+# Revisions are read out of the remote, too, where the cache lacks them.
+PULL = (
+    "where it was made, `dvc push --all-commits` sends it to the remote; an experiment's travels by `dvc exp push origin "
+    "NAME` and `dvc exp pull origin NAME`; else run it again"
+)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def require_adapter(adapter: Path, base: Path, remedy: str, recorded: str | None
         if not _finite(dtype, data):
             raise UserError(
                 f"{adapter / WEIGHTS} has values in {key} that are no numbers (not finite); "
-                f"`dvc repro --force train@{name}` makes it anew"
+                f"`dvc repro --force --single-item train@{name}` makes it anew"
             )
     if recorded is not None and (found := dvc_folder_hash(adapter)) != recorded:
         raise UserError(

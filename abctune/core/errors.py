@@ -86,7 +86,8 @@ def disk_full(path: object) -> UserError:
     """What to say when writing `path` (None: not known) filled the disk."""
     where = f" while writing {path}" if path else ""
     return UserError(
-        f"no space left on the disk{where}; free some (`dvc gc --workspace` drops unused cache), run again"
+        f"no space left on the disk{where}; free some, run again; "
+        "`dvc gc --workspace --all-branches --all-tags --all-experiments` drops cache that none of these use"
     )
 
 
@@ -98,6 +99,6 @@ def _explain(error: Exception) -> str:
     if _is_out_of_gpu_memory(error):
         return (
             "out of GPU memory: end what else is on the GPU (`nvidia-smi` shows it), or set a smaller"
-            " profiles.<profile>.eval.batch_tokens or data.max_length in params.yaml"
+            " profiles.<profile>.eval.batch_tokens or profiles.<profile>.data.max_length in params.yaml"
         )
     return str(error)

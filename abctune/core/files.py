@@ -200,4 +200,6 @@ def _missing(path: Path, made_by: str) -> UserError:
 
 def _damaged(path: Path, made_by: str, error: Exception) -> UserError:
     detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path} cannot be read ({detail}); delete it and run `dvc repro --force {made_by}`")
+    return UserError(
+        f"{path} cannot be read ({detail}); delete it and run `dvc repro --force --single-item {made_by}`"
+    )

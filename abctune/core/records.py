@@ -67,7 +67,7 @@ def _not_ours(path: Path, error: ValidationError, made_by: str) -> UserError:
     key = ".".join(map(str, first["loc"]))
     reason = "is missing" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
     return UserError(
-        f"{path} is not what this version writes ({key}: {reason}); run `dvc repro --force {made_by}`"
+        f"{path} is not what this version writes ({key}: {reason}); run `dvc repro --force --single-item {made_by}`"
     )
 
 

@@ -162,7 +162,9 @@ def read_evaluated(model: str, folder: Path) -> Evaluated:
     table = files.read_table(path, stage, [*SCORED_ROWS.names, *columns])
     rows = table.to_pandas().sort_values(["replicate", "id"], ignore_index=True)
     if fault := fault_of_scores(rows, record.metrics):
-        raise UserError(f"{path} {fault}; run `dvc repro --force {stage.replace('collect', 'eval')}`")
+        raise UserError(
+            f"{path} {fault}; run `dvc repro --force --single-item {stage.replace('collect', 'eval')}`"
+        )
     samples = read_records(folder / "samples.jsonl", SampleRecord, stage)
     tasks = read_records(folder / "tasks.jsonl", TaskRecord, stage)
     served = folder / "served.parquet"
@@ -244,4 +246,6 @@ def read_curve(path: Path, name: str, stage: str, required: bool) -> pd.DataFram
     except FileNotFoundError:
         raise UserError(f"{path} not found; `dvc repro {stage}` makes it") from None
     except (KeyError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path} cannot be read ({error}); run `dvc repro --force {stage}`") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); run `dvc repro --force --single-item {stage}`"
+        ) from None

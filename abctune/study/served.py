@@ -89,7 +89,7 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
     if list(rows["id"]) != list(judged["id"]) or list(rows["n_supervised"]) != list(judged["n_supervised"]):
         raise UserError(
             f"unfair comparison: {name} was scored as served ({form}) on other rows than as judged; "
-            f"run `dvc repro --force {stage}`"
+            f"run `dvc repro --force --single-item {stage}`"
         )
     tokens = rows["n_supervised"].to_numpy(float)
     gap = (rows["nll"] - judged["nll"]).to_numpy(float)

@@ -27,5 +27,5 @@ def require_held_out(variant: str) -> None:
         if n := pc.sum(pc.is_in(test[column], train[column].combine_chunks())).as_py():
             raise UserError(
                 f"unfair comparison: {n:,} of {len(test):,} {what} among the rows {variant} was trained on "
-                f"({path}); run `dvc repro --force split@{variant}`"
+                f"({path}); run `dvc repro --force --single-item split@{variant}`"
             )

@@ -45,7 +45,7 @@ class Adapters:
         self._model: PreTrainedModel | None = None
         if any(one != settings[0] for one in settings):
             raise UserError(
-                f"{MODELS}/replicates/{variant} holds adapters of several recipes; run `dvc repro --force {made_by}`"
+                f"{MODELS}/replicates/{variant} holds adapters of several recipes; run `dvc repro --force --single-item {made_by}`"
             )
 
     def model(self, number: int, dtype: torch.dtype) -> PreTrainedModel:

@@ -41,7 +41,9 @@ def open_export(folder: Path, made_by: str) -> Export:
         raise UserError(f"{folder} holds no exported model; `dvc repro {made_by}` makes it")
     export = _gguf(files[0]) if files else _merged(folder)
     if not export.template:
-        raise UserError(f"{folder} has no chat template of its own; run `dvc repro --force {made_by}`")
+        raise UserError(
+            f"{folder} has no chat template of its own; run `dvc repro --force --single-item {made_by}`"
+        )
     return export
 
 

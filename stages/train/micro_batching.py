@@ -95,8 +95,8 @@ class MicroBatching:
         tokens, conversations = max(zip(sizes, map(len, self._parts(rows)), strict=True))
         if conversations == 1:
             raise UserError(
-                f"out of GPU memory at micro-batch 1 ({tokens} tokens): set train.gradient_checkpointing: unsloth, "
-                "train.load_in_4bit: true or a smaller profiles.<profile>.data.max_length in params.yaml"
+                f"out of GPU memory at micro-batch 1 ({tokens} tokens): in params.yaml's profiles.<profile>, "
+                "set train.gradient_checkpointing: unsloth, train.load_in_4bit: true or a smaller data.max_length"
             )
         return replace(self, tokens=tokens // 2, back_offs=self.back_offs + 1)
 

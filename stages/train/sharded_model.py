@@ -36,7 +36,8 @@ class ShardedBase:
         if dtype == torch.float16:
             raise UserError(
                 "a model split over GPUs (FSDP2) is trained in bfloat16 or float32, and this GPU computes in float16; use "
-                "GPUs from the A100 on, set train.dtype to float32, or train.sharding to none in params.yaml"
+                "GPUs from the A100 on, set profiles.<profile>.train.dtype to float32, or "
+                "profiles.<profile>.train.sharding to none in params.yaml"
             )
         self._dtype = dtype
         four_bit = "4-bit, unpacked at every use"

@@ -163,6 +163,6 @@ def explaining_memory(batch: dict[str, torch.Tensor], processes: int) -> Iterato
     except torch.cuda.OutOfMemoryError:
         raise UserError(
             f"out of GPU memory in a micro-batch of {batch['input_ids'].numel():,} tokens of a model split over "
-            f"{processes} processes: start more processes, or set train.load_in_4bit: true or a smaller "
-            "profiles.<profile>.data.max_length in params.yaml"
+            f"{processes} processes: start more processes, or in params.yaml's "
+            "profiles.<profile> set train.load_in_4bit: true or a smaller data.max_length"
         ) from None

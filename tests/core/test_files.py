@@ -105,7 +105,9 @@ def test_a_missing_or_damaged_file_names_the_stage_that_makes_it(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.json not found; `dvc repro eval@B` makes it"):
         read_json(tmp_path / "metrics.json", "eval@B")
     (tmp_path / "metrics.json").write_text('{"loss": ')
-    with pytest.raises(UserError, match=r"metrics\.json cannot be read .* `dvc repro --force eval@B`"):
+    with pytest.raises(
+        UserError, match=r"metrics\.json cannot be read .* `dvc repro --force --single-item eval@B`"
+    ):
         read_json(tmp_path / "metrics.json", "eval@B")
 
 

@@ -90,7 +90,7 @@ def test_eval_scores_every_replicate_and_asks_the_published_one(project):
 def test_adapters_of_several_recipes_are_refused(project):
     settings = project.root / "models/replicates/B/3/adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 64}))
-    with pytest.raises(UserError, match=r"several recipes; run `dvc repro --force train@B`"):
+    with pytest.raises(UserError, match=r"several recipes; run `dvc repro --force --single-item train@B`"):
         Adapters("B")
 
 

@@ -201,7 +201,7 @@ def test_a_test_row_among_the_training_rows_stops_the_stage(fake_run, column):
 def test_a_missing_or_damaged_input_names_the_stage_that_makes_it(fake_run, path, made_by):
     fake_run()
     Path(path).write_bytes(b"\x00not it")
-    with pytest.raises(UserError, match=f"{path}.* `dvc repro --force {made_by}`"):
+    with pytest.raises(UserError, match=f"{path}.* `dvc repro --force --single-item {made_by}`"):
         read_study(load_params())
     Path(path).unlink()
     with pytest.raises(UserError, match=f"{path} not found; `dvc repro {made_by}`"):

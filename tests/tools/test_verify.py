@@ -94,7 +94,7 @@ def test_a_truncated_cache_object_is_named_before_and_after_dvc_checks_it_out(st
     assert UP_TO_DATE in study.run("dvc", "status").stdout
     found = faults()
     assert found[0].startswith(f"{ADAPTER} is damaged")
-    assert "`dvc repro --force train@B`" in found[0]
+    assert "`dvc repro --force --single-item train@B`" in found[0]
     assert found[1].startswith(str(copy.relative_to(study.root)))
 
 

@@ -68,7 +68,8 @@ def scores_of(model: Registered) -> Evaluated:
         except (DvcException, OSError) as error:
             cause = (str(error).splitlines() or ["unknown"])[0]
             raise UserError(
-                f"the scores of {model.title} are not in the cache ({cause}); `dvc pull --all-tags` brings them"
+                f"the scores of {model.title} are in neither the cache nor the remote ({cause}); where they were "
+                "made, `dvc push --all-tags` sends them to the remote"
             ) from None
         return read_evaluated(model.variant, target)
 

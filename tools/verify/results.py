@@ -37,7 +37,7 @@ def summary_faults(params: Params) -> Iterator[str]:
         return
     for key in {**again, **written}:
         if not same(written.get(key), again.get(key)):
-            yield f"{SUMMARY}: {key} is {written.get(key)}, but the conversations say {again.get(key)}; `dvc repro --force plot`"
+            yield f"{SUMMARY}: {key} is {written.get(key)}, but the conversations say {again.get(key)}; `dvc repro --force --single-item plot`"
 
 
 def same(a: Any, b: Any) -> bool:

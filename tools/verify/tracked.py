@@ -130,7 +130,7 @@ def file_faults(out: Output, listed: dict[str, str], hashes: Hashes) -> Iterator
         path, cached = root / name, objects.get(name)
         good_copy = cached is None or found[cached] == wanted
         if found[path] != wanted:
-            yield f"{path} {state(found[path])}; {restored(out, good_copy)}"
+            yield f"{path} {state(found[path])}; {restored(out, good_copy, there=found[path] is not None)}"
         if cached is not None and not good_copy:
             again = recached(out) if found[path] == wanted else restored(out, good_copy=False)
             yield f"{os.path.relpath(cached)}, the cache's copy of {path}, {state(found[cached])}; {again}"
@@ -157,14 +157,20 @@ def state(found: str | None) -> str:
     return "is missing" if found is None else "is damaged or was changed (not the hash in dvc.lock)"
 
 
-def restored(out: Output, good_copy: bool) -> str:
-    """The remedy for a wrong output. What DVC does not cache (plots, summary.json) is in Git."""
+def restored(out: Output, good_copy: bool, there: bool = False) -> str:
+    """The remedy for a wrong output. What DVC does not cache (plots, summary.json) is in Git.
+
+    Args:
+        good_copy: whether the cache's copy is right.
+        there: whether the wrong file exists. It has to go first: DVC takes a file that has its usual size and time for right.
+    """
     path, stage = relative(out), out.stage.addressing
     if not out.use_cache:
-        return f"`git checkout {path}` or `dvc repro --force {stage}` brings it back"
+        return f"`git checkout {path}` or `dvc repro --force --single-item {stage}` brings it back"
     if good_copy:
-        return f"`dvc checkout --force {path}` or `dvc pull {path}` brings it back"
-    return f"delete both, then `dvc pull --force {path}` or `dvc repro --force {stage}`"
+        first = "delete it, then " if there else ""
+        return f"{first}`dvc checkout --force {path}` or `dvc pull {path}` brings it back"
+    return f"delete both, then `dvc pull --force {path}` or `dvc repro --force --single-item {stage}`"
 
 
 def recached(out: Output) -> str:
