@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from abctune.study.inputs import CURVES, Study
 from abctune.study.summary import mean_curve
-from stages.plot.figures.style import Style, Styles, panels
+from stages.plot.figures.style import Style, Styles, drawn_step, panels, rounded_to
 
 TITLES = {
     "train_loss": ("train loss", "nats per token"),
@@ -31,9 +31,9 @@ def curves(study: Study, styles: Styles) -> Figure:
     for axis, name, height in zip(axes, names, heights, strict=True):
         if name == "learning_rate":
             axis.set_yscale("log")
-        ends = {}
+        ends, step = {}, step_of(study, name)
         for variant in study.trained:
-            if end := draw_curve(axis, study, variant, name, styles[variant]):
+            if end := draw_curve(axis, study, variant, name, styles[variant], step):
                 ends[variant] = end
         title, unit = TITLES[name]
         axis.set_title(title)
@@ -44,7 +44,18 @@ def curves(study: Study, styles: Styles) -> Figure:
     return figure
 
 
-def draw_curve(axis: Axes, study: Study, variant: str, name: str, style: Style) -> tuple[float, float] | None:
+def step_of(study: Study, name: str) -> float:
+    """What a panel's values are rounded to: less than a pixel of its height, and 0 (not at all) for learning rates."""
+    values = [curve[name][name] for run in study.trained.values() for curve in run.curves.values()]
+    found = [one for one in values if len(one)]
+    if name == "learning_rate" or not found:
+        return 0.0
+    return drawn_step(max(one.max() for one in found) - min(one.min() for one in found))
+
+
+def draw_curve(
+    axis: Axes, study: Study, variant: str, name: str, style: Style, step: float
+) -> tuple[float, float] | None:
     """Draw a variant's replicates and their mean; return the mean's last point, None where nothing was logged."""
     replicates, mean = study.trained[variant].curves, mean_curve(study.trained[variant], name)
     if name == "learning_rate":
@@ -53,19 +64,19 @@ def draw_curve(axis: Axes, study: Study, variant: str, name: str, style: Style) 
         return None
     if len(replicates) > 1 and name != "learning_rate":  # the schedule is the same in all
         for curve in replicates.values():
-            axis.plot(
-                curve[name]["step"], curve[name][name].round(3), color=style.color, linewidth=0.6, alpha=0.5
-            )
+            ys = rounded_to(step, curve[name][name])
+            axis.plot(curve[name]["step"], ys, color=style.color, linewidth=0.6, alpha=0.5)
+    ys = rounded_to(step, mean[name])
     axis.plot(
         mean["step"],
-        mean[name].round(3) if name != "learning_rate" else mean[name],
+        ys,
         color=style.color,
         linestyle=style.dash,
         linewidth=1.6,
         marker=style.marker if len(mean) <= FEW_POINTS else "",
         markersize=4,
     )
-    return float(mean["step"].iloc[-1]), float(mean[name].iloc[-1])
+    return float(mean["step"].iloc[-1]), float(ys.iloc[-1])
 
 
 def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], styles: Styles, height: float) -> None:

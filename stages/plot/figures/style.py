@@ -7,6 +7,7 @@ without color. One color, marker and line style per model in all figures; base i
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -51,6 +53,7 @@ RC = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
 }
+STEPS = 200  # of a curve over its panel's height, which has about as many pixels
 DRAWN_DIGITS = 3  # decimals of a drawn loss, in nats: a change below that redraws nothing
 TAG = re.compile(r"<[^>]*>")
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
@@ -112,6 +115,19 @@ def panels(heights: list[float], **kwargs: Any) -> tuple[Figure, list[Axes]]:
 def drawn(value: float) -> float:
     """A loss as drawn: rounded, so that the last digits of an arithmetic do not redraw a figure."""
     return round(value, DRAWN_DIGITS)
+
+
+def drawn_step(span: float) -> float:
+    """The step of 1, 2 or 5 times a power of ten that curves over a span are rounded to: at most a 200th of it."""
+    if not span > 0:
+        return 10.0**-DRAWN_DIGITS
+    power = 10.0 ** math.floor(math.log10(span / STEPS))
+    return max((factor * power for factor in (2, 5) if factor * power <= span / STEPS), default=power)
+
+
+def rounded_to(step: float, values: pd.Series) -> pd.Series:
+    """The values as multiples of the step; as they are where it is 0."""
+    return (values / step).round() * step if step else values
 
 
 def name_rows(axis: Axes, names: list[str], top: float = 0.6) -> None:
