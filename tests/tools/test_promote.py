@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from abctune.core.errors import UserError
 from tests.conftest import made_once
 from tests.workspace import Workspace
+from tools.promote.registry import tag
 from tools.publish.package import promotion
 
 PROMOTE, DO_NOT, UNDECIDED = 0, 3, 4
@@ -134,6 +136,15 @@ def test_a_tag_names_a_commit_so_changes_come_first(with_a_winner: Workspace) ->
     (with_a_winner.root / "README.md").write_text("changed\n")
     done = promote(with_a_winner, "--yes")
     assert done.returncode == 1 and "commit them first" in done.stderr
+
+
+def test_a_variant_that_nobody_could_get_is_not_tagged(with_a_winner: Workspace) -> None:
+    path = with_a_winner.root / "dvc.yaml"
+    path.write_text(path.read_text().replace("  C:\n    path: models/C\n", "  Z:\n    path: models/C\n"))
+    with_a_winner.commit("without C")
+    with pytest.raises(UserError, match=r"lacks variant C; add `C: \{path: models/C, type: model\}` there"):
+        tag("C", "prod", "why")
+    assert with_a_winner.git("tag") == ""
 
 
 def test_the_help_documents_the_exit_status(study: Workspace) -> None:

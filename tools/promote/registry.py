@@ -10,6 +10,7 @@ from pathlib import Path
 from abctune.core.errors import UserError
 from abctune.study.inputs import Evaluated, read_evaluated
 from abctune.study.places import EVAL
+from tools.verify.run import lacks, registrable
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,16 @@ def tag(variant: str, stage: str, message: str) -> list[str]:
     """Register this commit's variant and assign it to the stage; return the new tags.
 
     Raises:
-        UserError: files differ from the commit, so a tag would name something else; or GTO refuses.
+        UserError: files differ from the commit, so a tag would name something else; or dvc.yaml lacks the variant; or
+            GTO refuses.
     """
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
     )
     if changed.stdout.strip():
         raise UserError("files differ from the last commit, which the tag would name; commit them first")
+    if variant not in registrable():  # GTO would tag it, and nobody could get it
+        raise UserError(lacks(variant))
     before = tags()
     from gto import api
     from gto.exceptions import GTOException

@@ -41,16 +41,27 @@ def verify(params: Params) -> VerificationResult:
     return found
 
 
+def registrable() -> set[str]:
+    """The names under dvc.yaml's `artifacts`."""
+    content = YAML(typ="safe", pure=True).load(DVC_FILE.read_text(encoding="utf-8"))
+    return set(content.get("artifacts", {}))
+
+
+def lacks(variant: str) -> str:
+    """What to say of a variant that dvc.yaml's `artifacts` lacks: DVC has no `foreach` there, so nothing can add it."""
+    entry = f"{variant}: {{path: models/{variant}, type: model}}"
+    return f"{DVC_FILE}: `artifacts` lacks variant {variant}; add `{entry}` there, or it cannot be registered"
+
+
 def registry_notes(params: Params) -> Iterator[str]:
     """Variants and versions that dvc.yaml's `artifacts` lacks, entries that are no variant.
 
     `gto register` takes any name; what `artifacts` lacks, nobody can get by it.
     """
-    artifacts = YAML(typ="safe", pure=True).load(DVC_FILE.read_text(encoding="utf-8")).get("artifacts", {})
-    for variant in params.variants.keys() - artifacts.keys():
-        entry = f"{variant}: {{path: models/{variant}, type: model}}"
-        yield f"{DVC_FILE}: `artifacts` lacks variant {variant}; add `{entry}` there, or it cannot be registered"
-    for name in artifacts.keys() - params.variants.keys():
+    artifacts = registrable()
+    for variant in params.variants.keys() - artifacts:
+        yield lacks(variant)
+    for name in artifacts - params.variants.keys():
         yield f"{DVC_FILE}: `artifacts` names {name}, which is no variant of params.yaml; remove the entry"
     command = ["git", "tag", "--points-at", "HEAD", "--list", "*@v*"]
     for tag in subprocess.run(command, capture_output=True, text=True).stdout.split():
