@@ -50,7 +50,7 @@ exp: $(BIN)/.installed ## all experiments in one table: what each changed, every
 	@python -m tools.experiments
 
 show: $(BIN)/.installed ## DVC's own table of experiments, without the columns that nobody compares
-	@python -m tools.show
+	@python -m tools.show $(ARGS)
 
 watch: $(BIN)/.installed ## follow a training in a second terminal: time left, curves, samples
 	@python -m tools.watch

@@ -51,7 +51,10 @@ def test_dvcs_table_in_a_pipe_has_what_differs_in_full(study):
     header = printed.splitlines()[1]
     for column in ("variants.B.train.learning_rate", "variants.C.mix.chat", "seed"):
         assert column in header
-    assert "…" not in printed and "data/split" not in header
+    assert "…" not in printed and "data/split" not in header and "vs_base" not in header
+    assert max(map(len, printed.splitlines())) <= 160
+    kept = study.tool("show", "--keep", ".*vs_base").stdout.splitlines()[1]
+    assert "B.vs_base" in kept and len(kept) > len(header)
 
 
 def test_it_fits_160_columns_and_marks_other_test_rows(study):
