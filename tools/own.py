@@ -153,7 +153,7 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     try:
         SourceParams(**options)
     except ValidationError:
-        parts = "messages, system, user, context, assistant, history, tools"
+        parts = "messages, system, user, context, reasoning, assistant, history, tools"
         raise UserError(f"--column {' '.join(columns)}: write PART=COLUMN with PART one of {parts}") from None
     return options
 

@@ -43,7 +43,7 @@ def over_batches(
     pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(start, os.getpid()))
     try:
         upcoming = iter(batches)
-        waiting = deque(pool.submit(_do, batch) for batch in islice(upcoming, 2 * processes))
+        waiting = deque(pool.submit(_do, batch) for batch in islice(upcoming, processes + 1))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(_do, batch) for batch in islice(upcoming, 1))

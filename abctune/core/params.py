@@ -232,7 +232,7 @@ SourceOrigin = Annotated[HubSource | WheelSource | LocalSource, Field(discrimina
 
 
 # The parts of a row that `columns` can map a column to.
-Part = Literal["messages", "system", "user", "context", "assistant", "history", "tools"]
+Part = Literal["messages", "system", "user", "context", "reasoning", "assistant", "history", "tools"]
 
 
 class SourceParams(_Section):

@@ -15,7 +15,7 @@ from abctune.study.inputs import Study
 from abctune.study.wording import interval, sorted_by_size
 
 TaskOutcome = Literal["better", "worse", "not shown"]
-KINDS = {"instructions": "instructions", "code": "code repairs"}  # as eval names them, and in words
+KINDS = {"instructions": "instruction", "code": "code repair"}  # as eval names them, and one in words
 
 
 class TaskSet(NamedTuple):
@@ -24,12 +24,11 @@ class TaskSet(NamedTuple):
     kind: str
     source: str | None = None
 
-    @property
-    def words(self) -> str:
-        """What its tasks are, in words."""
-        return (
-            KINDS.get(self.kind, self.kind) if self.source is None else f"rows of the check on {self.source}"
-        )
+    def words(self, n: int) -> str:
+        """What `n` of its tasks are, in words, without the number."""
+        one = KINDS.get(self.kind, self.kind) if self.source is None else "row"
+        many = one if n == 1 else f"{one}s"
+        return many if self.source is None else f"{many} of the check on {self.source}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class TaskDifference:
     @property
     def text(self) -> str:
         """The verdict as a sentence."""
-        what, size = self.on.words, f"n = {self.n:,}"
+        what, size = self.on.words(self.n), f"n = {self.n:,}"
         counts = (
             f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
         )
@@ -157,7 +156,7 @@ def task_headlines(comparison: TaskComparison) -> list[str]:
     for on in comparison.sets:
         of = [d for d in comparison.differences if d.on == on]
         shown = [d.text for d in of if d.outcome != "not shown"]
-        what = f"{of[0].n:,} {on.words}" if of else ""
+        what = f"{of[0].n:,} {on.words(of[0].n)}" if of else ""
         if shown:
             lines += shown
         elif of:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.params import SourceParams
@@ -42,6 +43,15 @@ class Usable:
     source: str
     examples: list[tuple[dict[str, Any], Example]]
     repairs: tuple[str, ...]
+
+    def packed(self) -> Usable:
+        """The same with 4 bytes per token id instead of about 40, since several batches wait to be written."""
+        examples = []
+        for row, example in self.examples:
+            ids, labels = array("i", example.input_ids), array("i", example.labels)
+            small = replace(example, input_ids=ids, labels=labels)
+            examples.append((row | {"input_ids": ids, "labels": labels}, small))
+        return replace(self, examples=examples)
 
 
 class RecordReader:

@@ -32,8 +32,8 @@ CONTROL_NOTE = "control token's spelling kept as characters"
 class Example:
     """One rendered conversation: `input_ids` and `labels` of equal length, cut to max_length."""
 
-    input_ids: list[int]
-    labels: list[int]  # the token's own id where it is supervised, else IGNORE
+    input_ids: Sequence[int]
+    labels: Sequence[int]  # the token's own id where it is supervised, else IGNORE
     full_length: int  # tokens before the cut
 
     @property

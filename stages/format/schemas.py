@@ -33,6 +33,7 @@ SYSTEM = ("system", "system_prompt")
 USER = ("instruction", "prompt", "query", "question")
 CONTEXT = ("input", "context")
 REPLY = ("output", "completion", "response", "answer")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of a flat row's reply
 VERDICTS = ("label", "kto_tag")  # false: this is an answer to avoid
 # What Alpaca's, Llama's and ChatML's layouts print around a row's texts.
 TEMPLATE_WORDS = re.compile(
@@ -55,6 +56,7 @@ class Names:
     system: tuple[str, ...]
     user: tuple[str, ...]
     context: tuple[str, ...]
+    thoughts: tuple[str, ...]
     reply: tuple[str, ...]
     history: tuple[str, ...]
     tools: tuple[str, ...]
@@ -67,6 +69,7 @@ class Names:
             "system": SYSTEM,
             "user": USER,
             "context": CONTEXT,
+            "reasoning": THOUGHTS,
             "assistant": REPLY,
             "history": ("history",),
             "tools": ("tools", "functions"),
@@ -74,7 +77,8 @@ class Names:
         mapped: dict[str, tuple[str, ...]] = {part: (column,) for part, column in options.columns.items()}
         if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
             known |= {"messages": (), "context": ()}
-        return cls(*(mapped.get(part, names) for part, names in known.items()))
+        left_out = {part: tuple(n for n in names if n not in options.ignore) for part, names in known.items()}
+        return cls(*(mapped.get(part, names) for part, names in left_out.items()))
 
 
 class Reader:
@@ -157,7 +161,10 @@ class Reader:
             asked = [Turn(Message(role="user", content="\n\n".join(parts)))]
         if isinstance(reply, list) and reply and isinstance(reply[0], dict):
             return [*turns, *asked, *read_turns(reply, "completion", self._ignore)]
-        return [*turns, *asked, Turn(Message(role="assistant", content=text_of(reply, self._ignore)))]
+        answer = Message(role="assistant", content=text_of(reply, self._ignore))
+        if not is_blank(thoughts := fields.take(*names.thoughts)):
+            answer["reasoning_content"] = text_of(thoughts, self._ignore)
+        return [*turns, *asked, Turn(answer)]
 
     def _history(self, fields: Fields) -> list[Turn]:
         history = from_json(fields.take(*self._names.history))

@@ -38,4 +38,9 @@ def active_formatter() -> Formatter:
 def start_reading() -> Callable[[pa.RecordBatch], list[Usable | Refused]]:
     """Records of data/mixed -> rows to keep and records to refuse, before anything is compared or counted."""
     reader = active_formatter().reader
-    return lambda batch: reader.read(batch.to_pylist())
+
+    def read(batch: pa.RecordBatch) -> list[Usable | Refused]:
+        found = reader.read(batch.to_pylist())
+        return [one.packed() if isinstance(one, Usable) else one for one in found]
+
+    return read

@@ -120,7 +120,7 @@ def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
     name = fields.take("role", "from")
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        raise Rejected("unknown role")
+        raise Rejected(f"unknown role: {'none given' if is_blank(name) else _spelled(name)}")
     learn = _learn(fields, ignore)
     value = fields.take("content", "value", "text", "message")
     calls = tool_calls(fields.take("tool_calls", "function_call"), ignore)
@@ -147,6 +147,12 @@ def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
         raise Rejected("unread field: prefix")
     refused = fields.has("rejected_response") and bool(fields.take("rejected_response"))
     return [*results, Turn(message, learn, refused)]
+
+
+def _spelled(value: Any) -> str:
+    """A value as a reason shows it: short, on one line, and text that UTF-8 can write."""
+    text = json.dumps(value.strip() if isinstance(value, str) else value)
+    return (text[1:-1] if isinstance(value, str) else text)[:40]
 
 
 def _content(value: Any, role: Role, with_calls: bool) -> str:

@@ -100,9 +100,10 @@ def nothing(rng: random.Random) -> tuple[bytes, str]:
 
 
 def nobody(rng: random.Random) -> tuple[bytes, str]:
-    return line(chat("Hi", "Yo", roles=("human", rng.choice((None, "", 3, ["gpt"], any_text(rng)))))), (
-        "unknown role"
-    )
+    role = rng.choice((None, "", 3, ["gpt"], any_text(rng)))
+    spelled = json.dumps(role.strip())[1:-1] if isinstance(role, str) else json.dumps(role)
+    named = spelled[:40] if role is not None and spelled else "none given"
+    return line(chat("Hi", "Yo", roles=("human", role))), f"unknown role: {named}"
 
 
 def disorder(rng: random.Random) -> tuple[bytes, str]:
