@@ -42,6 +42,9 @@ MODELS_AT_IMPORT = (
     *("ACCELERATE_", "CUDA_", "HF_", "KMP_", "PYTORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TRANSFORMERS_"),
     *("TRITON_", "UNSLOTH_", "USE_"),
 )
+# The environment before this process imported a library that adds to it. The conftest of a folder that pytest is given
+# by name imports such libraries, right after tests/conftest.py has imported this module.
+START = dict(os.environ)
 PROGRAM_OF_TORCHRUN = "PYTHON_EXEC"
 ADDED = "ABCTUNE_TESTS_ADDED"  # what a server's libraries have set in the environment, as JSON
 HOME = "ABCTUNE_TESTS_WARM"  # the variable that names the servers' folder
@@ -70,9 +73,8 @@ def open_home(folder: Path) -> None:
     """Let commands be run by servers, which are started when they are needed and end with this process."""
     if sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
         program = folder / "bin/python"
-        environment = os.environ | {PROGRAM_OF_TORCHRUN: str(program)}
-        start = {"owner": os.getpid(), "environment": environment}
-        (folder / "start.json").write_text(json.dumps(start), encoding="utf-8")
+        about = {"owner": os.getpid(), "environment": START | {PROGRAM_OF_TORCHRUN: str(program)}}
+        (folder / "start.json").write_text(json.dumps(about), encoding="utf-8")
         program.parent.mkdir()
         program.write_text(PROGRAM.format(python=shlex.quote(sys.executable), client=shlex.quote(__file__)))
         program.chmod(0o755)
