@@ -1,9 +1,14 @@
-"""The chat demo's engines beside each other: `python -m benchmarks.app`.
+"""The chat demo and its engines: `python -m benchmarks.app`.
 
-On the models of this workspace, in one run and on the same prompts: time to first token, tokens/s and memory by
-engine and precision, with and without an adapter, beside llama.cpp's own server and the report's way; how long the
-demo takes to start; and whether llama.cpp says what transformers says - greedy answers, test loss, and the
-adapters' effect on it. Writes benchmarks/results/app.json and prints the tables of docs/app.md.
+On the models of this workspace and on the same prompts:
+- speed: time to first token, tokens/s and memory by engine and precision, with and without an adapter, compared with
+  llama.cpp's own server and the report's way; and of all models at once
+- start: how long the demo takes to start
+- agreement: whether llama.cpp says what transformers says (greedy answers, test loss, the adapters' effect on it)
+- load: turns 1 to 30 of a conversation, and 1, 4 and 16 clients at once, next to llama.cpp's own server
+
+Writes benchmarks/results/app.json, each part as soon as it is measured, and prints the tables of docs/app.md. What
+cannot be measured, as a server failed, is named; the command then ends with status 1.
 
 A quiet machine gives fair figures: llama.cpp's threads wait by spinning, and other work slows it tenfold.
 """
@@ -19,8 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,29 +87,37 @@ def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def start(engine: str) -> dict[str, float]:
-    """`python -m app`: seconds until the page comes, and the memory it then holds."""
-    started = time.perf_counter()
+def start(engine: str) -> dict[str, Any]:
+    """`python -m app`: seconds until the page comes and until the models are loaded, and the memory then."""
+    began = time.perf_counter()
     command = [sys.executable, "-m", "app", "--port", str(PORT), "--engine", engine]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
-            while process.poll() is None:
-                try:
-                    httpx.get(f"http://127.0.0.1:{PORT}/", timeout=5).raise_for_status()
-                    break
-                except httpx.HTTPError:
-                    time.sleep(0.05)
-            else:
-                raise SystemExit("the demo did not start")
-            seconds = time.perf_counter() - started
+            page = _page_comes(process) - began
+            assert process.stdout is not None and process.stdout.readline(), "the models were not loaded"
+            loaded = time.perf_counter() - began
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         finally:
             process.send_signal(signal.SIGTERM)
-    return {
-        "engine": engine,
-        "seconds": round(seconds, 1),
-        "rss_gib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 2),
-    }
+    rss = pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {"engine": engine, "page_seconds": page, "loaded_seconds": loaded, "rss_gib": rss}
+
+
+def _page_comes(process: subprocess.Popen[bytes]) -> float:
+    """When it was there."""
+    while process.poll() is None:
+        try:
+            httpx.get(f"http://127.0.0.1:{PORT}/", timeout=60).raise_for_status()
+            return time.perf_counter()
+        except httpx.HTTPError:
+            time.sleep(0.05)
+    raise AssertionError("the demo did not start")
+
+
+def starts(rounds: int) -> list[dict[str, Any]]:
+    """Medians of each engine's starts, which take turns."""
+    found = [[start(engine) for engine in ("llama.cpp", "transformers")] for _ in range(rounds)]
+    return [_medians(list(rows)) for rows in zip(*found, strict=True)]
 
 
 def agreement(folder: Path, prompts: int) -> dict[str, dict[str, Any]]:
@@ -160,7 +176,8 @@ def _scored(name: str, rows: list[dict[str, Any]]) -> list[float]:
     return [known[row["id"]] for row in rows]
 
 
-def report(result: dict[str, Any]) -> str:
+def report_speed(result: dict[str, Any]) -> list[str]:
+    """Each way's figures, llama.cpp next to its own server by round, all models at once."""
     lines = [
         "| engine | precision | tokens/s base | with adapter | first token, base (s) | with adapter | load (s) | peak RSS (GiB) |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -186,16 +203,29 @@ def report(result: dict[str, Any]) -> str:
         )
         lines.append(f"| {precision} | {' | '.join(ratios)} |")
     lines += ["", "| all models at once | precision | tokens/s together |", "|---|---|---:|"]
-    lines += [
+    return lines + [
         f"| {row['engine']} | {row['precision']} | {row['tokens_per_second']:.0f} |"
         for row in result["comparison"]
     ]
-    lines += ["", "| `python -m app --engine` | first page (s) | RSS then (GiB) |", "|---|---:|---:|"]
-    lines += [f"| {row['engine']} | {row['seconds']:.1f} | {row['rss_gib']:.2f} |" for row in result["start"]]
+
+
+def report_start(result: dict[str, Any]) -> list[str]:
+    """Until the page, and until the models."""
+    lines = [
+        "| `python -m app --engine` | first page (s) | models loaded (s) | RSS then (GiB) |",
+        "|---|---:|---:|---:|",
+    ]
+    return lines + [
+        f"| {row['engine']} | {row['page_seconds']:.1f} | {row['loaded_seconds']:.1f} | {row['rss_gib']:.2f} |"
+        for row in result["start"]
+    ]
+
+
+def report_agreement(result: dict[str, Any]) -> list[str]:
+    """llama.cpp's answers and losses next to transformers'."""
     loss = result["loss"]
     names = list(loss["loss"]["transformers"])
-    lines += [
-        "",
+    lines = [
         f"| base | first {AGREEING_TOKENS} tokens equal | {' | '.join(f'test loss {name}' for name in names)} | effect, r |",
         "|---|---|" + "---:|" * (len(names) + 1),
     ]
@@ -210,48 +240,91 @@ def report(result: dict[str, Any]) -> str:
             f"| {key} | {equal} | {' | '.join(f'{values[name]:.4f}' for name in names)} "
             f"| {'' if effect is None else f'{effect:.4f}'} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
-def main(
-    prompts: Annotated[int, typer.Option(min=1, max=10, help="Fixed prompts to ask.")] = 10,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer at most.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that every way's speed is measured.")] = 3,
-    rows: Annotated[int | None, typer.Option(help="Test rows to score; all if left out.")] = None,
-    results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
-    load: Annotated[
-        bool,
-        typer.Option(
-            "--load", help="Only turns 1 to 30, and 1, 4 and 16 clients, beside llama.cpp's server."
-        ),
-    ] = False,
-    turns: Annotated[int, typer.Option(min=0, help="With --load: turns of the long conversation.")] = 30,
-    clients: Annotated[
-        list[int] | None, typer.Option(help="With --load: clients at once; repeatable.")
-    ] = None,
-) -> None:
-    if load:
-        found = app_load.measure(clients or (), turns, prompts, tokens, rounds)
-        known = json.loads(results.read_text()) if results.exists() else {}
-        measured = known.get("load", {}) | found | {"hardware": hardware(), "versions": versions()}
-        write_json(results, known | {"load": measured})
-        print(app_load.report(found))
-        return
+def report_load(result: dict[str, Any]) -> list[str]:
+    """Long conversations and many clients."""
+    load = result["load"]
+    lines = app_load.report_turns(load) if "turns" in load else []
+    return [*lines, "", *(app_load.report_clients(load["clients"]["rows"]) if "clients" in load else [])]
+
+
+class Part(StrEnum):
+    """What can be measured apart."""
+
+    speed = "speed"
+    start = "start"
+    agreement = "agreement"
+    load = "load"
+
+
+@contextmanager
+def precisions() -> Iterator[Path]:
+    """A folder with the base as GGUF in each precision."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(BASE_MODEL / "base.gguf", folder / f"{FETCHED}.gguf")
         for precision in PRECISIONS[1:]:
             alone(engines.write_base, folder, precision)
-        result: dict[str, Any] = {"prompts": prompts, "tokens_at_most": tokens, "rounds": rounds}
-        result["speed"] = speeds(folder, prompts, tokens, rounds)
-        shown = (("llama.cpp", FETCHED), ("transformers", "float32"))
-        result["comparison"] = [alone(engines.comparison, way, folder, tokens) for way in shown]
-        result["start"] = [start(engine) for engine in ("llama.cpp", "transformers")]
-        result["agreement"] = agreement(folder, prompts)
-        result["loss"] = losses(folder, rows)
-    result |= {"hardware": hardware(), "versions": versions()}
-    write_json(results, result)
-    print(report(result))
+        yield folder
+
+
+def main(
+    part: Annotated[
+        list[Part] | None, typer.Option(help="Measure this alone; repeatable. All if left out.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, max=10, help="Fixed prompts to ask.")] = 10,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer at most.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every speed is measured.")] = 3,
+    rows: Annotated[int | None, typer.Option(help="agreement: test rows to score; all if left out.")] = None,
+    turns: Annotated[int, typer.Option(min=0, help="load: turns of the long conversation.")] = 30,
+    clients: Annotated[list[int], typer.Option(help="load: clients at once; repeatable.")] = [1, 4, 16],  # noqa: B006
+    results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
+) -> None:
+    """Measure, write the figures of each part when it ends, and print the tables."""
+    result = json.loads(results.read_text()) if results.exists() else {}
+    failures: list[str] = []
+
+    def speed_part() -> None:
+        with precisions() as folder:
+            result["speed"] = speeds(folder, prompts, tokens, rounds)
+            shown = (("llama.cpp", FETCHED), ("transformers", "float32"))
+            result["comparison"] = [alone(engines.comparison, way, folder, tokens) for way in shown]
+
+    def start_part() -> None:
+        result["start"] = starts(rounds)
+
+    def agreement_part() -> None:
+        with precisions() as folder:
+            result["agreement"], result["loss"] = agreement(folder, prompts), losses(folder, rows)
+
+    def load_part() -> None:
+        measured = app_load.measure(turns, min(prompts, 3), clients, tokens, rounds)
+        failures.extend(measured.failures)
+        result["load"] = result.get("load", {}) | measured.found
+
+    every = {Part.speed: (speed_part, report_speed), Part.start: (start_part, report_start),
+             Part.agreement: (agreement_part, report_agreement), Part.load: (load_part, report_load)}  # fmt: skip
+    how = {
+        "prompts": prompts,
+        "tokens_at_most": tokens,
+        "rounds": rounds,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    for one in part or every:
+        measure, report = every[one]
+        try:
+            measure()
+            result.setdefault("measured", {})[one.value] = how
+            write_json(results, result)
+            print("\n".join(report(result)), end="\n\n", flush=True)
+        except Exception as error:  # the other parts are measured all the same
+            traceback.print_exc()
+            failures.append(f"{one.value}: {type(error).__name__}: {error}")
+    if failures:
+        raise SystemExit("not measured:\n" + "\n".join(failures))
 
 
 if __name__ == "__main__":

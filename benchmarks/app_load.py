@@ -1,20 +1,26 @@
 """Long conversations and many clients: the chat demo and llama.cpp's own server, over HTTP, on the same files.
 
-Both run as processes of their own. llama.cpp's server is that of `xllamacpp`, with four slots (`-np 4`) and its own
-defaults for batches; its cache of past prompts, which does not tell adapters apart, is off.
+Both run as processes of their own, at the same time, and are asked in turns: while one answers, the other waits and
+is stopped (SIGSTOP), so that a machine whose speed drifts is as fast for both. llama.cpp's server is that of `xllamacpp`,
+with four slots (`-np 4`) and its own defaults for batches; its cache of past prompts, which does not tell adapters
+apart, is off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +35,39 @@ from benchmarks.app_engines import served
 
 SLOTS = 4
 PORT = 7996
+# Whose answers are longer than those that are measured, so that both servers write as many tokens.
+RULES = (
+    "unused-import", "bare-except", "mutable-argument-default", "f-string-missing-placeholders", "undefined-name",
+    "line-too-long", "unused-variable", "print", "hardcoded-password-string", "redefined-loop-name", "too-many-branches",
+    "eval", "assert", "useless-return", "unreachable-code", "blind-except",
+)  # fmt: skip
 QUESTION = "And what happened next? Answer in a few sentences."
+TURN_TOKENS = 32  # of an answer in the long conversation: 30 turns then fit the context of 2,048
+
+
+def connections() -> httpx.AsyncClient:
+    """A client that opens a connection per request.
+
+    llama.cpp's server closes one that it finds idle, now and then just as the next request is sent on it, which httpx
+    reports as "Server disconnected without sending a response".
+    """
+    return httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 class Target:
     """A server to ask: how a request is written and an answer's pieces are read."""
 
-    def __init__(self, name: str, url: str) -> None:
-        self.name, self.url = name, url
+    def __init__(self, name: str, url: str, pid: int) -> None:
+        self.name, self.url, self._pid = name, url, pid
+
+    @contextmanager
+    def awake(self) -> Iterator[Target]:
+        """Runs for the length of the block, and is stopped after it."""
+        os.kill(self._pid, signal.SIGCONT)
+        try:
+            yield self
+        finally:
+            os.kill(self._pid, signal.SIGSTOP)
 
     def body(self, model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
         raise NotImplementedError
@@ -72,8 +103,8 @@ class Ours(Target):
 
 
 class Server(Target):
-    def __init__(self, name: str, url: str) -> None:
-        super().__init__(name, url)
+    def __init__(self, name: str, url: str, pid: int) -> None:
+        super().__init__(name, url, pid)
         models, self._tokenizer = served()
         self._adapters = list(models.adapters)
 
@@ -96,14 +127,13 @@ def ours() -> Iterator[Target]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline(), "the demo did not start"
-            yield Ours("demo", f"http://127.0.0.1:{PORT}/v1/chat/completions")
+            yield Ours("demo", f"http://127.0.0.1:{PORT}/v1/chat/completions", process.pid)
         finally:
+            process.send_signal(signal.SIGCONT)
             process.terminate()
 
 
 def _run_server(folder: str, address: Any) -> None:
-    import os
-
     import xllamacpp
 
     from app.engines.choose import converted, gguf_of_base
@@ -131,30 +161,35 @@ def server() -> Iterator[Target]:
         process.start()
         there.close()  # so that a process that ends early is an error here
         try:
-            yield Server("llama.cpp's server", f"{here.recv()}/v1/completions")
+            assert process.pid is not None
+            yield Server("llama.cpp's server", f"{here.recv()}/v1/completions", process.pid)
         finally:
+            if process.is_alive():
+                os.kill(process.pid or 0, signal.SIGCONT)
             process.terminate()
             process.join()
 
 
 def turns(target: Target, count: int, tokens: int) -> dict[str, Any]:
-    """Seconds of each turn of one conversation, and the tokens that its prompt has."""
+    """One conversation: seconds of each turn, the tokens that its prompt has, and those of its answer."""
     model, tokenizer = list(served()[0].adapters)[-1], served()[1]
     messages: list[dict[str, str]] = []
-    seconds, lengths = [], []
+    seconds, prompts, answers = [], [], []
 
-    async def turn(seed: int) -> str:
-        async with httpx.AsyncClient(timeout=300) as client:
-            return "".join([text async for text, _ in target.ask(client, model, messages, tokens, seed)])
+    async def turn(seed: int) -> tuple[str, int]:
+        async with connections() as client:
+            pieces = [piece async for piece in target.ask(client, model, messages, tokens, seed)]
+        return "".join(text for text, _ in pieces), max((n for _, n in pieces), default=0)
 
     for number in range(count):
         messages.append({"role": "user", "content": PROMPTS[0] if number == 0 else QUESTION})
-        lengths.append(len(prompt_ids(tokenizer, messages)))
+        prompts.append(len(prompt_ids(tokenizer, messages)))
         started = time.perf_counter()
-        text = asyncio.run(turn(number))
+        text, n = asyncio.run(turn(number))
         seconds.append(round(time.perf_counter() - started, 3))
+        answers.append(n)
         messages.append({"role": "assistant", "content": text.strip() or "..."})
-    return {"server": target.name, "seconds": seconds, "prompt_tokens": lengths}
+    return {"server": target.name, "seconds": seconds, "prompt_tokens": prompts, "answer_tokens": answers}
 
 
 def clients(target: Target, count: int, mixed: bool, tokens: int, seed: int) -> dict[str, Any]:
@@ -164,7 +199,7 @@ def clients(target: Target, count: int, mixed: bool, tokens: int, seed: int) -> 
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         model = names[number % len(names)] if mixed else names[-1]
-        messages = [{"role": "user", "content": PROMPTS[(number + seed) % len(PROMPTS)]}]
+        messages = [{"role": "user", "content": long_question(number, seed)}]
         asked, began, n = time.perf_counter(), None, 0
         async for text, so_far in target.ask(client, model, messages, tokens, seed * 100 + number):
             if text and began is None:
@@ -174,14 +209,23 @@ def clients(target: Target, count: int, mixed: bool, tokens: int, seed: int) -> 
         total.append(n)
 
     async def all_of_them() -> None:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+        async with connections() as client:
             await asyncio.gather(*(one(client, number) for number in range(count)))
 
     started = time.perf_counter()
     asyncio.run(all_of_them())
     rate = sum(total) / (time.perf_counter() - started)
-    return {"tokens_per_second": round(rate, 1), "last_first_token_seconds": round(max(first), 2)}
+    return {
+        "tokens_per_second": round(rate, 1),
+        "last_first_token_seconds": round(max(first), 2),
+        "tokens": sum(total),
+    }
+
+
+def long_question(number: int, seed: int) -> str:
+    """One that has not been asked before: nothing of it is known to a server."""
+    rule = RULES[number % len(RULES)]
+    return f"Question {seed * len(RULES) + number}: what does the Python lint rule `{rule}` check for, and why is it a problem? Explain at length."
 
 
 def repeats(target: Target, prompts: int, tokens: int) -> dict[str, Any]:
@@ -190,7 +234,7 @@ def repeats(target: Target, prompts: int, tokens: int) -> dict[str, Any]:
     questions = [[{"role": "user", "content": text}] for text in PROMPTS[:prompts]]
 
     async def answers(asked: list[list[dict[str, str]]], together: bool) -> list[str]:
-        async with httpx.AsyncClient(timeout=600) as client:
+        async with connections() as client:
 
             async def one(messages: list[dict[str, str]]) -> str:
                 pieces = target.ask(client, model, messages, tokens, 0, temperature=0)
@@ -225,55 +269,106 @@ def repeats(target: Target, prompts: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def measure(counts: Sequence[int], turn_count: int, prompts: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Both servers in turns, one running at a time, so that a machine's drift meets both alike.
+@dataclass
+class Measured:
+    """What was measured, and what could not be."""
 
-    Args:
-        counts: how many clients ask at once.
-        prompts: that greedy answers are repeated on.
-        turn_count: turns of the long conversation; with 0 neither that nor repeated greedy answers are measured.
+    found: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def one(
+        self, what: str, function: Callable[..., dict[str, Any]], target: Target, *given: Any
+    ) -> dict[str, Any] | None:
+        """The function's figures of a server; one that fails costs this one measurement."""
+        try:
+            with target.awake():
+                row = function(target, *given)
+        except (httpx.HTTPError, OSError, EOFError, AssertionError) as error:
+            self.failures.append(f"{what}: {type(error).__name__}: {error}")
+            print(self.failures[-1], file=sys.stderr, flush=True)
+            return None
+        print(what, row, file=sys.stderr, flush=True)
+        return row
+
+
+@contextmanager
+def both(measured: Measured) -> Iterator[list[Target]]:
+    """The servers that start, warm."""
+    with ExitStack() as stack:
+        targets = []
+        for start in (ours, server):
+            try:
+                target = stack.enter_context(start())
+            except (OSError, EOFError, AssertionError) as error:
+                measured.failures.append(f"start of {start.__name__}: {type(error).__name__}: {error}")
+                continue
+            targets.append(target)
+            measured.one(f"first use of {target.name}", clients, target, 1, False, 8, 99)
+        yield targets
+
+
+def measure_turns(targets: Sequence[Target], measured: Measured, count: int, prompts: int) -> None:
+    """The long conversation, and whether greedy answers repeat themselves."""
+    for name, function, given in (("turns", turns, (count, TURN_TOKENS)), ("greedy", repeats, (prompts, 16))):
+        rows = [measured.one(f"{name} of {target.name}", function, target, *given) for target in targets]
+        measured.found[name] = {"rows": [row for row in rows if row]}
+
+
+def measure_clients(
+    targets: Sequence[Target], measured: Measured, counts: Sequence[int], tokens: int, rounds: int
+) -> None:
+    """1, 4, 16 clients at once, in rounds in which the servers take turns at being first.
+
+    A number that `counts` has twice is measured twice a round.
     """
-    found: dict[str, Any] = {"turns": [], "greedy": [], "clients": []}
-    rows: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
+    rows: dict[tuple[int, bool, str], list[dict[str, Any]]] = {}
+    seeds = itertools.count()  # no question is asked twice
     for number in range(rounds):
-        for start in (ours, server) if number % 2 == 0 else (server, ours):
-            with start() as target:
-                clients(target, 1, False, 8, 99)  # what is set up on first use
-                if number == 0 and turn_count:
-                    found["turns"].append(turns(target, turn_count, tokens))
-                    found["greedy"].append(repeats(target, prompts, tokens))
-                    print(found["turns"][-1], found["greedy"][-1], file=sys.stderr, flush=True)
-                for count in counts:
-                    for mixed in (False, True):
-                        row = clients(target, count, mixed, tokens, number)
-                        rows.setdefault((target.name, count, mixed), []).append(row)
-                        print(target.name, count, mixed, row, file=sys.stderr, flush=True)
-    for (name, count, mixed), several in rows.items():
-        medians = {key: round(float(np.median([row[key] for row in several])), 2) for key in several[0]}
-        found["clients"].append(
-            {"server": name, "clients": count, "adapters": "all four" if mixed else "one", **medians}
-        )
-    measured = {key: rows for key, rows in found.items() if rows}
-    return {key: {"rows": rows, "tokens_at_most": tokens, "rounds": rounds} for key, rows in measured.items()}
+        for count in counts:
+            for mixed in (False, True):
+                seed = next(seeds)
+                for target in targets if number % 2 == 0 else reversed(targets):
+                    what = f"{target.name}, {count} clients, {'all' if mixed else 'one'}"
+                    row = measured.one(what, clients, target, count, mixed, tokens, seed)
+                    rows.setdefault((count, mixed, target.name), []).append(row or {})
+    measured.found["clients"] = {
+        "rows": [
+            {
+                "server": name,
+                "clients": count,
+                "adapters": "all four" if mixed else "one",
+                "tokens_per_second": [row.get("tokens_per_second") for row in several],
+                "last_first_token_seconds": [row.get("last_first_token_seconds") for row in several],
+                "tokens": [row.get("tokens") for row in several],
+            }
+            for (count, mixed, name), several in sorted(rows.items())
+        ],
+        "tokens_at_most": tokens,
+    }
 
 
-def report(found: dict[str, Any]) -> str:
-    lines: list[str] = []
-    if "turns" in found:
-        lines += _report_turns(found["turns"]["rows"], found["greedy"]["rows"])
-    if "clients" in found:
-        lines += _report_clients(found["clients"]["rows"])
-    return "\n".join(lines)
+def measure(turn_count: int, prompts: int, counts: Sequence[int], tokens: int, rounds: int) -> Measured:
+    """Both servers: the long conversation, unless it has no turns, and each number of clients."""
+    measured = Measured()
+    with both(measured) as targets:
+        if turn_count:
+            measure_turns(targets, measured, turn_count, prompts)
+        measure_clients(targets, measured, counts, tokens, rounds)
+    return measured
 
 
-def _report_turns(rows: list[dict[str, Any]], greedy: list[dict[str, Any]]) -> list[str]:
-    names = [row["server"] for row in rows]
-    head = f"| turn | prompt tokens | {' | '.join(f'seconds, {name}' for name in names)} |"
-    lines = [head, "|---:|---:|" + "---:|" * len(names)]
-    count = len(rows[0]["seconds"])
-    for place in sorted({0, 1, *range(4, count, 5), count - 1}):
-        each = " | ".join(f"{row['seconds'][place]:.1f}" for row in rows)
-        lines.append(f"| {place + 1} | {rows[0]['prompt_tokens'][place]:,} | {each} |")
+def report_turns(found: dict[str, Any]) -> list[str]:
+    """Tables of the long conversation and of repeated greedy answers."""
+    rows, greedy = found["turns"]["rows"], found["greedy"]["rows"]
+    columns = (f"{what} ({row['server']})" for row in rows for what in ("prompt tokens", "seconds"))
+    lines = [f"| turn | {' | '.join(columns)} |", "|---:|" + "---:|---:|" * len(rows)]
+    count = len(rows[0]["seconds"]) if rows else 0
+    for place in sorted({0, *range(4, count, 5)}) if count else ():
+        each = (f"{row['prompt_tokens'][place]:,} | {row['seconds'][place]:.2f}" for row in rows)
+        lines.append(f"| {place + 1} | {' | '.join(each)} |")
+    for name, part in (("first", slice(0, 10)), ("last", slice(-10, None))):
+        each = (f" | {np.median(row['seconds'][part]):.2f}" for row in rows)
+        lines.append(f"| median of the {name} ten | {' | '.join(each)} |")
     lines += [
         "",
         "| greedy answers equal to the first | asked again | second turn, read anew | all at once |",
@@ -282,17 +377,38 @@ def _report_turns(rows: list[dict[str, Any]], greedy: list[dict[str, Any]]) -> l
     for row in greedy:
         counts = (row[key] for key in ("same_later", "same_second_turn", "same_among_others"))
         lines.append("| " + " | ".join([row["server"], *(f"{n} of {row['prompts']}" for n in counts)]) + " |")
-    return [*lines, ""]
-
-
-def _report_clients(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| clients | adapters | server | tokens/s together | first token of the last (s) |",
-        "|---:|---|---|---:|---:|",
-    ]
-    for row in sorted(rows, key=lambda row: (row["clients"], row["adapters"], row["server"])):
-        lines.append(
-            f"| {row['clients']} | {row['adapters']} | {row['server']} | {row['tokens_per_second']:.0f} "
-            f"| {row['last_first_token_seconds']:.2f} |"
-        )
     return lines
+
+
+def report_clients(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per number of clients and adapters: median and range of the rounds, and of the rounds' quotients."""
+    lines = [
+        "| clients | adapters | tokens/s, demo | llama.cpp's server | demo / server | first token of the last (s), demo | llama.cpp's server |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    kinds = {(row["clients"], row["adapters"]): {} for row in rows}
+    for row in rows:
+        kinds[row["clients"], row["adapters"]][row["server"]] = row
+    for (count, adapters), by_server in kinds.items():
+        ours, theirs = by_server.get("demo", {}), by_server.get("llama.cpp's server", {})
+        speeds, firsts = (
+            [one.get(key, []) for one in (ours, theirs)]
+            for key in ("tokens_per_second", "last_first_token_seconds")
+        )
+        quotients = [a / b for a, b in zip(*speeds, strict=False) if a and b]
+        cells = [
+            _spread(speeds[0], 0),
+            _spread(speeds[1], 0),
+            _spread(quotients, 2),
+            *(_spread(one, 2) for one in firsts),
+        ]
+        lines.append(f"| {count} | {adapters} | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "failed"
+    middle, *ends = (f"{value:.{digits}f}" for value in (np.median(known), min(known), max(known)))
+    return middle if len(known) == 1 else f"{middle} ({' to '.join(ends)})"

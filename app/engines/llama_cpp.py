@@ -5,6 +5,8 @@ Several answers at a time: each has a slot of llama.cpp's for as long as it grow
 
 A slot keeps what it has read of a conversation, so that the next turn costs its new tokens. What a model has read is no
 use to another: llama.cpp forgets it when a slot's adapter changes, and we look for a slot by model and strength.
+llama.cpp computes slots as one batch only if their numbers follow one another, so answers that grow together get such
+slots: four answers in slots 0 to 3 came at 85 tokens/s, in slots 0, 2, 4 and 6 at 65.
 
 A greedy answer does not depend on what was asked before: READ_TOKENS and the form of the adapters (app.engines.lora_gguf)
 make llama.cpp compute a token's scores alike, whether the tokens before it were read one by one or together. It may
@@ -321,7 +323,7 @@ class LlamaCpp:
 
     @contextmanager
     def _slot(self, job: Job) -> Iterator[_Slot]:
-        """The free slot that holds most of the prompt for this model, else the one unused for longest."""
+        """The free slot that holds most of the prompt for this model, else one that makes a batch, else the oldest."""
         with self._free:
             self._free.wait_for(lambda: any(not slot.busy for slot in self._slots))
             free = [slot for slot in self._slots if not slot.busy]
@@ -338,12 +340,15 @@ class LlamaCpp:
                 best.busy = False
                 self._free.notify()
 
-    def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, int]:
+    def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, bool, bool, int]:
         known = shared_prefix(slot.held, prompt) if slot.group == group else 0
         # The same conversation, or a question of it again. A system message that two conversations share is not worth
         # another conversation's slot.
         same = known == len(prompt) or 2 * known > len(slot.held)
-        return known if same else 0, -slot.used
+        beside = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
+        makes_a_batch = any(one.group == group for one in beside)
+        leaves_room = all(one.group == group for one in beside)  # for another answer next to one that grows
+        return known if same else 0, makes_a_batch, leaves_room, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""

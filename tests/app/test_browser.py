@@ -64,6 +64,12 @@ def slow(models, tokenizer) -> Iterator[str]:
         yield url
 
 
+def visit(page: sync_api.Page, url: str) -> None:
+    """Open the page, and wait until its own first call has been answered: from then on it hears what a person does."""
+    with page.expect_response(re.compile("/gradio_api/(queue/join|run/)")):
+        page.goto(url)
+
+
 def send(page: sync_api.Page, text: str) -> None:
     page.locator("#box textarea").fill(text)
     page.locator("#box textarea").press("Enter")
@@ -86,7 +92,7 @@ def says(locator: sync_api.Locator, text: str | re.Pattern[str]) -> None:
 
 
 def test_a_message_is_answered_by_the_model_that_is_chosen(page, address):
-    page.goto(address)
+    visit(page, address)
     send(page, "hello")  # C, the last one, is chosen at first
     says(answers(page).last, re.compile("c{20}"))
     says(answers(page).last, "tokens/s")
@@ -100,7 +106,7 @@ def test_a_message_is_answered_by_the_model_that_is_chosen(page, address):
 
 
 def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow):
-    page.goto(slow)
+    visit(page, slow)
     send(page, "hello")
     says(answers(page).last, re.compile("x{3}"))
     first = len(answers(page).last.inner_text())
@@ -128,11 +134,11 @@ def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow)
 def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
     page, slow, models, tokenizer, browser
 ):
-    page.goto(slow)
+    visit(page, slow)
     send(page, "hello")
     says(answers(page).last, re.compile("x{3}"))
     second = browser.new_page()
-    second.goto(slow)
+    visit(second, slow)
     send(second, "me too")
     says(answers(second).last, BUSY)
     stop(page).click()
@@ -143,7 +149,7 @@ def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
     says(answers(second).last, "stopped")
     second.close()
     with serving(Service(models, BrokenEngine(), tokenizer)) as url:
-        page.goto(url)
+        visit(page, url)
         for count in (1, 2):  # the box is free after a failure
             send(page, "hello")
             sync_api.expect(answers(page)).to_have_count(count)
@@ -152,10 +158,7 @@ def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
 
 
 def test_every_refusal_is_seen_and_locks_nothing(page, address):
-    with page.expect_response(
-        re.compile("/gradio_api/(queue/join|run/)")
-    ):  # the page's own first call: it is ready
-        page.goto(address)
+    visit(page, address)
     page.get_by_role("textbox", name="Seed").first.fill("-5")
     send(page, "hello")
     says(answers(page).last, "seed")
@@ -174,7 +177,7 @@ def test_every_refusal_is_seen_and_locks_nothing(page, address):
 
 def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, address, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
-    page.goto(address)
+    visit(page, address)
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-box textarea").fill("hello")
     page.locator("#ask-all").click()
@@ -194,7 +197,7 @@ def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, addre
 
 def test_a_phone_shows_everything_without_scrolling_sideways(page, address):
     page.set_viewport_size({"width": 360, "height": 740})
-    page.goto(address)
+    visit(page, address)
     send(page, "hello " * 12 + "x" * 80)
     says(answers(page).last, re.compile("c{20}"))
     visible(page.locator("#box"))
@@ -208,7 +211,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(page, address):
 def test_the_dark_theme_is_dark_and_its_text_readable(browser, address):
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
-    page.goto(address)
+    visit(page, address)
     send(page, "hello")
     says(answers(page).last, re.compile("c{20}"))
     light = """selector => {
@@ -247,7 +250,7 @@ def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, se
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     engine = Says(["is 3 < 5 & `a<b>`?"])
     with serving(Service(models, engine, tokenizer)) as url:
-        page.goto(url)
+        visit(page, url)
         send(page, "3 < 5 & 2*3*4\n<b>")
         says(answers(page).last, "is 3 < 5 & a<b>?")
         user = page.locator("#chatbot [data-testid=user]")
@@ -274,7 +277,7 @@ def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, se
 def test_retry_asks_with_another_seed_and_a_set_seed_is_kept(page, models, tokenizer):
     engine = Says(["x"])
     with serving(Service(models, engine, tokenizer)) as url:
-        page.goto(url)
+        visit(page, url)
         send(page, "hello")
         for count in (2, 3):
             page.locator("[data-do=retry]").click()
@@ -331,7 +334,7 @@ def test_no_payload_leaves_its_bubble_loads_or_runs_anything(page, saying):
     for part in range(0, len(PAYLOADS), 18):
         some = PAYLOADS[part : part + 18]
         with saying("\n\n".join(some)) as url:
-            page.goto(url)
+            visit(page, url)
             send(page, "\n\n".join(some))
             says(answers(page).last, "1 token")
             assert page.evaluate(check) == [[], None], some
@@ -352,7 +355,7 @@ def test_wide_code_tables_and_formulas_scroll_inside_the_bubble(page, saying):
     )
     with saying(wide + "\n\n$" + "x^2+" * 90 + "1$") as url:
         page.set_viewport_size({"width": 390, "height": 844})
-        page.goto(url)
+        visit(page, url)
         send(page, "hello")
         says(answers(page).last, "1 token")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -377,7 +380,7 @@ def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_bac
     """The server is asked through a wire that is pulled out for four seconds while an answer grows."""
     chats = page.locator("#chats li")
     wire = Wire(int(slow.rsplit(":", 1)[1]))
-    page.goto(wire.address)
+    visit(page, wire.address)
     page.locator("#model input").click()
     page.get_by_role("option", name="A", exact=True).click()
     send(page, "the first question")
@@ -430,7 +433,7 @@ def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(pag
     hidden = threading.Event()
     engine = Scores(["so $x^2$ and ", "\\[\\frac{1}{2}\\]", " and $\\oops{$"])
     with serving(Service(models, engine, tokenizer)) as url:
-        page.goto(url)
+        visit(page, url)
         page.get_by_label("number input for Adapter strength").first.fill("0.5")
         page.get_by_label("number input for Adapter strength").first.press("Tab")
         send(page, "hello")
@@ -448,7 +451,7 @@ def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(pag
 
 def test_two_of_the_models_are_compared_over_turns_and_voted_on_by_keys(page, address, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
-    page.goto(address)
+    visit(page, address)
     page.get_by_role("tab", name="Compare").click()
     for name in ("base", "C"):
         page.locator("#chosen").get_by_label(name, exact=True).uncheck()
@@ -477,7 +480,7 @@ def test_the_composer_is_in_view_and_nothing_is_covered_on_a_desk_and_on_a_phone
     with saying("word " * 400) as url:
         for width, height in ((1280, 800), (390, 844)):
             page.set_viewport_size({"width": width, "height": height})
-            page.goto(url)
+            visit(page, url)
             send(page, "hello")
             says(answers(page).last, "1 token")
             inside(page, "#box", width, height)
@@ -505,17 +508,22 @@ AXE = os.environ.get("AXE_CORE")
 
 
 @pytest.mark.skipif(not AXE, reason="AXE_CORE does not name axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_any_tab(browser, address, scheme):
+def test_axe_finds_nothing_serious_on_any_tab(browser, address, scheme, width):
     context = browser.new_context(
-        viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+        viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
-    page.goto(address)
+    visit(page, address)
     found = faults(page, "empty chat")
     send(page, "hello")
     says(answers(page).last, re.compile("c{20}"))
     found += faults(page, "chat")
+    page.locator(".turn.user [data-do=edit]").click()
+    visible(page.get_by_role("dialog", name="Edit message"))
+    found += faults(page, "edit")
+    page.keyboard.press("Escape")
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-box textarea").fill("hello")
     page.locator("#ask-all").click()

@@ -77,7 +77,7 @@ class SlowEngine:
     name, context, places, grammars = "slow", 512, 1, False
 
     def __init__(self) -> None:
-        self.inside = self.most = self.ended = 0
+        self.inside = self.most = self.ended = self.said = 0
 
     def stream(self, jobs):
         from app.engines import Piece
@@ -87,6 +87,7 @@ class SlowEngine:
         try:
             for n in range(10_000):
                 time.sleep(0.005)
+                self.said += 1
                 yield Piece(0, "x", n)
         finally:
             self.inside -= 1
@@ -97,6 +98,17 @@ class BrokenEngine(SlowEngine):
     def stream(self, jobs):
         raise RuntimeError("secret path /etc/shadow")
         yield
+
+
+A_SECOND = 200  # of SlowEngine's pieces take a second at least; on a busy machine the same steps take longer
+
+
+def says_until_it_ends(engine: SlowEngine) -> int:
+    """How many pieces come until nobody is in the engine any more, or about a second's too many have come."""
+    before = engine.said
+    while engine.inside and engine.said - before < 2 * A_SECOND:
+        time.sleep(0.005)
+    return engine.said - before
 
 
 def request(service: Service, model: str = "A", **sampling):
@@ -116,10 +128,10 @@ def test_one_answer_at_a_time_and_the_next_begins_when_it_is_stopped(models, tok
     first_text(first)
     second = service.answer([request(service)])
     assert next(second) == Waiting(1)
-    started = time.perf_counter()
+    said = engine.said
     first.close()
     first_text(second)
-    assert time.perf_counter() - started < 1
+    assert engine.said - said < A_SECOND
     second.close()
     assert engine.most == 1 and engine.ended == 2
 
@@ -158,10 +170,7 @@ def test_a_full_line_is_http_429_and_a_reader_who_leaves_frees_the_model_within_
             refused = httpx.post(f"{url}/v1/chat/completions", json=body("B"))
             assert (refused.status_code, refused.json()["error"]["message"]) == (429, BUSY)
             assert int(refused.headers["retry-after"]) > 0
-        started = time.perf_counter()
-        while engine.inside and time.perf_counter() - started < 5:
-            time.sleep(0.01)
-        assert time.perf_counter() - started < 1
+        assert says_until_it_ends(engine) < A_SECOND
 
 
 def test_a_failing_engine_gives_a_plain_message_and_frees_the_line(models, tokenizer):
@@ -249,10 +258,7 @@ def test_an_answer_whose_client_has_gone_ends_within_a_second(models, tokenizer,
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=0.5)
-        left = time.perf_counter()
-        while engine.inside and time.perf_counter() - left < 5:
-            time.sleep(0.01)
-        assert time.perf_counter() - left < 1
+        assert says_until_it_ends(engine) < A_SECOND
 
 
 def test_a_seed_is_drawn_for_each_answer_unless_one_is_set_and_is_told(models, tokenizer):

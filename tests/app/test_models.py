@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -152,6 +153,12 @@ def test_a_password_without_its_user_is_an_error(text):
 # --- the command ---
 
 
+def free_port() -> str:
+    """One that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
 @pytest.fixture
 def tracked(copy: Path) -> Workspace:
     """A project whose adapters DVC tracks in one commit, and whose workspace has others."""
@@ -225,7 +232,7 @@ def test_an_experiment_is_a_revision_too(tracked):
 def test_a_revision_whose_data_are_gone_or_that_is_none_is_one_line(tracked):
     shutil.rmtree(tracked.root / ".dvc/cache")
     for rev, says in (("first", "dvc pull"), ("nowhere", "no such Git revision or experiment")):
-        done = tracked.run("python", "-m", "app", "--rev", rev, "--port", "7999", check=False)
+        done = tracked.run("python", "-m", "app", "--rev", rev, "--port", free_port(), check=False)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ") and says in done.stderr
 
@@ -247,25 +254,26 @@ def test_the_command_starts_answers_and_never_connects_elsewhere(copy, tmp_path)
     import os
     import sys
 
+    port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "--port", "7998"],
+        [sys.executable, "-m", "app", "--port", port],
         cwd=project.root, env=os.environ | {"PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         line = process.stdout.readline()
-        assert re.match(r"base, A, B, C by llama.cpp, loaded in [\d.]+ s: http://127.0.0.1:7998", line), (
+        assert re.match(rf"base, A, B, C by llama.cpp, loaded in [\d.]+ s: http://127.0.0.1:{port}", line), (
             process.stderr.read()
         )
         for _ in range(100):
             try:
-                assert httpx.get("http://127.0.0.1:7998/").status_code == 200
+                assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
         body = {"model": "C", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
-        answer = httpx.post("http://127.0.0.1:7998/v1/chat/completions", json=body, timeout=20).json()
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20).json()
         assert answer["choices"][0]["message"]["content"] == "ccc"
-        second = project.run("python", "-m", "app", "--port", "7998", check=False)
+        second = project.run("python", "-m", "app", "--port", port, check=False)
         assert second.returncode == 1 and "choose another with --port" in second.stderr
     finally:
         process.terminate()

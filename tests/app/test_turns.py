@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 
 from abctune.llm.chat import prompt_ids
 from app.engines import Job
@@ -145,6 +146,24 @@ def test_a_failure_to_load_is_told():
             break
         time.sleep(0.01)
     assert str(told[0]) == "no memory"
+
+
+def test_answers_that_grow_together_get_slots_that_llama_cpp_computes_as_one_batch(engines):
+    engine = engines["llama.cpp"]
+    for slot, used in zip(engine._slots, (5, 1, 7, 2, 8, 3, 6, 4), strict=True):
+        slot.used = used - 10  # unused for longest are 1, 3, 5 and 7
+    with ExitStack() as stack:
+
+        def slots_of(*names: str) -> list[int]:
+            jobs = [Job(name, [9_000 + place], 1, Sampling()) for place, name in enumerate(names)]
+            return sorted(stack.enter_context(engine._slot(job)).id for job in jobs)
+
+        one = slots_of("B", "B", "B", "B")
+        assert one == list(range(one[0], one[0] + 4))
+    with ExitStack() as stack:
+        pairs = [slots_of(name) for name in ("A", "B", "C")]
+        more = [slots_of(name) for name in ("A", "B", "C")]
+        assert all(abs(a - b) == 1 for (a,), (b,) in zip(pairs, more, strict=True))
 
 
 def test_four_by_one_adapter_are_computed_together_and_say_so(engines, tokenizer):
