@@ -6,10 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 STAGE = re.compile(r"Running stage '([^']+)'")
 
@@ -17,7 +21,10 @@ STAGE = re.compile(r"Running stage '([^']+)'")
 class Used(NamedTuple):
     status: int  # 0: the command succeeded
     seconds: float
-    peak_rss_gib: float  # of the process or of a child, the larger
+    peak_rss_gib: float  # of the process or of a child, the largest
+    peak_pss_gib: (
+        float  # of all its processes at one time, pages that they share counted once; looked at every 0.1 s
+    )
     cpu_seconds: float  # of all cores, which a busy machine changes least
 
 
@@ -25,9 +32,33 @@ def run_measured(command: list[str], cwd: Path, **popen: Any) -> Used:
     """Run a command to its end in a folder; `popen` goes to subprocess.Popen."""
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, **popen)
+    ended, seen = threading.Event(), [0]
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            seen.append(_pss(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
-    return Used(status, seconds, usage.ru_maxrss * 1024 / 2**30, cpu)
+    ended.set()
+    watcher.join()
+    return Used(status, seconds, usage.ru_maxrss * 1024 / 2**30, max(seen) / 2**30, cpu)
+
+
+def _pss(root: int) -> int:
+    """Bytes of a process and all that come from it, each shared page counted once."""
+    total = 0
+    try:
+        parent = psutil.Process(root)
+        processes = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            total += process.memory_full_info().pss
+    return total
 
 
 def run_repro(
