@@ -361,7 +361,11 @@ def _completion(form: Form, head: dict[str, Any], reply: Reply) -> dict[str, Any
 
 def _how(reply: Reply) -> dict[str, Any]:
     """What reproduces the answer; clients read past fields that they do not know."""
-    return {"seed": reply.request.sampling.seed, "shared_batch": reply.shared_batch}
+    return {
+        "seed": reply.request.sampling.seed,
+        "shared_batch": reply.shared_batch,
+        "kept_tokens": reply.kept_tokens,
+    }
 
 
 def _score(score: TokenScore) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Reply:
     # Other answers were computed in one batch with this one, so that the last digits of its scores may be others than
     # alone: a greedy answer may then differ in a near tie.
     shared_batch: bool = False
+    # Tokens of the prompt that an earlier answer has left computed: those that it generated were computed one by one, which
+    # rounds otherwise than reading them together.
+    kept_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -270,6 +273,7 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
         if reply.finish != "stop":  # what follows a stop string is no part of the answer
             reply.scores += piece.scores
         reply.shared_batch |= piece.shared
+        reply.kept_tokens = max(reply.kept_tokens, piece.kept)
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds
         reply.finish = piece.finish or reply.finish

@@ -56,6 +56,7 @@ class Piece:
     finish: Literal["stop", "length"] | None = None  # set on the job's last piece
     scores: tuple[TokenScore, ...] = ()  # of the tokens that are new, where the job asks for them
     shared: bool = False  # other answers have been computed in one batch with this one
+    kept: int = 0  # tokens of the prompt that an earlier answer has left computed
 
 
 class Engine(Protocol):

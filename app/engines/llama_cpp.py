@@ -187,6 +187,7 @@ class LlamaCpp:
 
     def _answer(self, answer: _Growing, slot: _Slot) -> None:
         job = answer.job
+        answer.kept = min(shared_prefix(slot.held, job.prompt), len(job.prompt) - 1)
         answer.put()  # it begins
         self._read(slot, job, answer.left)
         stuck = 0  # slices that brought nothing, as they ended within a character
@@ -388,6 +389,7 @@ class _Growing:
     ids: list[int] = field(default_factory=list)
     finish: Any = None
     shared: bool = False
+    kept: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -399,7 +401,7 @@ class _Growing:
         self.put(text, scores)
 
     def put(self, text: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
-        self.pieces.put(Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared))
+        self.pieces.put(Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared, self.kept))
 
 
 def _group(job: Job) -> Group:

@@ -40,7 +40,11 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "b" * 30
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
     assert chunks[-1].usage.completion_tokens == 30
-    assert chunks[-2].choices[0].finish_reason and chunks[-2].abctune.keys() == {"seed", "shared_batch"}
+    assert chunks[-2].choices[0].finish_reason and chunks[-2].abctune.keys() == {
+        "seed",
+        "shared_batch",
+        "kept_tokens",
+    }
 
 
 @pytest.mark.parametrize(
