@@ -1,14 +1,19 @@
 """Write the table of docs/models.md out of what is declared, tested and measured: `python -m tests.make_models_page`.
 
+`--run` sends every architecture, or those named behind it, through load, verify, merge and chat first, on a CPU (minutes), and
+keeps what it finds.
+
 A test holds that the committed page is what this makes.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from abctune.core.files import write_json
 from abctune.llm.gguf_families import FAMILIES
 from stages.train.plain import UNSLOTH
 from tests.llm.test_architectures import ARCHITECTURES
@@ -16,6 +21,7 @@ from tests.train.test_plain import PLAIN
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/models.md"
+PATHS = ROOT / "tests/llm/whole_path.json"
 GPU = ROOT / "benchmarks/results/gpu_models.json"
 START, END = "<!-- table: made by tests.make_models_page -->\n", "<!-- end of table -->"
 # Of the gradient, over what 16 bit alone cost transformers: more would be another computation, not rounding.
@@ -26,11 +32,16 @@ STACKED = ("qwen3_moe", "mixtral", "qwen3_next")  # experts that PEFT adapts as 
 def rows() -> Iterator[str]:
     """A line per architecture, by the alphabet."""
     measured = json.loads(GPU.read_text(encoding="utf-8"))["models"]
-    yield "| `model_type` | loss | train on a CPU | train on a GPU | GGUF | chat |\n|---|---|---|---|---|---|"
+    paths = json.loads(PATHS.read_text(encoding="utf-8"))
+    yield (
+        "| `model_type` | load | train on a CPU | train on a GPU | eval's loss | verify | export merged, publish | export GGUF |"
+        " chat |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for kind in sorted({*ARCHITECTURES, *FAMILIES}):
         yield (
-            f"| {kind} | {'yes' if kind in ARCHITECTURES else 'not tested'} | {on_a_cpu(kind)} | {on_a_gpu(kind, measured)} | "
-            f"{'yes' if kind in FAMILIES else 'no'} | {chat(kind)} |"
+            f"| {kind} | {paths[kind]['load']} | {on_a_cpu(kind)} | {on_a_gpu(kind, measured)} | "
+            f"{'yes' if kind in ARCHITECTURES else 'not tested'} | {paths[kind]['verify']} | {paths[kind]['merged']} | "
+            f"{'yes' if kind in FAMILIES else 'no'} | {chat(kind, paths[kind]['app'])} |"
         )
 
 
@@ -53,8 +64,10 @@ def on_a_gpu(kind: str, measured: dict[str, dict[str, float]]) -> str:
     return says if right else f"**no**: {says}"
 
 
-def chat(kind: str) -> str:
-    """The chat's engines that take its adapters."""
+def chat(kind: str, app: str) -> str:
+    """The chat's engines that take its adapters; why not, where the reference engine does not."""
+    if app != "yes":
+        return app
     if kind in STACKED:
         return "transformers; llama.cpp without adapters on experts" if kind in FAMILIES else "transformers"
     return "both" if kind in FAMILIES else "transformers"
@@ -68,4 +81,9 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run"]:
+        from tests.llm.whole_path import path_of
+
+        found = json.loads(PATHS.read_text(encoding="utf-8")) if sys.argv[2:] else {}
+        write_json(PATHS, found | {kind: path_of(kind) for kind in sys.argv[2:] or ARCHITECTURES})
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -71,9 +71,27 @@ class TransformersEngine:
             )
             raise BrokenAdapter(name, reason) from None
         self._model, self._has_adapters = model.eval(), bool(adapters)
-        # PEFT's adapters on stacked experts (Qwen3-MoE) know no batch of several adapters: each takes one of its own.
-        self._mixes = not any(isinstance(layer, ParamWrapper) for layer in model.modules())
+        self._mixes = not adapters or self._takes_several_adapters()
         self._strength: dict[str, float] = {}
+
+    @torch.inference_mode()
+    def _takes_several_adapters(self) -> bool:
+        """Whether one batch may hold rows of several adapters, which PEFT chooses by a layer's first dimension.
+
+        Not on stacked experts (Qwen3-MoE), nor where a layer gets all rows' tokens as one list (Llama 4): then each adapter
+        takes a batch of its own.
+        """
+        layers = [layer for layer in self._model.modules() if isinstance(layer, LoraLayer)]
+        if any(isinstance(layer, ParamWrapper) for layer in layers):
+            return False
+        rows: set[int] = set()
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, given: rows.add(given[0].shape[0])) for layer in layers
+        ]
+        self._model(input_ids=torch.zeros(2, 3, dtype=torch.long, device=self._model.device))
+        for hook in hooks:
+            hook.remove()
+        return rows <= {2}
 
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """All jobs in one batch; an adapter that is asked for at two strengths takes a batch for each."""

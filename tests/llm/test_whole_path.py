@@ -1,0 +1,22 @@
+"""Every architecture's way through the project, as docs/models.md's table says it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.llm.test_architectures import ARCHITECTURES
+from tests.llm.whole_path import RESULTS, STEPS, path_of
+
+COMMITTED = json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.faults  # two seconds each
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_each_step_ends_as_the_table_says(kind: str) -> None:
+    assert path_of(kind) == COMMITTED[kind]
+
+
+def test_the_table_has_every_architecture_and_step() -> None:
+    assert {kind: tuple(steps) for kind, steps in COMMITTED.items()} == dict.fromkeys(ARCHITECTURES, STEPS)
