@@ -6,14 +6,20 @@ import base64
 import re
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Undefined
 
 from abctune.study.wording import listed, number
 
 
 def environment(escape: bool) -> Environment:
-    """Jinja with the filters below; a name that is not given is an error."""
-    env = Environment(autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    """Jinja with the filters below; a name that is not given is an error, and so is a function that is not called."""
+    env = Environment(
+        autoescape=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_refuse_functions,
+    )
     env.filters |= {
         "fixed": fixed,
         "signed": signed,
@@ -25,6 +31,13 @@ def environment(escape: bool) -> Environment:
         "listed": listed,
     }
     return env
+
+
+def _refuse_functions(value: Any) -> Any:
+    """What a template prints; a method that it forgot to call would be printed as its address."""
+    if callable(value) and not isinstance(value, Undefined):
+        raise TypeError(f"a template prints {value!r} instead of calling it")
+    return value
 
 
 def fixed(x: float | str | None, digits: int = 3) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from abctune.study.rendering import environment
 from stages.plot.__main__ import main
 from stages.plot.figures.curves import spread
 from stages.plot.figures.style import DASHES, MARKERS, styles_of
@@ -184,3 +185,9 @@ def test_what_was_mended_in_the_rows_is_in_both_reports_by_kind(plain):
         assert "mended: system messages joined: 1,234" in (Path("plots") / name).read_text(
             encoding="utf-8"
         ), name
+
+
+def test_a_template_that_forgets_to_call_a_method_is_an_error():
+    template = environment(escape=False).from_string("{{ name.upper }}")
+    with pytest.raises(TypeError, match="instead of calling it"):
+        template.render(name="x")
