@@ -15,7 +15,7 @@ from abctune.core.params import ItemArgument, load_params
 from abctune.core.records import write_record
 from abctune.core.schemas import FORMATTED_ROWS, QUARANTINE
 from stages.format.limits import check_quarantine
-from stages.format.start import active_formatter, start_reading
+from stages.format.start import active_formatter, in_parts, start_reading, whole_batches
 
 MIXED, FORMATTED = Path("data/mixed"), Path("data/formatted")
 REJECTED = Path("data/quarantine")  # where a stopped run leaves the rows that it refused
@@ -35,8 +35,9 @@ def main(variant: ItemArgument) -> None:
             parquet_writer(folder / "rows.parquet", FORMATTED_ROWS) as rows,
             parquet_writer(folder / "quarantine.parquet", QUARANTINE) as bad,
         ):
-            batches = read_batches(mixed, made_by=f"mix@{variant}")
-            for found in over_batches(batches, start_reading, count_rows(mixed, f"mix@{variant}")):
+            parts = in_parts(read_batches(mixed, made_by=f"mix@{variant}"))
+            read = over_batches(parts, start_reading, count_rows(mixed, f"mix@{variant}"))
+            for found in whole_batches(read):
                 kept, refused = formatter.sort(found)
                 rows.write_table(pa.Table.from_pylist(kept, FORMATTED_ROWS))
                 bad.write_table(pa.Table.from_pylist(refused, QUARANTINE))

@@ -66,27 +66,27 @@ class RecordReader:
         self._renderer = Renderer(tokenizer, max_length)
 
     def read(self, records: list[dict[str, Any]]) -> list[Usable | Refused]:
-        """Some records of data/mixed, those that cannot be parsed first, each kind in its order."""
-        parsed: list[tuple[dict[str, Any], Conversation, list[Rendered], Conversation]] = []
-        found: list[Usable | Refused] = []
-        for record in records:
+        """Some records of data/mixed, in their order."""
+        parsed: list[tuple[int, dict[str, Any], Conversation, list[Rendered], Conversation]] = []
+        found: dict[int, Usable | Refused] = {}
+        for number, record in enumerate(records):
             try:
                 conversation = self._readers[record["source"]].read(record["record"])
                 if record.get("problem"):  # what fetch found wrong with the row in its file
                     raise Rejected(record["problem"])
-                parsed.append((record, conversation, *self._renderer.cut(conversation)))
+                parsed.append((number, record, conversation, *self._renderer.cut(conversation)))
             except Rejected as reason:
                 uneven = str(reason) == NOT_JSON and record.get("problem") == UNEVEN_ROW
-                found.append(Refused(record, UNEVEN_ROW if uneven else str(reason)))
-        examples = iter(self._renderer.encode([one for _, _, rendered, _ in parsed for one in rendered]))
-        for record, conversation, rendered, as_rendered in parsed:
+                found[number] = Refused(record, UNEVEN_ROW if uneven else str(reason))
+        examples = iter(self._renderer.encode([one for *_, rendered, _ in parsed for one in rendered]))
+        for number, record, conversation, rendered, as_rendered in parsed:
             pairs = [(one, next(examples)) for one in rendered]
             try:
                 pairs = self._not_empty(record["source"], pairs)
-                found.append(_usable(record, conversation, pairs, as_rendered))
+                found[number] = _usable(record, conversation, pairs, as_rendered)
             except Rejected as reason:
-                found.append(Refused(record, str(reason)))
-        return found
+                found[number] = Refused(record, str(reason))
+        return [found[number] for number in range(len(records))]
 
     def _not_empty(
         self, source: str, pairs: list[tuple[Rendered, Example]]

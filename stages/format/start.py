@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from abctune.core.files import BATCH_ROWS
 from abctune.core.params import load_params
 from abctune.llm.tokenizer import load_tokenizer
 from stages.format.formatter import Formatter, Refused, Usable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+# Rows that a process works on at a time: several such parts wait for one another, as Python objects.
+PART_ROWS = 256
 
 
 def without_torch() -> None:
@@ -44,3 +50,16 @@ def start_reading() -> Callable[[pa.RecordBatch], list[Usable | Refused]]:
         return [one.packed() if isinstance(one, Usable) else one for one in found]
 
     return read
+
+
+def in_parts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of BATCH_ROWS rows, the last one of fewer, as parts of PART_ROWS."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, PART_ROWS):
+            yield batch.slice(start, PART_ROWS)
+
+
+def whole_batches(parts: Iterator[list[Usable | Refused]]) -> Iterator[list[Usable | Refused]]:
+    """What was found in the parts, joined to what is in a batch: one row group is written for each."""
+    while some := list(islice(parts, BATCH_ROWS // PART_ROWS)):
+        yield [one for part in some for one in part]
