@@ -59,6 +59,16 @@ class SourceCheck:
     ]  # by model and part of the check (a call's name, its arguments): rows that hold it
 
     @property
+    def by_label(self) -> dict[str, dict[str, LabelCount]]:
+        """The labels' counts by label and model."""
+        counts = {name: {one.label: one for one in of} for name, of in self.labels.items()}
+        labels = dict.fromkeys(label for of in counts.values() for label in of)
+        return {
+            label: {name: of.get(label, LabelCount(label, 0, 0, 0)) for name, of in counts.items()}
+            for label in labels
+        }
+
+    @property
     def macro_f1(self) -> dict[str, float]:
         """The mean of the labels' F1 by model: rare labels count as much as common ones."""
         return {

@@ -91,9 +91,22 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):
         return value
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's fields.
+
+    Raises:
+        Rejected: a key stands twice, of which Python would keep the last value without a word.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Rejected(f"the same key twice: {next(name for name in names if names.count(name) > 1)[:60]}")
+    return fields
 
 
 def _turns(fields: Fields, ignore: Sequence[str]) -> Iterable[Turn]:
@@ -151,8 +164,9 @@ def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
 
 def _spelled(value: Any) -> str:
     """A value as a reason shows it: short, on one line, and text that UTF-8 can write."""
-    text = json.dumps(value.strip() if isinstance(value, str) else value)
-    return (text[1:-1] if isinstance(value, str) else text)[:40]
+    text = json.dumps(value.strip() if isinstance(value, str) else value, ensure_ascii=False)
+    shown = (text[1:-1] if isinstance(value, str) else text)[:40]
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def _content(value: Any, role: Role, with_calls: bool) -> str:

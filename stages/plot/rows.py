@@ -141,7 +141,7 @@ def own_rows(study: Study) -> list[Row]:
         {
             "source": check.source,
             "kind": check.kind,
-            "labels": check.labels,
+            "labels": check.by_label,
             "macro_f1": check.macro_f1,
             "n": check.n,
             "parts": {

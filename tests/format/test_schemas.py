@@ -55,6 +55,8 @@ def test_a_system_message_is_kept_in_front():
         ("nested too deep", "[" * 100_000),
         ("too long", "x" * 1_000_001),
         ("not a JSON object", "[1, 2]"),
+        ("the same key twice: output", '{"instruction": "Hi", "output": "Hello.", "output": "Hi!"}'),
+        ("the same key twice: content", '{"messages": [{"role": "user", "content": "a", "content": "b"}]}'),
         ("schema not recognised", '{"text": "Hi"}'),
         ("no list of turns under 'conversations'", '{"conversations": "Hi"}'),
         ("no list of turns under 'conversations'", '{"conversations": [null]}'),
