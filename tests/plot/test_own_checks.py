@@ -68,7 +68,7 @@ def test_the_report_lists_the_rows_won_and_lost_and_no_answer_is_markup(checked)
     assert "B compared with base: 19 rows won, 1 lost" in text
     assert "B passes more rows of the check on chat than base" in text
     assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
-    assert "ham: 5 of 10, given 20" in text
+    assert '<td class="wrap">ham</td><td class="n">5 of 10 <small>given 20</small></td>' in text
     # Of 40 rows base gets 20 labels; what one answer was not asked for counts as not held.
     assert re.search(r"base</span></td><td class=\"n\">20</td><td class=\"n\">39</td>", text)
     assert "base 20 label, 39 short enough" in Path("plots/report.md").read_text()
