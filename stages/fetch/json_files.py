@@ -161,10 +161,10 @@ class JsonStream:
         self._take("{")
         while not self._take("}"):
             key = self._value()
-            if key in fields:
-                raise self._error(f"the key {key!r} stands twice in one object", self._at)
             if not isinstance(key, str) or not self._take(":"):
                 raise self._error("Expecting property name enclosed in double quotes", self._at)
+            if key in fields:
+                raise self._error(f"the key {key!r} stands twice in one object", self._at)
             if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not holds_rows and self._take("["):
                 items = self._items()
                 first = next(items, None)

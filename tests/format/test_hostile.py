@@ -101,8 +101,11 @@ def nothing(rng: random.Random) -> tuple[bytes, str]:
 
 def nobody(rng: random.Random) -> tuple[bytes, str]:
     role = rng.choice((None, "", 3, ["gpt"], any_text(rng)))
-    spelled = json.dumps(role.strip())[1:-1] if isinstance(role, str) else json.dumps(role)
-    named = spelled[:40] if role is not None and spelled else "none given"
+    spelled = (
+        json.dumps(role.strip(), ensure_ascii=False)[1:-1] if isinstance(role, str) else json.dumps(role)
+    )
+    shown = spelled[:40].encode(errors="backslashreplace").decode()
+    named = shown if role is not None and spelled else "none given"
     return line(chat("Hi", "Yo", roles=("human", role))), f"unknown role: {named}"
 
 
