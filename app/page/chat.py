@@ -120,7 +120,11 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
         return turns, conversation_html(rows, EXAMPLES, turns.key, model_colors(models)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
-        return event.then(answer, answer_inputs, view, show_progress="hidden", **QUEUE, **PRIVATE)
+        # "multiple": an answer that was stopped may still be ending when the next question comes; by default Gradio would
+        # drop that question's answer.
+        return event.then(
+            answer, answer_inputs, view, show_progress="hidden", trigger_mode="multiple", **QUEUE, **PRIVATE
+        )
 
     def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
         return functools.wraps(handler)(lambda *given: draw(handler(*given)))

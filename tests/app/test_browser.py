@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from app.engines import Likely, TokenScore
+from app.engines.loading import LoadingEngine
 from app.page import compare
 from app.service import BUSY, FAILED, Service
 from tests.app.conftest import serving
@@ -272,6 +273,29 @@ def test_copy_and_edit_hand_out_what_was_written_and_the_model_reads_it(page, se
         page.locator("[data-do=undo]").click()
         sync_api.expect(answers(page)).to_have_count(0)
         assert page.locator("#box textarea").input_value() == "4 < 5 & 6 > 5"
+
+
+def test_a_question_is_answered_though_the_answer_before_it_is_still_ending(page, models, tokenizer):
+    loaded = threading.Event()
+
+    def load() -> Says:
+        loaded.wait()
+        engine = Says(["fine"])
+        engine.tokenizer = tokenizer
+        return engine
+
+    engine = LoadingEngine("says", 512, 4, False, load, failed=print)
+    engine.begin()
+    with serving(Service(models, engine, waiting=9)) as url:
+        visit(page, url)
+        send(page, "first")
+        says(answers(page), "loading")
+        page.get_by_role("button", name="New conversation").click()
+        visible(page.locator(".start"))
+        send(page, "second")
+        says(answers(page), "loading")
+        loaded.set()
+        says(answers(page), "fine")
 
 
 def test_retry_asks_with_another_seed_and_a_set_seed_is_kept(page, models, tokenizer):

@@ -222,7 +222,10 @@ def test_what_cannot_be_collected_names_the_stage_that_makes_it(fake_run, capsys
     Path(path).write_text('{"version": 1}')
     with pytest.raises(SystemExit):
         collect(Path(), "B")
-    assert re.search(f"{path} is not what this version writes .*--force {made_by}`", capsys.readouterr().err)
+    assert re.search(
+        f"{path} is not what this version writes .*`dvc repro --force --single-item {made_by}`",
+        capsys.readouterr().err,
+    )
     Path(path).unlink()
     with pytest.raises(SystemExit):
         collect(Path(), "B")
