@@ -231,7 +231,7 @@ def test_an_experiment_is_a_revision_too(tracked):
 
 def test_a_revision_whose_data_are_gone_or_that_is_none_is_one_line(tracked):
     shutil.rmtree(tracked.root / ".dvc/cache")
-    for rev, says in (("first", "dvc pull"), ("nowhere", "no such Git revision or experiment")):
+    for rev, says in (("first", "dvc push --all-commits"), ("nowhere", "no such Git revision or experiment")):
         done = tracked.run("python", "-m", "app", "--rev", rev, "--port", free_port(), check=False)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ") and says in done.stderr
