@@ -39,9 +39,10 @@ WORKING_BYTES = 3 * 2**30
 def workers_for(run: Run) -> int:
     """How many of a run's replicates train at the same time.
 
-    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else all of
-    them where the free memory holds that, even on fewer cores: three on two cores end sooner than two and then one,
-    next to which a core is idle. Else as many as torch may use threads (OMP_NUM_THREADS, or the cores).
+    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else as many as
+    torch may use threads (OMP_NUM_THREADS, or the cores) and the free memory holds. Where all replicates take the same
+    time, all of them if memory holds that, even on fewer cores: three on two cores end sooner than two and then one.
+    The first one takes longer where it evaluates, and would then go on alone.
     """
     import torch
 
@@ -49,7 +50,8 @@ def workers_for(run: Run) -> int:
     if torch.cuda.is_available() or "RANK" in os.environ or cores == 1:
         return 1
     room = psutil.virtual_memory().available // (weight_bytes(BASE_MODEL, bytes_each=4) + WORKING_BYTES)
-    return count if count <= room else max(1, min(cores, room))
+    wanted = cores if run.recipe.eval_steps else count
+    return max(1, min(count, wanted if wanted <= room else cores, room))
 
 
 def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:
