@@ -3,14 +3,30 @@
 import signal
 import subprocess
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from abctune.core.params import load_params
+from stages.train import workers
 from tests.train.started import has_checkpoint, started
 from tests.train.test_replicates import adapters, record
 
 TWO_THREADS = {"OMP_NUM_THREADS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "free_gib", "at_once"),
+    [("A", 64, 3), ("A", 8, 2), ("A", 4, 1), ("B", 64, 2)],  # A does not evaluate while it trains, B does
+)
+def test_as_many_train_at_once_as_end_soonest_and_fit(monkeypatch, variant, free_gib, at_once):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(workers, "weight_bytes", lambda *_, **__: 2**29)
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_gib * 2**30))
+    params = load_params()
+    recipe = params.train_of(variant, "tiny")
+    assert workers.workers_for(SimpleNamespace(replicates=(1, 2, 3), recipe=recipe)) == at_once
 
 
 def two_at_once(project, ready: Callable[[], object], steps: int) -> subprocess.Popen[str]:
