@@ -263,7 +263,8 @@ def difference(old: Path, new: Path) -> str | None:
         return "there in one run alone"
     if old.suffix == ".json":
         before, now = result_of(old), result_of(new)
-        return next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
+        none: Any = object()  # of a key that is not there, which is not the same as null
+        return next((key for key in before | now if before.get(key, none) != now.get(key, none)), None)
     same = any(word in old.stem for word in OF_THE_RUN) or old.read_bytes() == new.read_bytes()
     return None if same else ""
 

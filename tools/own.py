@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from abctune.core.params import (
     PARAMS_FILE,
     LocalSource,
     Params,
+    Part,
     SourceParams,
     ToolCallCheck,
     load_params,
@@ -153,7 +154,7 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     try:
         SourceParams(**options)
     except ValidationError:
-        parts = "messages, system, user, context, reasoning, assistant, history, tools"
+        parts = ", ".join(get_args(Part))
         raise UserError(f"--column {' '.join(columns)}: write PART=COLUMN with PART one of {parts}") from None
     return options
 

@@ -91,3 +91,10 @@ def test_a_replicates_time_and_memory_are_of_the_run_and_its_loss_is_not(tmp_pat
     new.rename(old)
     assert compared(3.5, 20) is None
     assert compared(3.6, 10) == "replicates.1.final.train_loss"
+
+
+def test_a_key_that_is_gone_is_not_the_same_as_null(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text('{"a": 1, "b": null}')
+    new.write_text('{"a": 1}')
+    assert difference(old, new) == difference(new, old) == "b"
