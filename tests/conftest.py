@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from tests import small, warm
 from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
+
+# The suite draws the same examples each time, so that it fails only for what was changed. To search on:
+# `HYPOTHESIS_PROFILE=search python -m pytest tests/format/test_cases.py`.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Fixtures that run stages, DVC or a training in a project of their own. Tests that use one get the marker `project`,
 # which `make check` leaves out.

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from abctune.core.params import SourceParams
@@ -80,10 +80,13 @@ FLAT = st.fixed_dictionaries(
 
 
 def texts_of(value: Any) -> list[str]:
-    """Every text in a record that is content, not a role's name."""
+    """Every text in a record that is content, not a role's name or the mark of what is to be learned."""
     if isinstance(value, dict):
         return [
-            text for key, inner in value.items() if key not in ("role", "type") for text in texts_of(inner)
+            text
+            for key, inner in value.items()
+            if key not in ("role", "type", "weight")
+            for text in texts_of(inner)
         ]
     if isinstance(value, list):
         return [text for inner in value for text in texts_of(inner)]
@@ -93,6 +96,16 @@ def texts_of(value: Any) -> list[str]:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     record=st.one_of(LISTED, FLAT), template=st.sampled_from(["CHATML", "TOOLS_CHATML", "FORGETFUL_CHATML"])
+)
+@example(
+    record={
+        "messages": [
+            {"role": "system", "content": "aaaaaa"},
+            {"role": "system", "content": "aaaaaa", "weight": "0"},
+            {"role": "assistant", "content": "aaaaaa"},
+        ]
+    },
+    template="CHATML",
 )
 def test_every_piece_of_a_records_text_is_trained_on_or_its_loss_is_named(record, template):
     tokenizer = small.chatml_tokenizer()
