@@ -27,13 +27,11 @@ PROJECT_FILES = (
     "models/own",
     ".gitignore",
     ".gitattributes",
-    "data/.gitignore",
     *(
-        f"{folder}/.gitignore"
-        for folder in ("data/raw", "data/mixed", "data/formatted", "data/split", "models")
+        path.relative_to(ROOT).as_posix()
+        for room in ("data", "models", "metrics")
+        for path in (ROOT / room / ".gitignore", *sorted((ROOT / room).glob("*/.gitignore")))
     ),
-    *(f"metrics/{folder}/.gitignore" for folder in ("train", "eval", "collected", "served")),
-    "metrics/.gitignore",
 )
 # What a test sets in profile tiny, so that it runs in seconds.
 SMALL = {
