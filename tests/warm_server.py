@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import atexit
 import gc
+import io
 import json
 import os
 import random
@@ -94,9 +95,14 @@ IMPORTS = {
         "transformers.tokenization_utils_fast",
         "transformers.models.auto.tokenization_auto",
     ],
-    "models": [*ROWS, *MODELS],
+    "models": [*LIGHT, *MODELS],  # tools.verify and tools.promote ask DVC too
     "unsloth": ["unsloth", *ROWS, *MODELS, "transformers.trainer"],
 }
+
+
+# What nearly every stage and tool imports of the project: building its pydantic classes takes a third of a second.
+ROOT = Path(__file__).parent.parent
+COMMON = ("abctune.core.params", "abctune.core.records")
 
 
 class Request(NamedTuple):
@@ -114,8 +120,11 @@ def main(kind: str, path: Path, owner: int) -> None:
     """Serve until the owner ends; return in the children, whose command is then run."""
     given = dict(os.environ)
     prepare(kind)
+    common = import_common()
+    gc.freeze()
     added = {name: value for name, value in os.environ.items() if given.get(name) != value}
     request = serve(path, owner)
+    adopt(common, Path(request.folder))
     become(request, added, path.with_name("bin") / "python")
 
 
@@ -132,12 +141,47 @@ def prepare(kind: str) -> None:
     with without_gpu() if kind in ("models", "unsloth") else nullcontext():
         for name in IMPORTS[kind]:
             import_module(name)
+    if kind == "light":
+        draw_once()
     gc.enable()
-    gc.freeze()
     if kind == "light" and "huggingface_hub" in sys.modules:
         raise SystemExit("`light` is for what reads the hub's settings afresh")
     if threading.active_count() > 1:
         raise SystemExit(f"threads would be lost in children: {threading.enumerate()}")
+
+
+def draw_once() -> None:
+    """Have matplotlib find its fonts and build its parser of formulas, which every first figure of a process waits for."""
+    figure = import_module("matplotlib.figure").Figure()
+    figure.subplots().set_title("$10^{-1}$")
+    figure.savefig(io.BytesIO(), format="svg")
+
+
+def import_common() -> dict[Path, bytes]:
+    """Import COMMON from this repository; the files that were read, below its root, and what they hold."""
+    sys.path.insert(0, str(ROOT))
+    for name in COMMON:
+        import_module(name)
+    del sys.path[0]
+    files = [Path(module.__file__) for module in project_modules().values()]
+    return {file.relative_to(ROOT): file.read_bytes() for file in files}
+
+
+def project_modules() -> dict[str, Any]:
+    """The modules of the project that have been imported, by name."""
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "abctune"}
+
+
+def adopt(common: dict[Path, bytes], folder: Path) -> None:
+    """Give a command in a project's folder the modules of COMMON if its own code is the same, else let it import its own."""
+    same = all((folder / file).is_file() and (folder / file).read_bytes() == common[file] for file in common)
+    for name, module in project_modules().items():
+        if not same:
+            del sys.modules[name]
+            continue
+        module.__file__ = str(folder / Path(module.__file__).relative_to(ROOT))
+        if hasattr(module, "__path__"):
+            module.__path__ = [str(Path(module.__file__).parent)]
 
 
 @contextmanager
