@@ -29,7 +29,7 @@ from abctune.core.params import (
 from stages.eval.calls import Call, calls_in, json_object, same
 from stages.eval.checks import parsed
 from stages.eval.lint import code_of
-from stages.eval.sandbox import accepts
+from stages.eval.sandbox import run
 
 MAX_ANSWER = 20_000  # characters
 PATTERN_SECONDS = 1.0
@@ -138,9 +138,9 @@ def python_parses(check: PythonCheck, reference: Reference, answer: str) -> Held
 
 
 def command_accepts(check: CommandCheck, reference: Reference, answer: str) -> Held:
-    """The command ends with 0 in a folder with the code (answer.py), the prompt and the held-out reply."""
+    """The command ends with 0, within its limits, in a folder with the code (answer.py), the prompt and the held-out reply."""
     files = {"answer.py": code_of(answer), "prompt.txt": reference.prompt, "reference.txt": reference.text}
-    return {"command": accepts(check.command, files, check.seconds, check.memory_mib)}
+    return run(check.command, files, check.seconds, check.memory_mib, check.isolated)
 
 
 KINDS: dict[type, Callable[[Any, Reference, str], Held]] = {

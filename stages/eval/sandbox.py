@@ -1,76 +1,134 @@
-"""A command on a model's code, in a process of its own with limits.
+"""A command on a model's code, isolated (stages/eval/isolate.py) and with limits.
 
-What it limits: time, processor time, memory, the size of files, open files; it inherits no environment variable, works
-in a temporary folder, and its process group is ended. What it does NOT protect against: the command runs as the user
-who runs the stage. Code can read what that user can read, write outside the folder, use the network, and start
-processes that leave the group. Check models whose code you do not trust in a container or a virtual machine.
+Limits: time, processor time, memory of each process and of all together, the number of processes, the size of files, open files.
+It inherits no environment variable, and its output goes nowhere. Where a machine's kernel cannot isolate it, that is an error:
+`isolated: false` in params.yaml runs it with limits alone, and then it can read what the user can, and use the network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from abctune.core.errors import UserError
+from stages.eval import isolate
 
 FILE_BYTES = 16 * 2**20  # of one file that the command writes
 OPEN_FILES = 64
-# Sets the limits, then becomes the command: in a fresh interpreter, since Python code between fork and exec can hang a
-# process that has threads, as torch has.
-LIMITED = """
-import os, resource, sys
-cpu, memory, size, files = map(int, sys.argv[1:5])
-for kind, value in (("CPU", cpu), ("AS", memory), ("FSIZE", size), ("NOFILE", files), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (value, value))
-try:
-    os.execvp(sys.argv[5], sys.argv[5:])
-except FileNotFoundError:
-    sys.exit(127)
-"""
-NOT_FOUND = 127
+PROCESSES = 64  # with threads where the user is not root
+OWN_MIB = 48  # of the interpreters that wait for the command
+LOOK_SECONDS = 0.02  # between looks at its processes
+Held = dict[str, bool]
 
 
-def accepts(command: Sequence[str], files: Mapping[str, str], seconds: float, memory_mib: int) -> bool:
-    """Whether the command ends with exit status 0 within its limits.
+def run(
+    command: Sequence[str], files: Mapping[str, str], seconds: float, memory_mib: int, isolated: bool = True
+) -> Held:
+    """Which limits a command keeps to, and whether it ends with exit status 0.
 
     Args:
         command: words, without a shell; the word `python` in front is this Python.
         files: name -> text, written into the folder that the command runs in.
+        memory_mib: of all its processes together.
 
     Raises:
-        UserError: there is no such command.
+        UserError: there is no such command, or this machine cannot isolate it.
     """
     words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
-    limits = (math.ceil(seconds), memory_mib * 2**20, FILE_BYTES, OPEN_FILES)
+    limits = {
+        "CPU": math.ceil(seconds),
+        "AS": memory_mib * 2**20,
+        "FSIZE": FILE_BYTES,
+        "NOFILE": OPEN_FILES,
+        "NPROC": PROCESSES,
+        "CORE": 0,
+    }
+    if not isolated:
+        del limits["NPROC"]  # it would count the user's other processes
+    asked = {"command": words, "limits": limits, "visible": visible(words) if isolated else None}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8", errors="replace")
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", LIMITED, *map(str, limits), *words],
+            [sys.executable, "-I", "-S", isolate.__file__, json.dumps(asked)],
             cwd=folder,
             env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = -signal.SIGKILL
+            held = _watched(process, seconds, memory_mib)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it left running, too
+                os.killpg(process.pid, signal.SIGKILL)  # isolated, all that it started ends with it
             process.wait()
-    if status == NOT_FOUND:
+        problem = process.stderr.read().decode() if process.stderr else ""
+        if process.stderr:
+            process.stderr.close()
+    if process.returncode == isolate.NOT_FOUND and problem:
         raise UserError(
-            f"params.yaml: evaluation.checks: no command {command[0]!r} on this machine; install it"
+            f"params.yaml: evaluation.checks: {problem} in {os.defpath} on this machine; install it, or give its whole path"
         )
-    return status == 0
+    if process.returncode == isolate.CANNOT and problem:
+        raise UserError(
+            f"params.yaml: evaluation.checks: this machine's kernel cannot isolate the command ({problem}). Run eval where user namespaces"
+            " and Landlock are allowed (Linux 5.13 or newer, outside most containers), or set `isolated: false` in the check: then"
+            " the code of a model's answers can read your files and use the network"
+        )
+    return held
+
+
+def visible(words: Sequence[str]) -> list[str]:
+    """What the command may read besides the system's programs: this Python, and files that the command names by whole paths."""
+    python = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent.parent)}
+    named = {word for word in words if Path(word).is_absolute() and Path(word).is_file()}
+    inside = [path for path in sorted(python) if not path.startswith("/usr")]
+    return inside + [
+        path for path in sorted(named) if not path.startswith(("/usr/", *(f"{one}/" for one in inside)))
+    ]
+
+
+def _watched(process: subprocess.Popen[bytes], seconds: float, memory_mib: int) -> Held:
+    """Wait for the command; stop at the first limit that it breaks."""
+    held = {
+        "within seconds": True,
+        "within memory_mib": True,
+        "within processes": True,
+        "exit status 0": False,
+    }
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return held | {"exit status 0": process.wait(LOOK_SECONDS) == 0}
+        count, mib = _used(process.pid)
+        broken = {
+            "within seconds": time.monotonic() > until,
+            "within memory_mib": mib > memory_mib + OWN_MIB,
+            "within processes": count > PROCESSES,
+        }
+        if any(broken.values()):
+            return held | {name: not is_broken for name, is_broken in broken.items()}
+
+
+def _used(pid: int) -> tuple[int, float]:
+    """Number and memory, in MiB, of a process and all that come from it."""
+    count, size = 0, 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for one in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                count, size = count + 1, size + one.memory_info().rss
+    return count, size / 2**20

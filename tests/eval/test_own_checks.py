@@ -1,17 +1,23 @@
 """Checks on a source's own test rows: each kind, and answers that are meant to break it."""
 
 import json
+import os
+import socket
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import TypeAdapter
 
 from abctune.core.errors import UserError
 from abctune.core.params import OwnCheck, load_params
 from abctune.llm.inference import Answer
+from stages.eval import isolate
 from stages.eval.own_checks import MAX_ANSWER, Reference, check_answer
 from stages.eval.own_tasks import line_of, own_tasks
-from stages.eval.sandbox import accepts
+from stages.eval.sandbox import run
 
 DEEP = "[" * 19_000
 CALL = {"name": "weather", "arguments": {"city": "Paris", "days": 2}}
@@ -138,16 +144,87 @@ def test_a_pattern_that_would_never_end_is_given_up():
         ("import os, sys; sys.exit('SECRET_OF_TESTS' in os.environ)", True),
         ("import os; assert os.listdir('.') == ['answer.py']", True),
         ("import sys; assert sys.stdin.read() == ''", True),
+        ("import tempfile; tempfile.NamedTemporaryFile().write(b'x')", True),
     ],
 )
 def test_a_command_runs_within_its_limits(code, held, monkeypatch):
     monkeypatch.setenv("SECRET_OF_TESTS", "1")
-    assert accepts(["python", "answer.py"], {"answer.py": code}, 2.0, 256) is held
+    assert accepts(["python", "answer.py"], {"answer.py": code}, seconds=5.0 if held else 0.5) is held
+
+
+def accepts(command: list[str], files: dict[str, str], seconds: float = 5.0, isolated: bool = True) -> bool:
+    return all(run(command, files, seconds, 256, isolated).values())
+
+
+@pytest.mark.parametrize(
+    ("code", "broken"),
+    [
+        ("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", "within processes"),
+        ("import os, time\nfor _ in range(9): os.fork() or (b'1' * 2**26, time.sleep(9))\ntime.sleep(9)", "within memory_mib"),
+        ("x = bytearray(10**10)", "exit status 0"),
+        ("import sys\nwhile True: sys.stdout.write('x' * 2**16); sys.stderr.write('x' * 2**16)", "within seconds"),
+        ("for i in range(99): open(str(i), 'wb').write(bytes(2**22))", "exit status 0"),
+    ],
+    ids=["fork bomb", "memory of many", "memory of one", "endless output", "disk"],
+)  # fmt: skip
+def test_an_attack_on_the_machine_is_stopped_and_told(code, broken):
+    held = run(["python", "answer.py"], {"answer.py": code}, 0.7 if "seconds" in broken else 5.0, 256)
+    assert held[broken] is False and held["exit status 0"] is False
+
+
+def test_a_command_reaches_nothing_but_its_folder(tmp_path):
+    """Every way out fails, while the same code gets through without isolation."""
+    (tmp_path / "private").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(tmp_path / "socket"))
+        local.listen()
+        ways = {
+            "read": f"open({str(tmp_path / 'private')!r}).read()",
+            "the project": f"open({str(Path.cwd() / 'params.yaml')!r}).read()",
+            "write": f"open({str(tmp_path / 'written')!r}, 'w').write('x')",
+            "write to Python": "import sys; open(sys.prefix + '/written.txt', 'w').write('x')",
+            "network": f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1)",
+            "socket": f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 'socket')!r})",
+            "environment": f"open('/proc/{os.getpid()}/environ').read()",
+            "signal": f"import os; os.kill({os.getpid()}, 0)",
+        }
+        try:
+            through = [name for name, code in ways.items() if accepts(["python", "-c", code], {})]
+            open_ways = [name for name in ways if accepts(["python", "-c", ways[name]], {}, isolated=False)]
+        finally:
+            (Path(sys.prefix) / "written.txt").unlink(missing_ok=True)
+    assert through == []
+    assert open_ways == list(ways)
+
+
+def test_what_a_command_leaves_running_ends_with_it():
+    mark = f"300.{os.getpid()}"
+    leave = (
+        "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: os.execvp('sleep', ['sleep',"
+        f" '{mark}'])\n  os._exit(0)\ntime.sleep(0.2)"
+    )
+    assert accepts(["python", "-c", leave], {})
+    until = time.monotonic() + 20
+    while any(mark in (one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < until
+
+
+def test_a_machine_that_cannot_isolate_says_so_and_what_helps(monkeypatch, tmp_path):
+    cannot = (
+        Path(isolate.__file__)
+        .read_text()
+        .replace("NEW_PIDS, NEW_NETWORK = 0x20000,", "NEW_PIDS, NEW_NETWORK = 0x80,")
+    )
+    (tmp_path / "isolate.py").write_text(cannot)
+    monkeypatch.setattr(isolate, "__file__", str(tmp_path / "isolate.py"))
+    with pytest.raises(UserError, match=r"cannot isolate the command \(.+\)\. .*`isolated: false`"):
+        accepts(["python", "-c", ""], {})
+    assert accepts(["python", "-c", ""], {}, isolated=False)
 
 
 def test_a_command_that_is_missing_is_named():
     with pytest.raises(UserError, match="no command 'no-such-program'"):
-        accepts(["no-such-program"], {}, 2.0, 256)
+        accepts(["no-such-program"], {})
 
 
 def test_a_command_sees_the_code_and_the_reference():

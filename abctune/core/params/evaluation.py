@@ -113,12 +113,13 @@ class PythonCheck(_OwnCheck):
 
 
 class CommandCheck(_OwnCheck):
-    """A command accepts the answer's code: it runs in a temporary folder with the code as answer.py."""
+    """A command accepts the answer's code: it runs in a folder of its own with the code as answer.py."""
 
     kind: Literal["command"]
     command: Annotated[tuple[str, ...], Field(min_length=1)]  # words, no shell; `python` is this Python
     seconds: Positive = 5.0  # of time, and of processor time
-    memory_mib: Count = 512
+    memory_mib: Count = 512  # of all its processes together
+    isolated: bool = True  # no files of the machine, no network; false: with the limits alone
 
 
 OwnCheck = Annotated[
