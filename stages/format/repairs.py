@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from abctune.llm.chat import system_folded
 from abctune.llm.conversation import Message, Tools
 from stages.format.turns import Rejected, Turn
+
+# Thoughts that a reply's text begins with; some sets leave out the opening mark, as DeepSeek R1's answers do.
+THOUGHTS_INSIDE = re.compile(
+    r"\s*(?:<(?:think|thinking|thought|reasoning)>)?(?P<thoughts>.*?)</(?P<tag>think|thinking|thought|reasoning)>",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,9 @@ def repaired(
     """
     if not turns:
         raise Rejected("empty conversation")
-    turns, repairs = _without_empty(_one_system(list(turns), notes := list(notes)), notes), notes
+    repairs = list(notes)
+    turns = [_one_thought(turn, repairs) for turn in turns]
+    turns = _without_empty(_one_system(turns, repairs), repairs)
     replies = [number for number, turn in enumerate(turns) if turn.message["role"] == "assistant"]
     if not replies:
         raise Rejected("no assistant turn")
@@ -64,6 +73,22 @@ def repaired(
         repairs.append("turn marked to be learned is no reply")
     supervised = [number in learned for number in range(len(turns))]
     return Conversation([turn.message for turn in turns], supervised, tools, tuple(dict.fromkeys(repairs)))
+
+
+def _one_thought(turn: Turn, notes: list[str]) -> Turn:
+    """The turn with its thoughts once: those in the text stay where a field of their own gives them again.
+
+    Raises:
+        Rejected: the two differ, so one of them is not what was thought.
+    """
+    given = turn.message.get("reasoning_content")
+    if given is None or (inside := THOUGHTS_INSIDE.match(turn.message["content"])) is None:
+        return turn
+    if given.strip() != inside["thoughts"].strip():
+        raise Rejected(f"reasoning differs from that between <{inside['tag']}> in the text")
+    notes.append("reasoning given twice is learned once")
+    message = Message(**{k: v for k, v in turn.message.items() if k != "reasoning_content"})  # type: ignore[typeddict-item]
+    return replace(turn, message=message)
 
 
 def _one_system(turns: list[Turn], notes: list[str]) -> list[Turn]:
