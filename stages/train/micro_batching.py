@@ -101,24 +101,33 @@ class MicroBatching:
         return replace(self, tokens=tokens // 2, back_offs=self.back_offs + 1)
 
 
-def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: int) -> MicroBatching:
-    """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch.
+def packs(recipe: TrainParams, model_type: str, dtype: torch.dtype) -> bool:
+    """Whether conversations are packed; all that decides it is known before the base model is loaded.
 
     Raises:
         UserError: packed rows are asked for where they would be slow or wrong.
     """
-    fast = supports_packing(capability(), model.dtype)
+    fast = supports_packing(capability(), dtype)
     # Unsloth's kernels keep attention inside each conversation of a row; other models get rows of their own.
-    can_pack = fast and model.config.model_type in UNSLOTH
+    can_pack = fast and model_type in UNSLOTH
     if recipe.packing is True and not can_pack:
-        why = f"Unsloth has no kernels for {model.config.model_type}" if fast else WANTS
-        raise UserError(f"params.yaml: train.packing: true does not work here ({why}); set it to auto")
+        why = f"Unsloth has no kernels for {model_type}" if fast else WANTS
+        raise UserError(
+            f"params.yaml: {recipe.key('packing')}: true does not work here ({why}); set it to auto"
+        )
+    return can_pack and recipe.packing is not False
+
+
+def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: int) -> MicroBatching:
+    """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
+    packed = packs(recipe, model.config.model_type, model.dtype)
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
     per_token = activation_bytes_per_token(model.config.get_text_config(), model.is_gradient_checkpointing)
     # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
+    fast = supports_packing(capability(), model.dtype)
     tokens = tokens_that_fit(free_bytes(), per_token) if fast else max_length
-    return MicroBatching(max(tokens, max_length), packed=can_pack and recipe.packing is not False)
+    return MicroBatching(max(tokens, max_length), packed)
 
 
 def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:

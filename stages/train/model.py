@@ -20,6 +20,7 @@ from abctune.llm.tokenizer import BASE_MODEL
 from stages.train import plain
 from stages.train.adapter_files import sort_targets
 from stages.train.memory import choose_checkpointing, needless_4bit, worth_dequantizing
+from stages.train.micro_batching import packs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,6 +51,7 @@ class Base:
         self._max_length = max_length
         self._path = path
         self._kernels = kernels_for(path)
+        packs(recipe, model_type_of(path), resolve_dtype(recipe.dtype))  # refused before minutes of loading
         self._adapted: PeftModel | None = None
         self._checkpointing = ""
         # What was decided about kernels, gradient checkpointing, 4-bit weights and layers, in words; known once loaded.
@@ -80,9 +82,14 @@ class Base:
                 print(f"note: lora.target_modules leaves these without an adapter: {kinds}", file=sys.stderr)
 
 
+def model_type_of(path: Path) -> str:
+    """The architecture of the base model in a folder, by its config.json."""
+    return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
 def kernels_for(path: Path) -> Kernels:
     """What trains the base model in a folder. Without reading it by transformers, before which Unsloth is imported."""
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
+    kind = model_type_of(path)
     if kind in plain.UNSLOTH:
         from stages.train import by_unsloth
 

@@ -19,16 +19,16 @@ def learning_rates(recipe: TrainParams) -> list[float]:
     from transformers import get_scheduler  # not earlier: Unsloth patches transformers and comes first
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_learning_rate)
-    of_its_own = dict(recipe.lr_scheduler_kwargs)
+    of_its_own, key = dict(recipe.lr_scheduler_kwargs), recipe.key("lr_scheduler_kwargs")
     if of_its_own and recipe.lr_scheduler_type.startswith("constant"):  # transformers would not look at them
-        raise UserError(f"params.yaml: train.lr_scheduler_kwargs: {recipe.lr_scheduler_type} takes none")
+        raise UserError(f"params.yaml: {key}: {recipe.lr_scheduler_type} takes none")
     try:
         scheduler = get_scheduler(
             recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.steps, of_its_own
         )
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"params.yaml: train.lr_scheduler_kwargs: {of_its_own} do not suit lr_scheduler_type "
+            f"params.yaml: {key}: {of_its_own} do not suit lr_scheduler_type "
             f"{recipe.lr_scheduler_type} ({error})"
         ) from None
     rates = []

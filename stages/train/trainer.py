@@ -58,7 +58,7 @@ def training_arguments(
     dtype = resolve_dtype(recipe.dtype)
     if sharding and recipe.optim.startswith("lion"):
         raise UserError(
-            f"params.yaml: train.optim: {recipe.optim} does not take a model that is split over GPUs; set adamw_torch"
+            f"params.yaml: {recipe.key('optim')}: {recipe.optim} does not take a model that is split over GPUs; set adamw_torch"
         )
     return SFTConfig(
         output_dir=output_dir,

@@ -13,6 +13,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
 from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, micro_batching_for, packed
+from stages.train.model import Base
 from stages.train.trainer import TokenWeightedTrainer, build_trainer, training_arguments
 from tests import small
 
@@ -267,3 +268,10 @@ def test_packing_is_refused_where_it_would_be_slow_or_wrong(model):
     with pytest.raises(UserError, match=r"train\.packing: true does not work here"):
         micro_batching_for(model, recipe, LONGEST)
     assert not micro_batching_for(model, recipe.model_copy(update={"packing": False}), LONGEST).packed
+
+
+def test_packing_is_refused_before_the_base_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3_text"}')  # no weights to load
+    recipe = load_params().train_of("B", "tiny").model_copy(update={"packing": True})
+    with pytest.raises(UserError, match=r"train\.packing: true does not work here"):
+        Base(recipe, LONGEST, tmp_path)

@@ -89,3 +89,13 @@ def test_every_optimizer_takes_a_step(name, tmp_path):
 def test_an_optimizer_that_takes_no_split_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"train\.optim: lion_8bit"):
         training_arguments(recipe(optim="lion_8bit", dtype="float32"), 1, str(tmp_path), {"fsdp": True})
+
+
+def test_a_setting_is_named_where_it_is_set(tmp_path):
+    params = load_params()
+    params.variants["B"].train["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}
+    params.profiles["tiny"].train["optim"] = "lion_8bit"
+    with pytest.raises(UserError, match=r"params.yaml: variants\.B\.train\.lr_scheduler_kwargs: "):
+        describe(params.train_of("B", "tiny"))
+    with pytest.raises(UserError, match=r"params.yaml: profiles\.tiny\.train\.optim: lion_8bit"):
+        training_arguments(params.train_of("B", "tiny"), 1, str(tmp_path), {"fsdp": True})

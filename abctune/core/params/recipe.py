@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from abctune.core.errors import UserError
 from abctune.core.params.section import PARAMS_FILE, Count, Positive, Section, Whole
@@ -68,6 +68,7 @@ class TrainParams(Section):
     gradient_checkpointing: Literal["auto", "unsloth", "standard", "none"]
     packing: Literal["auto"] | bool = "auto"  # several conversations in one row without padding
     sharding: Literal["auto", "fsdp", "none"]  # the base model split over the training's processes
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)  # setting -> the layer that it comes from
 
     @model_validator(mode="after")
     def _has_the_loss_it_goes_by(self) -> TrainParams:
@@ -97,6 +98,10 @@ class TrainParams(Section):
                 )
         return None
 
+    def key(self, name: str) -> str:
+        """Where in params.yaml a setting has its value, for messages: `profiles.tiny.train.optim`."""
+        return f"{self._places.get(name, 'train')}.{name}"
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the run; ask `with_steps` for a recipe that knows them."""
@@ -121,7 +126,7 @@ class TrainParams(Section):
         steps = math.ceil(self.num_train_epochs * math.ceil(rows / self.conversations_per_step))
         resolved = self.model_copy(update={"max_steps": steps})
         if needs := resolved._lacks_eval_loss():
-            raise UserError(f"{PARAMS_FILE}: train: {needs}")
+            raise UserError(f"{PARAMS_FILE}: {self.key('eval_steps')}: {needs}")
         return resolved
 
     @property

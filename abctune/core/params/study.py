@@ -140,9 +140,11 @@ class Params(Section):
             (f"profiles.{name}.train", self.profiles[name].train),
         )
         try:
-            return TrainParams.model_validate(merged(layers))
+            recipe = TrainParams.model_validate(merged(layers))
         except ValidationError as error:
             raise UserError(explain(error, PARAMS_FILE, layers)) from None
+        recipe._places.update({name: place for place, layer in layers for name in layer})
+        return recipe
 
     def lora_of(self, variant: str) -> LoraParams:
         """The variant's adapter: `lora`, overridden by the variant's."""
