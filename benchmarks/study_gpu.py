@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, help="instead of profile full's number")
     parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--prepare", action="store_true", help="only make the hub's files")
+    parser.add_argument("--stages", nargs="*", default=[], help="only these and what they need")
     arguments = parser.parse_args()
     work = arguments.work
     began = time.perf_counter()
@@ -289,7 +290,7 @@ def main() -> None:
 
     with Hub() as hub:
         serve(hub, project, folders)
-        status = run_repro(project.root, result["seconds"], save=save, HF_ENDPOINT=hub.url)
+        status = run_repro(project.root, result["seconds"], *arguments.stages, save=save, HF_ENDPOINT=hub.url)
     import torch  # for the card's name
 
     torch.cuda.is_available()
