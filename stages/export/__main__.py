@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import read_table
-from abctune.core.params import BASE, ExportFormat, Params, key_from_dvc, load_params
+from abctune.core.params import BASE, FormatArgument, exported_item, load_params
 
 SPLIT = Path("data/split")
 VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
-FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(get_args(ExportFormat)))]
 
 
 @exits_with_one_line
@@ -25,7 +24,11 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     """Write models/exported/<variant>/<format> if it says what the adapter says."""
     started = time.perf_counter()
     params = load_params()
-    variant, fmt = item_of(params, variant, fmt)
+    variant, fmt = exported_item(params, variant, fmt)
+    if (variant, fmt) == (BASE, "merged_16bit"):
+        raise UserError(
+            "base has no adapter to merge: models/base is what merged_16bit would be; name a GGUF format"
+        )
     rows_of = params.evaluation.test_of if variant == BASE else variant
     rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
     from stages.export.write import export  # loads torch: a wrong name is told without it
@@ -35,21 +38,6 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
         f"{variant} {fmt}: {record['bytes'] / 1e6:,.0f} MB, loss {record['file_loss']:.4f} (the adapter's "
         f"{record['adapter_loss']:.4f}), mean KL {record['mean_kl']:.2g} nats, {time.perf_counter() - started:.1f} s"
     )
-
-
-def item_of(params: Params, variant: str, fmt: str) -> tuple[str, str]:
-    """The variant and the format, from the command line or from DVC's name of the stage, `export@B-q8_0`."""
-    if not variant:
-        variant, _, fmt = (key_from_dvc() or "").rpartition("-")
-    if variant != BASE:
-        params.require_variant(variant)
-    if (variant, fmt) == (BASE, "merged_16bit"):
-        raise UserError(
-            "base has no adapter to merge: models/base is what merged_16bit would be; name a GGUF format"
-        )
-    if fmt not in get_args(ExportFormat):
-        raise UserError(f"no format {fmt!r} to export to; there are {', '.join(get_args(ExportFormat))}")
-    return variant, fmt
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from abctune.core.errors import UserError
 from abctune.core.files import RECORD_CHARACTERS
+from abctune.core.json_text import RepeatedKey, each_key_once
 from stages.fetch.text_files import open_text, refuse_tables
 
 BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
@@ -102,24 +103,13 @@ def looks_like_csv(start: list[str]) -> bool:
     return any(first.count(mark) == others[0].count(mark) > 0 for mark in ",;\t")
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object's fields; of a key that stands twice Python would keep the last value without a word."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
-        )
-    return fields
-
-
 class JsonStream:
     """Rows of a JSON list, of objects one after another, or of a list under a key, with one row in memory at a time."""
 
     def __init__(self, text: io.TextIOBase, name: str) -> None:
         self._text, self._name, self._what = text, name, "JSON"
         self._buffer, self._at, self._line, self._column = "", 0, 1, 1
-        self._decode = json.JSONDecoder(object_pairs_hook=_each_key_once).raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=each_key_once).raw_decode
 
     def rows(self) -> Iterator[Any]:
         """The rows.
@@ -164,7 +154,7 @@ class JsonStream:
             if not isinstance(key, str) or not self._take(":"):
                 raise self._error("Expecting property name enclosed in double quotes", self._at)
             if key in fields:
-                raise self._error(f"the key {key!r} stands twice in one object", self._at)
+                raise self._error(str(RepeatedKey(key)), self._at)
             if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not holds_rows and self._take("["):
                 items = self._items()
                 first = next(items, None)

@@ -9,7 +9,6 @@ source's `ignore`), or repeats what was read; else the row is rejected as `unrea
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from abctune.core.params import SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
 from stages.format.repairs import Conversation, repaired
-from stages.format.turns import Rejected, Turn, each_key_once, from_json, read_tools, read_turns, text_of
+from stages.format.turns import Rejected, Turn, from_json, parsed, read_tools, read_turns, text_of
 
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
 MAX_MESSAGES = 500
@@ -237,7 +236,7 @@ def _parse(record: str) -> dict[str, Any]:
     if len(record) > RECORD_CHARACTERS:
         raise Rejected("too long")
     try:
-        fields = json.loads(record, object_pairs_hook=each_key_once)
+        fields = parsed(record)
     except RecursionError:
         raise Rejected("nested too deep") from None
     except ValueError:  # also a number of thousands of digits

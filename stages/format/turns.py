@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from abctune.core.json_text import RepeatedKey, each_key_once
 from abctune.llm.conversation import Message, Role, Tools
 from stages.format.fields import Fields, is_blank
 
@@ -91,22 +92,22 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, object_pairs_hook=each_key_once)
+        return parsed(value)
     except (ValueError, RecursionError):
         return value
 
 
-def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object's fields.
+def parsed(text: str) -> Any:
+    """A JSON text's value.
 
     Raises:
-        Rejected: a key stands twice, of which Python would keep the last value without a word.
+        Rejected: a key stands twice in one object.
+        ValueError, RecursionError: as json.loads raises them.
     """
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise Rejected(f"the same key twice: {next(name for name in names if names.count(name) > 1)[:60]}")
-    return fields
+    try:
+        return json.loads(text, object_pairs_hook=each_key_once)
+    except RepeatedKey as error:
+        raise Rejected(f"the same key twice: {error.key[:60]}") from None
 
 
 def _turns(fields: Fields, ignore: Sequence[str]) -> Iterable[Turn]:

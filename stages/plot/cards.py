@@ -6,7 +6,6 @@ train leaves a note next to the adapter (abctune/core/card.py); this is the card
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from abctune.core.card import built_with, front_matter, title
@@ -15,13 +14,11 @@ from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
 from abctune.study.own import LabelCount, source_checks
-from abctune.study.rendering import environment
 from abctune.study.served import Served
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict, forgetting
 from stages.plot.cautions import limits_of
-
-TEMPLATE = Path(__file__).parent / "card.md.jinja"
+from stages.plot.templates import template
 
 
 def card(
@@ -37,8 +34,7 @@ def card(
     record = study.trained[variant].record
     base = record.base_model
     mine = [v for v in verdicts if variant in v.difference.pair]
-    template = environment(escape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return template("card.md.jinja").render(
         front_matter=front_matter(base, study.origins.values()),
         title=title(variant, base),
         llama=built_with(base),

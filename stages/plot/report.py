@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from abctune.study.comparison import Comparison
@@ -12,7 +11,6 @@ from abctune.study.exposure import Confound, ledger
 from abctune.study.inputs import Study
 from abctune.study.origins import data_origins, made_with
 from abctune.study.preferences import preferences_of
-from abctune.study.rendering import environment
 from abctune.study.results import all_headlines
 from abctune.study.served import Served
 from abctune.study.statistics import LEVEL
@@ -30,8 +28,7 @@ from stages.plot.rows import (
     training_rows,
     verdict_blocks,
 )
-
-HERE = Path(__file__).parent
+from stages.plot.templates import template
 
 Report = dict[str, Any]  # what the templates know by name
 
@@ -83,11 +80,9 @@ def report_of(
 
 def render_html(report: Report) -> str:
     """The self-contained page."""
-    text = (HERE / "report.html.jinja").read_text(encoding="utf-8")
-    return environment(escape=True).from_string(text).render(report)
+    return template("report.html.jinja").render(report)
 
 
 def render_markdown(report: Report) -> str:
     """The same for a pull request, without figures and answers."""
-    text = (HERE / "report.md.jinja").read_text(encoding="utf-8")
-    return re.sub(r"\n{3,}", "\n\n", environment(escape=False).from_string(text).render(report))
+    return re.sub(r"\n{3,}", "\n\n", template("report.md.jinja").render(report))

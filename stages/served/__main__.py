@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import pyarrow.parquet as pq
 import typer
 
-from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, read_table
-from abctune.core.params import ExportFormat, key_from_dvc, load_params
+from abctune.core.params import FormatArgument, exported_item, load_params
 from abctune.llm.tokenizer import load_tokenizer
 
 MODELS, EXPORTED, SPLIT, SERVED = (
@@ -19,7 +19,6 @@ MODELS, EXPORTED, SPLIT, SERVED = (
 )
 COLUMNS = ["id", "group", "source", "n_supervised", "input_ids", "labels", "messages", "extra"]
 VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml")]
-FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(get_args(ExportFormat)))]
 
 
 @exits_with_one_line
@@ -27,11 +26,8 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     """Write metrics/served/<variant>/<format>.parquet: the file's loss on each test row."""
     started = time.perf_counter()
     params = load_params()
-    if not variant:  # DVC's name of the stage: served@B-q8_0
-        variant, _, fmt = (key_from_dvc() or "").rpartition("-")
+    variant, fmt = exported_item(params, variant, fmt)
     params.require_variant(variant)
-    if fmt not in get_args(ExportFormat):
-        raise UserError(f"no exported format {fmt!r}; there are {', '.join(get_args(ExportFormat))}")
     test_of = params.evaluation.test_of
     rows = read_table(SPLIT / test_of / "test.parquet", f"split@{test_of}", COLUMNS)
     from stages.served.files import open_export

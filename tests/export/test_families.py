@@ -79,15 +79,6 @@ def distances(model, found) -> dict[str, float]:
     return compare(places, wanted, found)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_file_and_an_adapter_of_every_family_say_what_transformers_and_peft_say(kind, tmp_path):
     own = tokenizer()

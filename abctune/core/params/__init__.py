@@ -27,7 +27,7 @@ from abctune.core.params.origins import (
 )
 from abctune.core.params.recipe import LoraParams, Optimizer, Scheduler, TrainParams
 from abctune.core.params.section import BASE, KEY, PARAMS_FILE, VARIANT_KEYS, BaseFormat, ExportFormat
-from abctune.core.params.stage import ItemArgument, key_from_dvc
+from abctune.core.params.stage import FormatArgument, ItemArgument, exported_item, key_from_dvc
 from abctune.core.params.study import Params, Variant, load_params
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "ChoiceCheck",
     "CommandCheck",
     "ExportFormat",
+    "FormatArgument",
     "HubModel",
     "HubSource",
     "ItemArgument",
@@ -63,6 +64,7 @@ __all__ = [
     "Variant",
     "WheelModel",
     "WheelSource",
+    "exported_item",
     "key_from_dvc",
     "load_params",
 ]

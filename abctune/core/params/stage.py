@@ -1,11 +1,15 @@
-"""Which variant a stage is to run for: from DVC, or from the command line."""
+"""Which variant, and which format, a stage is to run for: from DVC, or from the command line."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+
+from abctune.core.errors import UserError
+from abctune.core.params.section import BASE, ExportFormat
+from abctune.core.params.study import Params
 
 
 def item_of(stage: str) -> str:
@@ -33,3 +37,19 @@ ItemArgument = Annotated[
         help="a name under `variants` in params.yaml; DVC sets it",
     ),
 ]
+FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(get_args(ExportFormat)))]
+
+
+def exported_item(params: Params, variant: str, fmt: str) -> tuple[str, str]:
+    """The variant (or base) and the format, from the command line or from DVC's name of the stage, `export@B-q8_0`.
+
+    Raises:
+        UserError: params.yaml has no such variant, or there is no such format.
+    """
+    if not variant:
+        variant, _, fmt = (key_from_dvc() or "").rpartition("-")
+    if variant != BASE:
+        params.require_variant(variant)
+    if fmt not in get_args(ExportFormat):
+        raise UserError(f"no format {fmt!r} to export to; there are {', '.join(get_args(ExportFormat))}")
+    return variant, fmt

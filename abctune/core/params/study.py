@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from abctune.core.errors import UserError
 from abctune.core.params.data import ContaminationParams, DataParams, FormatParams, SourceParams, SplitParams
 from abctune.core.params.evaluation import EvalParams, EvaluationParams
-from abctune.core.params.layers import merged
+from abctune.core.params.layers import Layers, merged
 from abctune.core.params.messages import explain
 from abctune.core.params.origins import ModelOrigin, SourceOrigin
 from abctune.core.params.recipe import LoraParams, TrainParams
@@ -27,6 +27,8 @@ from abctune.core.params.section import (
     ExportFormat,
     Section,
 )
+
+Resolved = TypeVar("Resolved", TrainParams, LoraParams)
 
 
 class ExportParams(Section):
@@ -139,10 +141,7 @@ class Params(Section):
             (f"variants.{variant}.train", self.variants[variant].train),
             (f"profiles.{name}.train", self.profiles[name].train),
         )
-        try:
-            recipe = TrainParams.model_validate(merged(layers))
-        except ValidationError as error:
-            raise UserError(explain(error, PARAMS_FILE, layers)) from None
+        recipe = _resolved(TrainParams, layers)
         recipe._places.update({name: place for place, layer in layers for name in layer})
         return recipe
 
@@ -152,10 +151,7 @@ class Params(Section):
             ("lora", self.lora.model_dump()),
             (f"variants.{variant}.lora", self.variants[variant].lora),
         )
-        try:
-            return LoraParams.model_validate(merged(layers))
-        except ValidationError as error:
-            raise UserError(explain(error, PARAMS_FILE, layers)) from None
+        return _resolved(LoraParams, layers)
 
     def replicates_of(self, variant: str) -> int:
         """How often the variant is trained, each time with another training seed."""
@@ -180,6 +176,13 @@ class Params(Section):
         if variant not in self.variants:
             raise UserError(f"{PARAMS_FILE}: no variant {variant!r}; variants has {', '.join(self.variants)}")
         return self.variants[variant]
+
+
+def _resolved(kind: type[Resolved], layers: Layers) -> Resolved:
+    try:
+        return kind.model_validate(merged(layers))
+    except ValidationError as error:
+        raise UserError(explain(error, PARAMS_FILE, layers)) from None
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
