@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -45,9 +45,11 @@ MODELS_AT_IMPORT = (
 # The environment before this process imported a library that adds to it. The conftest of a folder that pytest is given
 # by name imports such libraries, right after tests/conftest.py has imported this module.
 START = dict(os.environ)
+THREADS = "OMP_NUM_THREADS"
 PROGRAM_OF_TORCHRUN = "PYTHON_EXEC"
 ADDED = "ABCTUNE_TESTS_ADDED"  # what a server's libraries have set in the environment, as JSON
 HOME = "ABCTUNE_TESTS_WARM"  # the variable that names the servers' folder
+CHOSEN = "ABCTUNE_TESTS_CHOSEN"  # names of the variables that the test itself has set for a started command, as JSON
 
 
 # `python` for what DVC, torchrun and our tools start: a stage or DVC goes to a server, all else to the interpreter.
@@ -116,7 +118,12 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
         kind = "models" if "from app." in arguments[0] else "unsloth"
     read = AT_IMPORT if kind == "light" else AT_IMPORT + MODELS_AT_IMPORT
     first = json.loads((Path(os.environ[HOME]) / "start.json").read_text(encoding="utf-8"))["environment"]
-    if any(name.startswith(read) and first.get(name) != value for name, value in chosen.items()):
+    # How many threads torch uses, a server's child can still be told.
+    told = (THREADS,) if kind in ("models", "unsloth") else ()
+    if any(
+        name.startswith(read) and name not in told and first.get(name) != value
+        for name, value in chosen.items()
+    ):
         return None
     # What the tests' own process has got from importing the libraries is not theirs to pass on.
     all_read = AT_IMPORT + MODELS_AT_IMPORT
@@ -130,6 +137,29 @@ def run(command: Command, folder: Path) -> tuple[int, str, str]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
         status = _status(command, folder, (nothing.fileno(), out.fileno(), err.fileno()))
         return status, _text(out), _text(err)
+
+
+def start(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    chosen: Mapping[str, str],
+    **streams: Any,
+) -> subprocess.Popen[str]:
+    """Start a command of text in a folder: on a server where one can run it, else in a new interpreter.
+
+    Signals that end a program reach the command, and one that is killed here is killed there too; a stop signal and
+    the process group are this side's own.
+
+    Args:
+        environment, chosen: as those of `find`.
+        streams: what subprocess.Popen is told of input, output and errors.
+    """
+    if found := find(command, environment, chosen):
+        _server(found.kind)
+        command = [sys.executable, __file__, *command[1:]]
+        chosen = {**chosen, CHOSEN: json.dumps(list(chosen))}
+    return subprocess.Popen(command, cwd=folder, env={**environment, **chosen}, text=True, **streams)
 
 
 def _status(
@@ -193,9 +223,11 @@ def main() -> int:
     """Be the `python` that DVC has started with the arguments `-m stages.<name> ...`."""
     # Of what the command that started this one has, its server's libraries had set some when they were imported.
     added = json.loads(os.environ.pop(ADDED, "{}"))
+    chosen = json.loads(os.environ.pop(CHOSEN, "null"))
     environment = {name: value for name, value in os.environ.items() if added.get(name) != value}
     command = ["python", *sys.argv[1:]]
-    if found := find(command, {}, environment):
+    by_test = environment if chosen is None else {name: environment[name] for name in chosen}
+    if found := find(command, environment, by_test):
         return _status(found, Path.cwd(), (0, 1, 2), pass_on_signals)
     os.execve(sys.executable, [sys.executable, *sys.argv[1:]], environment)
 

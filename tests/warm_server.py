@@ -263,10 +263,14 @@ def become(request: Request, added: dict[str, str], program: Path) -> None:
     for number, file in enumerate(request.files):
         os.dup2(file, number)
         os.close(file)
+    threads = os.environ.get("OMP_NUM_THREADS")
     os.environ.clear()
     os.environ.update(added | {"ABCTUNE_TESTS_ADDED": json.dumps(added)} | request.environment)
     os.chdir(request.folder)
     reseed()
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    if wanted and wanted != threads and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(int(wanted))
     sys.path[0] = request.folder if request.module != "dvc" else str(Path(sys.executable).parent)
     if request.module.startswith("tools."):  # which start DVC by it
         sys.executable = str(program)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from stages.train.checkpoints import find_flaw
+from tests import warm
 from tests.workspace import Workspace
 
 DRIVER = Path(__file__).parent / "train_driver.py"
@@ -37,6 +38,7 @@ RECIPE = {
 }
 # One thread each: the driver's forks have one, and how many there are decides the last bits.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+TRAIN = ("python", "-m", "stages.train", "B")
 STEP_LIMIT_S = 300  # generous: other work may use the same cores
 
 
@@ -48,8 +50,13 @@ class Project(Workspace):
         return Project(folder)
 
     def train(self) -> subprocess.Popen[str]:
-        """`python -m stages.train B`, started."""
-        return self.start("python", "-m", "stages.train", "B")
+        """`python -m stages.train B`, started in a process of its own."""
+        return self.start(*TRAIN)
+
+    def train_warm(self) -> subprocess.Popen[str]:
+        """The same without the seconds that imports take; the process is one that passes signals on."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return warm.start(TRAIN, self.root, self.environment(), ENVIRONMENT, **streams)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -118,13 +125,15 @@ class Driver:
     """tests/faults/train_driver.py, asked to train."""
 
     def __init__(self, folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, DRIVER],
-            cwd=folder,
+        code = f"import stages.train, runpy; runpy.run_path({str(DRIVER)!r}, run_name='__main__')"
+        self._process = warm.start(
+            [sys.executable, "-c", code],
+            folder,
+            Workspace(folder).environment(),
+            ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
 
     def train(self, project: Project, **fault) -> dict:
@@ -184,7 +193,7 @@ def working_seconds(project: Project) -> float:
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(project, uninterrupted):
-    process = project.train()
+    process = project.train_warm()
     wait_for(lambda: max(project.steps(), default=0) >= 6, process)
     process.kill()
     process.communicate()
@@ -333,9 +342,8 @@ def test_a_checkpoint_holds_no_code(with_checkpoints):
             torch.load(path, weights_only=True)
 
 
-def stop(project: Project, number: signal.Signals, *command: str) -> tuple[str, int]:
+def stop(project: Project, number: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, int]:
     """Send a signal to the whole command, as a terminal does, after step 6; return what it printed and its exit status."""
-    process = project.start(*command)
     wait_for(lambda: 6 in project.steps(), process)
     os.killpg(process.pid, number)
     return process.communicate(timeout=STEP_LIMIT_S)[0], process.returncode
@@ -362,13 +370,13 @@ def check_stopped(
 
 
 def test_sigterm_saves_and_the_next_run_loses_no_step(project, uninterrupted):
-    printed, status = stop(project, signal.SIGTERM, "python", "-m", "stages.train", "B")
+    printed, status = stop(project, signal.SIGTERM, project.train_warm())
     check_stopped(project, printed, status, signal.SIGTERM, uninterrupted)
 
 
 @pytest.mark.faults
 def test_ctrl_c_on_dvc_repro_saves_and_the_next_run_loses_no_step(project, uninterrupted):
-    printed, status = stop(project, signal.SIGINT, "dvc", "repro", "--single-item", "train@B")
+    printed, status = stop(project, signal.SIGINT, project.start("dvc", "repro", "--single-item", "train@B"))
     check_stopped(project, printed, status, signal.SIGINT, uninterrupted)
 
 

@@ -30,7 +30,7 @@ def outcomes() -> dict[tuple[str, str, str], str]:
     return {(v.difference.model, v.difference.reference, v.difference.on.name): v.outcome for v in found}
 
 
-def test_a_planted_effect_is_called_better_where_it_is_and_nowhere_else(plotted):
+def test_a_planted_effect_is_called_better_where_it_is_and_nowhere_else(plotted, undrawn):
     summary = plotted({"C": effect(instruct=-0.05)}, n={"chat": 200, "instruct": 200})
     text = Path("plots/report.md").read_text()
     assert re.search(r"C is better than base on instruct by 0\.0[456]\d* nats \[0\.0", text)
@@ -42,7 +42,7 @@ def test_a_planted_effect_is_called_better_where_it_is_and_nowhere_else(plotted)
     assert float(summary["C"]["vs_base"].split()[2]) == pytest.approx(gain, abs=5e-3)
 
 
-def test_the_first_columns_of_dvc_exp_show_are_every_models_loss_and_the_verdicts(plotted):
+def test_the_first_columns_of_dvc_exp_show_are_every_models_loss_and_the_verdicts(plotted, undrawn):
     summary = plotted({"C": effect(instruct=-0.05)})
     assert list(summary)[:2] == ["loss", "verdict"]
     assert summary["loss"] == {name: summary[name]["loss"]["overall"] for name in ("base", *RECIPES)}
@@ -53,7 +53,7 @@ def test_a_planted_harm_is_called_worse(fake_run):
     assert outcomes()["A", "base", "chat"] == "worse"
 
 
-def test_where_nothing_is_planted_nothing_is_shown(plotted):
+def test_where_nothing_is_planted_nothing_is_shown(plotted, undrawn):
     summary = plotted()
     words = [*summary["verdict"].values(), *(summary[name]["vs_base"] for name in RECIPES)]
     assert len(words) == 6 and not any(re.match("better|worse", short) for short in words)
@@ -61,7 +61,7 @@ def test_where_nothing_is_planted_nothing_is_shown(plotted):
     assert " is better than " not in page and " is worse than " not in page
 
 
-def test_one_replicate_never_yields_a_verdict_on_a_recipe(plotted, capsys):
+def test_one_replicate_never_yields_a_verdict_on_a_recipe(plotted, undrawn, capsys):
     summary = plotted({"C": effect(chat=-0.5, instruct=-0.5)}, replicates=1)
     text = Path("plots/report.md").read_text()
     assert "No headline on A, B and C: trained once" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_one_replicate_never_yields_a_verdict_on_a_recipe(plotted, capsys):
     assert summary["C"]["vs_base"].startswith("one run: better by")
 
 
-def test_general_text_is_a_set_of_its_own_and_says_what_was_forgotten(plotted):
+def test_general_text_is_a_set_of_its_own_and_says_what_was_forgotten(plotted, undrawn):
     summary = plotted({"C": effect(general=0.3)}, general=60)
     assert re.match(r"worse by 0\.(29|3)", summary["C"]["forgetting"])
     text = Path("plots/report.md").read_text()
@@ -81,7 +81,7 @@ def test_general_text_is_a_set_of_its_own_and_says_what_was_forgotten(plotted):
     assert "overall (n = 130)" in text and not summary["C"]["vs_base"].startswith("worse")
 
 
-def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted):
+def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted, undrawn):
     summary = plotted(served={"16bit": 0.0, "q4_k_m.gguf": 0.05})
     assert summary["C"]["served"]["16bit"].startswith("equivalent: ")
     assert summary["C"]["served"]["q4_k_m.gguf"].startswith("worse by 0.0")
@@ -232,7 +232,7 @@ def test_what_cannot_be_collected_names_the_stage_that_makes_it(fake_run, capsys
     assert f"{path} not found; `dvc repro {made_by}`" in capsys.readouterr().err
 
 
-def test_a_tiny_test_set_gives_no_interval_and_says_so(plotted):
+def test_a_tiny_test_set_gives_no_interval_and_says_so(plotted, undrawn):
     summary = plotted({"C": effect(chat=-1.0)}, n={"chat": 3, "instruct": 40})
     report = Path("plots/report.md").read_text()
     assert "C compared with base on chat: undecided, too few independent conversations" in report
@@ -242,12 +242,12 @@ def test_a_tiny_test_set_gives_no_interval_and_says_so(plotted):
     assert summary["C"]["loss"]["chat"] == pytest.approx(table.loc["C", "chat"]["loss"], abs=1e-5)
 
 
-def test_one_variant_alone_is_compared_with_base(plotted):
+def test_one_variant_alone_is_compared_with_base(plotted, undrawn):
     summary = plotted({"B": effect(chat=-0.3)}, recipes={"B": RECIPES["B"]})
     assert summary["verdict"] == {} and summary["B"]["vs_base"].startswith("better by")
 
 
-def test_folders_that_params_yaml_does_not_name_are_ignored_and_named(plotted, capsys):
+def test_folders_that_params_yaml_does_not_name_are_ignored_and_named(plotted, undrawn, capsys):
     plotted()
     shutil.copytree("metrics/eval/A", "metrics/eval/old")
     main()
@@ -264,14 +264,14 @@ def test_two_runs_write_the_same_bytes(plotted):
     assert Path("metrics/summary.json").read_bytes() == summary
 
 
-def test_figures_of_an_earlier_run_do_not_stay_behind(plotted, fake_run):
+def test_figures_of_an_earlier_run_do_not_stay_behind(plotted, undrawn, fake_run):
     plotted()
     Path("plots/stale.svg").write_text("old")
     main()
     assert not Path("plots/stale.svg").exists()
 
 
-def test_the_charts_tables_have_the_rows_of_every_variant_that_logged_them(plotted):
+def test_the_charts_tables_have_the_rows_of_every_variant_that_logged_them(plotted, undrawn):
     plotted()
     # A does not evaluate while it trains; a row without numbers keeps its colour in the chart.
     for name, variants in {"train_loss": "ABC", "eval_loss": "BC", "learning_rate": "ABC"}.items():

@@ -5,23 +5,27 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests import warm
 from tests.workspace import Workspace
 
 
-def started(project: Workspace, ready: Callable[[], object], **environment: str) -> subprocess.Popen[str]:
+def started(
+    project: Workspace, ready: Callable[[], object], own_process: bool = False, **environment: str
+) -> subprocess.Popen[str]:
     """The stage training B, as soon as it is `ready`; its stderr is piped.
 
     Args:
+        own_process: whether the stage and the processes that it starts have to be this test's own, not a server's.
         environment: variables on top of the project's own.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.train", "B"],
-        cwd=project.root,
-        env=project.environment(**environment),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "stages.train", "B"]
+    if own_process:
+        process = subprocess.Popen(
+            command, cwd=project.root, env=project.environment(**environment), text=True, **streams
+        )
+    else:
+        process = warm.start(command, project.root, project.environment(), environment, **streams)
     deadline = time.monotonic() + 300
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline

@@ -126,7 +126,7 @@ def test_more_processes_than_conversations_a_step_are_refused_in_one_line(ready_
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_stage_in_one_line_and_the_rerun_goes_on(alone, project, rank):
     project.set(train__save_steps=2)
-    launcher = started(project, has_checkpoint(project, 2), PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    launcher = started(project, has_checkpoint(project, 2), True, PET_NPROC_PER_NODE="2", **ONE_THREAD)
     os.kill(process_of(launcher.pid, rank), signal.SIGKILL)
     launcher.stderr, said = None, launcher.communicate(timeout=60)[1]
     line = f"error: process {rank} of B's training was killed by SIGKILL; the others were ended too. "

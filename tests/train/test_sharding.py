@@ -28,7 +28,7 @@ def test_a_sharded_model_trains_the_adapter_of_a_whole_one(alone, project):
 @pytest.mark.faults
 def test_a_sharded_training_that_is_stopped_goes_on_to_the_same_adapter(alone, project):
     project.set(train__sharding="fsdp", train__save_steps=2)
-    launcher = started(project, has_checkpoint(project, 2), PET_NPROC_PER_NODE="2", **ONE_THREAD)
+    launcher = started(project, has_checkpoint(project, 2), True, PET_NPROC_PER_NODE="2", **ONE_THREAD)
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate(timeout=120)[1]
     assert "stopped by SIGTERM after step" in said

@@ -29,10 +29,13 @@ def test_as_many_train_at_once_as_end_soonest_and_fit(monkeypatch, variant, free
     assert workers.workers_for(SimpleNamespace(replicates=(1, 2, 3), recipe=recipe)) == at_once
 
 
-def two_at_once(project, ready: Callable[[], object], steps: int) -> subprocess.Popen[str]:
+def two_at_once(
+    project, ready: Callable[[], object], steps: int, own_process: bool = False
+) -> subprocess.Popen[str]:
     """The stage, training two replicates of B at the same time, as soon as it is `ready`."""
-    project.set(profiles__tiny__replicates=2, train__save_steps=1, variants__B__train__max_steps=steps)
-    return started(project, ready, **TWO_THREADS)
+    project.set(profiles__tiny__replicates=2, train__save_steps=1)
+    project.set(variants__B__train__max_steps=steps, variants__B__train__eval_steps=20)
+    return started(project, ready, own_process, **TWO_THREADS)
 
 
 def test_stopped_they_go_on_and_end_with_the_bytes_of_one_after_the_other(ready_to_train):
@@ -59,7 +62,7 @@ def test_stopped_they_go_on_and_end_with_the_bytes_of_one_after_the_other(ready_
 @pytest.mark.parametrize("which", ["a worker", "the stage"])
 def test_a_killed_process_takes_the_others_along(ready_to_train, which):
     first, second = (has_checkpoint(ready_to_train, "*", number) for number in (1, 2))
-    process = two_at_once(ready_to_train, lambda: first() and second(), steps=1000)
+    process = two_at_once(ready_to_train, lambda: first() and second(), steps=1000, own_process=True)
     family = psutil.Process(process.pid).children(recursive=True)
     workers = [one for one in family if "spawn_main" in " ".join(one.cmdline())]
     assert len(workers) == 2
