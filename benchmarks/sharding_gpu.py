@@ -12,7 +12,7 @@ something to learn in a few steps, and the stage itself (`python -m stages.train
     70b            70B in 4 bit, made on the devices layer by layer, FSDP2 over two
     eval           test loss of 8B on one GPU, and with `device_map: auto` on two of 10 GiB each
 
-Runs of one GPU go two at a time. Writes benchmarks/results/sharding_gpu.json after each run.
+Runs of one GPU go two at a time. What a run printed is kept next to the models (`--models`). Writes benchmarks/results/sharding_gpu.json after each run.
 """
 
 from __future__ import annotations
@@ -260,6 +260,7 @@ def run(name: str, models: Path, gpus: str) -> dict[str, Any]:
             cwd=folder, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         seconds = time.perf_counter() - started
+        (models / f"{name}.log").write_text(done.stdout + done.stderr)
         result: dict[str, Any] = {
             "processes": processes,
             "budget_gib": budget,
@@ -268,7 +269,8 @@ def run(name: str, models: Path, gpus: str) -> dict[str, Any]:
         cards = [json.loads(file.read_text()) for file in sorted(folder.glob("card-*.json"))]
         if done.returncode or not cards:
             text = done.stderr.replace("\r", "\n").splitlines()
-            said = [line for line in text if line.startswith("error:") or "Error" in line]
+            said = [line for line in text if "error:" in line or "Error" in line]
+            said = [line for line in said if "ChildFailedError" not in line]
             return result | {"failed": [line[:300] for line in (said or text[-20:])[:3]]}
         lengths = [row["n_tokens"] for row in conversations(steps, shape)]
         tokens = [sum(lengths[i * CONVERSATIONS : (i + 1) * CONVERSATIONS]) for i in range(steps)]

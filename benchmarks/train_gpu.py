@@ -7,11 +7,14 @@ cap 2048), the same 16 of them in every step, QLoRA r 16, adamw_8bit:
     b      Unsloth with the stock notebook's settings, 4 x 4 (its collator pads)
     c      this project: `python -m stages.train B`, profile full
     c16    the same with 16 GiB of GPU memory
-    report the student report's notebook B, shortened: as b, with evaluation every 10 steps, the adapter of the lowest
-           train loss saved when it is found, and a generation at the end; its other times follow from these by count
+    again  the same as c once more, with the kernels that c's run compiled: what a second variant finds
+    report-A, report-B, report-C
+           the student report's notebooks: as b with its own batch and number of steps; B and C with an evaluation every
+           10 steps on as many rows as the report's 5 % are; the adapter of the lowest train loss saved when it is
+           found, and a generation at the end
     t4     the same as c with what a T4 decides: sm_75, so float16 and padded rows, and 15 GiB
 
-Each runs in a process of its own, with empty compile caches, from process start to the saved adapter. c trains
+Each runs in a process of its own, all but `again` with empty compile caches, from process start to the saved adapter. c trains
 without evaluations and live samples, which a and b do not make either. Writes benchmarks/results/train_gpu.json and prints the table.
 """
 
@@ -65,11 +68,15 @@ STEPS = {
     "a": 14,
     "b": 40,
     "c": 40,
+    "again": 40,
     "c16": 40,
-    "report": 20,
+    "report-A": 60,
+    "report-B": 40,
+    "report-C": 40,
     "t4": 12,
 }  # a's rate is steady after a few, and slow
-EVAL_ROWS = 96
+# Of the report's notebooks: conversations a micro-batch, of which four make a step, and rows of an evaluation.
+NOTEBOOKS = {"report-A": (2, 0), "report-B": (4, 750), "report-C": (4, 1500)}
 BUDGET_GIB = {"c16": 16, "t4": 15}
 
 
@@ -92,7 +99,7 @@ class Watch:
         self.begun: list[float] = []
         self.ended: list[float] = []
         self.processed = 0  # tokens, padding included
-        self.evaluations: list[float] = []  # seconds of each, EVAL_ROWS rows
+        self.evaluations: list[float] = []  # seconds of each
         self.generation_seconds: float | None = None
 
     def install(self) -> None:
@@ -120,13 +127,13 @@ class Watch:
 
         Trainer.train, Trainer.compute_loss = timed_train, counted_loss
 
-    def report(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    def report(self, rows: list[dict[str, list[int]]], per_step: int) -> dict[str, Any]:
         import torch
 
         now = time.perf_counter()
         seconds = [end - begin for begin, end in zip(self.begun, self.ended, strict=True)]
         tokens = [
-            sum(len(row["input_ids"]) for row in rows[i * CONVERSATIONS : (i + 1) * CONVERSATIONS])
+            sum(len(row["input_ids"]) for row in rows[i * per_step : (i + 1) * per_step])
             for i in range(len(seconds))
         ]
         rate = sum(tokens[WARM_UP:]) / sum(seconds[WARM_UP:])
@@ -240,8 +247,8 @@ def notebook(model_folder: Path, steps: int, watch: Watch) -> None:
     model.save_pretrained("adapter")
 
 
-def report(model_folder: Path, steps: int, watch: Watch) -> None:
-    """Notebook B of the student report, on EVAL_ROWS instead of 5 % of the rows."""
+def report(name: str, model_folder: Path, steps: int, watch: Watch) -> None:
+    """A notebook of the student report."""
     from unsloth import FastLanguageModel  # isort: skip
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, TrainerCallback
@@ -255,22 +262,22 @@ def report(model_folder: Path, steps: int, watch: Watch) -> None:
                 self.lowest = logs["loss"]
                 model.save_pretrained("adapter")
 
+    micro_batch, held_out = NOTEBOOKS[name]
     model, tokenizer = notebook_model(model_folder)
     watch.install()
-    rows = conversations(steps)
+    rows = conversations(max(steps, -(-held_out // CONVERSATIONS)))
+    evaluation = {"eval_strategy": "steps", "eval_steps": 10} if held_out else {}
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:EVAL_ROWS]),
+        eval_dataset=Dataset.from_list(rows[:held_out]) if held_out else None,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[CheckpointCallback()],
         args=SFTConfig(
-            **arguments(steps, "out"),
+            **arguments(steps, "out") | {"per_device_train_batch_size": micro_batch} | evaluation,
             max_length=MAX_LENGTH,
             packing=False,
-            eval_strategy="steps",
-            eval_steps=10,
         ),
     )
     evaluate = trainer.evaluate
@@ -348,10 +355,14 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
     if name == "t4":
         pretend_t4()
     watch = Watch()
-    {"a": plain, "b": notebook, "report": report}.get(name, ours)(model_folder, STEPS[name], watch)
-    found = watch.report(conversations(STEPS[name]))
-    if watch.evaluations:
-        found |= {"evaluation_seconds": watch.evaluations, "evaluation_rows": EVAL_ROWS}
+    if name in NOTEBOOKS:
+        report(name, model_folder, STEPS[name], watch)
+    else:
+        {"a": plain, "b": notebook}.get(name, ours)(model_folder, STEPS[name], watch)
+    per_step = 4 * NOTEBOOKS[name][0] if name in NOTEBOOKS else CONVERSATIONS
+    found = watch.report(conversations(STEPS[name]), per_step)
+    if name in NOTEBOOKS:
+        found |= {"evaluation_seconds": watch.evaluations, "evaluation_rows": NOTEBOOKS[name][1]}
         found["generation_seconds"] = watch.generation_seconds
     record = Path("models/B/training.json")
     if record.exists():
@@ -363,9 +374,16 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
 
 
 def run(name: str, model_folder: Path) -> dict[str, Any]:
-    """Run a contender in a process of its own, nothing compiled before."""
+    """Run a contender in a process of its own."""
+    kept = Path(tempfile.gettempdir()) / "train-gpu-compiled" / ("c" if name == "again" else name)
+    if name != "again":
+        shutil.rmtree(kept, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+        caches = {
+            "TORCHINDUCTOR_CACHE_DIR": f"{kept}/inductor",
+            "TRITON_CACHE_DIR": f"{kept}/triton",
+            "UNSLOTH_COMPILE_LOCATION": f"{kept}/unsloth",
+        }
         identity = {
             f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
