@@ -33,7 +33,6 @@ from app.service import BUSY, FAILED, Reply, Service, Waiting
 
 log = logging.getLogger("app")
 MAX_BODY = 2**20
-LOOK_SECONDS = 0.25  # between two looks whether the client is still there
 RETRY_SECONDS = 5  # when a full line is worth another try
 # Asked for by many clients with these values, which mean "nothing special".
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -287,25 +286,22 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
             loop.call_soon_threadsafe(arrived.put_nowait, outcome)
 
     threading.Thread(target=drive, name="openai-api", daemon=True).start()
+    left = asyncio.create_task(_until_left(http, arrived))
     try:
-        looked = loop.time()
-        while True:
-            # On a clock, not when nothing comes: while an answer grows, something always comes.
-            if loop.time() - looked >= LOOK_SECONDS:
-                looked = loop.time()
-                if await http.is_disconnected():
-                    return
-            try:
-                item = await asyncio.wait_for(arrived.get(), timeout=LOOK_SECONDS)
-            except TimeoutError:
-                continue
-            if not isinstance(item, News):
-                break
+        while isinstance(item := await arrived.get(), News):
             yield item
         if item is not None:
             raise item
     finally:
         gone.set()
+        left.cancel()
+
+
+async def _until_left(http: HttpRequest, arrived: asyncio.Queue[News | Refused | None]) -> None:
+    """Put an end into the queue when the client goes away; its request has been read, so nothing else comes."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    arrived.put_nowait(None)
 
 
 async def _events(

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 4 * 2**20  # a long conversation is some 100 kB
-# How often Gradio looks for events. By default it does a thousand times a second, which takes 7 % of a core for ever, and
-# llama.cpp's threads, which wait for each other at every step, wait for that too.
-LOOK_SECONDS = 0.02
+# How often Gradio looks for events, and for progress bars, of which this page has none. By default it does so a thousand
+# and a hundred times a second, which takes 8 % of a core for ever, and llama.cpp's threads, which wait for each other at
+# every step, wait for that too.
+LOOK_SECONDS = 0.05
+PROGRESS_SECONDS = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Whatever an answer says, the browser loads nothing from anywhere else. Gradio needs inline scripts and eval.
 POLICY = (
@@ -60,6 +62,7 @@ def build_app(
     page = build_page(service)
     page.queue(max_size=4 * 40, api_open=False)
     page._queue.sleep_when_free = LOOK_SECONDS
+    page._queue.progress_update_sleep_when_free = PROGRESS_SECONDS
     return gr.mount_gradio_app(
         app,
         page,

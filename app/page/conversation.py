@@ -36,10 +36,12 @@ class Turn:
     def display(self) -> dict[str, Any]:
         """What app.page.view draws: the raw text, and beside it what is said about it."""
         row: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.growing and not self.ended:
+            row["growing"] = True
         if self.note is not None:
             return row | {"content": self.note, "note": True}
-        if self.growing and not self.ended:
-            return row | {"growing": True}
+        if "growing" in row:
+            return row
         if not self.record:
             return row
         told = {"figures": figures(self.record), "how": self.record, "model": self.record.get("model", "")}

@@ -117,7 +117,9 @@ def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow)
     )
     page.locator(".turn.user [data-do=edit]").click()
     page.wait_for_timeout(500)  # the answer grows on, and what is being written stays
-    visible(page.get_by_role("dialog", name="Edit message"))
+    dialog = page.get_by_role("dialog", name="Edit message")
+    visible(dialog)
+    assert dialog.evaluate("one => one.scrollWidth <= one.clientWidth")  # nothing of it is cut off
     page.keyboard.press("Escape")
     stop(page).click()
     says(answers(page).last, "stopped")
@@ -290,6 +292,7 @@ def test_a_question_is_answered_though_the_answer_before_it_is_still_ending(page
         visit(page, url)
         send(page, "first")
         says(answers(page), "loading")
+        sync_api.expect(page.locator("[data-do=retry]")).to_have_count(0)  # there is nothing to repeat yet
         page.get_by_role("button", name="New conversation").click()
         visible(page.locator(".start"))
         send(page, "second")
