@@ -36,6 +36,8 @@ KINDS = {
     "tools.promote": "models",
     "tools.verify": "models",
 }
+# The same for code that is given with `-c`, by what stands in it.
+CODE = {"from app.": "models", "import stages.train": "unsloth", "run_module('stages.fetch'": "light"}
 # The beginnings of variables that libraries read when they are imported.
 AT_IMPORT = ("LD_", "MKL_", "MPL", "OMP_", "OPENBLAS_", "PYTHON")
 MODELS_AT_IMPORT = (
@@ -106,20 +108,17 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
         return None
     match [Path(command[0]).name, *command[1:]]:
         case ["dvc", *arguments] | ["python", "-m", "dvc", *arguments]:
-            module = "dvc"
+            module, kind = "dvc", "light"
         case ["python", "-m", module, *arguments] if module.startswith(("stages.", "tools.")):
-            pass
-        case ["python", "-c", code] if "from app." in code or "import stages.train" in code:
-            module, arguments = "-c", [code]
+            kind = KINDS.get(module, "light")
+        case ["python", "-c", code] if kinds := [kind for part, kind in CODE.items() if part in code]:
+            module, arguments, kind = "-c", [code], kinds[0]
         case _:
             return None
-    kind = KINDS.get(module, "light")
-    if module == "-c":
-        kind = "models" if "from app." in arguments[0] else "unsloth"
     read = AT_IMPORT if kind == "light" else AT_IMPORT + MODELS_AT_IMPORT
     first = json.loads((Path(os.environ[HOME]) / "start.json").read_text(encoding="utf-8"))["environment"]
-    # How many threads torch uses, a server's child can still be told.
-    told = (THREADS,) if kind in ("models", "unsloth") else ()
+    # Where to find modules, and how many threads torch uses, a server's child can still be told.
+    told = (THREADS, "PYTHONPATH") if kind in ("models", "unsloth") else ("PYTHONPATH",)
     if any(
         name.startswith(read) and name not in told and first.get(name) != value
         for name, value in chosen.items()
@@ -128,7 +127,9 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
     # What the tests' own process has got from importing the libraries is not theirs to pass on.
     all_read = AT_IMPORT + MODELS_AT_IMPORT
     inherited = {name: value for name, value in environment.items() if not name.startswith(all_read)}
-    started = {name: value for name, value in first.items() if name.startswith(all_read)}
+    started = {
+        name: value for name, value in first.items() if name.startswith(all_read) and name in environment
+    }
     return Command(kind, module, arguments, started | inherited | dict(chosen))
 
 

@@ -124,7 +124,9 @@ def main(kind: str, path: Path, owner: int) -> None:
     gc.freeze()
     added = {name: value for name, value in os.environ.items() if given.get(name) != value}
     request = serve(path, owner)
-    adopt(common, Path(request.folder))
+    paths = [Path(path) for path in request.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    adopt(common, [Path(request.folder), *paths])
+    sys.path[1:1] = map(str, paths)
     become(request, added, path.with_name("bin") / "python")
 
 
@@ -172,8 +174,13 @@ def project_modules() -> dict[str, Any]:
     return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "abctune"}
 
 
-def adopt(common: dict[Path, bytes], folder: Path) -> None:
-    """Give a command in a project's folder the modules of COMMON if its own code is the same, else let it import its own."""
+def adopt(common: dict[Path, bytes], folders: list[Path]) -> None:
+    """Give a command the modules of COMMON if its code is the same, else let it import its own.
+
+    Args:
+        folders: where the command looks for modules.
+    """
+    folder = next((folder for folder in folders if (folder / "abctune").is_dir()), folders[0])
     same = all((folder / file).is_file() and (folder / file).read_bytes() == common[file] for file in common)
     for name, module in project_modules().items():
         if not same:

@@ -19,6 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.fetch.__main__ import main
+from tests import warm
 from tests.hub_server import Hub, Repository
 
 ROOT = Path(__file__).parents[2]
@@ -103,13 +104,15 @@ class Project:
         """Run `python -m stages.fetch`; `prelude` is code that runs in that process first."""
         self.write_params()
         run = f"import runpy, sys\n{prelude}\nsys.argv[1:] = {list(arguments)!r}\nrunpy.run_module('stages.fetch', run_name='__main__')"
-        command = (
-            [sys.executable, "-c", run] if prelude else [sys.executable, "-m", "stages.fetch", *arguments]
-        )
+        command = ["python", "-c", run] if prelude else ["python", "-m", "stages.fetch", *arguments]
+        wanted = self.environment | environment
+        chosen = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+        if found := warm.find(command, wanted, chosen):
+            return subprocess.CompletedProcess(command, *warm.run(found, self.root))
         return subprocess.run(
-            command,
+            [sys.executable, *command[1:]],
             cwd=self.root,
-            env=self.environment | environment,
+            env=wanted,
             capture_output=True,
             text=True,
             timeout=60,
