@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+from tests.workspace import Workspace, make_workspace
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("abctune", "stages", "tools", "app")
@@ -53,20 +56,27 @@ def would_run(workspace, *targets: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", printed))
 
 
-@pytest.fixture
-def finished(workspace):
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory, small_model):
     """A project whose every stage counts as done: DVC has committed stand-ins for all outputs."""
+    project = make_workspace(tmp_path_factory.mktemp("finished"), small_model)
     for out in OUTPUTS:
-        path = workspace.root / out
+        path = project.root / out
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
         else:
             path.mkdir(parents=True, exist_ok=True)
             (path / "stand-in").write_text(out)
-    workspace.run("dvc", "commit", "--force")
-    assert would_run(workspace) == set()
-    return workspace
+    project.run("dvc", "commit", "--force")
+    assert would_run(project) == set()
+    return project
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """The same, for a test to change."""
+    return Workspace(shutil.copytree(finished_once.root, tmp_path / "project", symlinks=True))
 
 
 def test_a_changed_learning_rate_reruns_that_variants_train_and_eval_and_plot_only(finished):

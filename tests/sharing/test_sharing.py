@@ -67,7 +67,7 @@ def test_an_experiment_travels_with_its_adapter(team: Team, second: Workspace) -
     first = team.first
     first.set(variants__B__train__learning_rate=1e-4)
     write_adapter(first.root, "B", seed=77)
-    first.run("dvc", "commit", "--force")
+    first.run("dvc", "commit", "--force", "train@B", "eval@B")
     first.run("dvc", "exp", "save", "--name", EXPERIMENT)
     first.run("dvc", "exp", "push", "origin", EXPERIMENT)
     wanted = (first.root / ADAPTER).read_bytes()

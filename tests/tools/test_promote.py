@@ -31,7 +31,8 @@ def settle(study: Workspace, *variants: str) -> None:
     for variant in variants:
         study.stage("collect", variant)
     study.stage("plot")
-    study.run("dvc", "commit", "--force", "--quiet")
+    changed = [f"{stage}@{variant}" for stage in ("eval", "collect") for variant in variants]
+    study.run("dvc", "commit", "--force", "--quiet", *changed, "plot")
     study.commit("results")
 
 

@@ -192,7 +192,6 @@ def test_a_llama_goes_out_under_a_llama_name_with_its_notice(
     study: Workspace, hub: Hub, publish: Publish
 ) -> None:
     set_base(study.root, LLAMA)
-    study.run("dvc", "commit", "--force")
     for variant in "ABC":
         study.stage("collect", variant)
     study.stage("plot")

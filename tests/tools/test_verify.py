@@ -49,9 +49,12 @@ def cached(project: Workspace, path: str) -> Path:
     return project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
 
 
-def committed(project: Workspace) -> None:
-    """DVC takes the workspace as it is for what the stages made: now only the content can tell."""
-    project.run("dvc", "commit", "--force")
+def committed(project: Workspace, *stages: str) -> None:
+    """DVC takes the workspace as it is for what these stages (all, if none is named) made and read.
+
+    Now only the content can tell.
+    """
+    project.run("dvc", "commit", "--force", *stages)
     assert check_tracked().faults == []
 
 
@@ -187,7 +190,7 @@ def with_a_layer_more(tensors: dict) -> dict:
 @pytest.mark.parametrize("change", [without_a_layer, of_another_shape, with_a_layer_more])
 def test_an_adapter_that_does_not_fit_its_base_is_named(study: Workspace, change) -> None:
     save_file(change(load_file(ADAPTER)), ADAPTER)
-    committed(study)
+    committed(study, "train@B", "eval@B")
     (line,) = faults()
     assert line.startswith(f"{ADAPTER} does not fit models/base: base_model.model.model.layers.")
 
@@ -197,7 +200,7 @@ def test_an_adapter_with_values_that_are_no_numbers_is_named(study: Workspace) -
     name = list(tensors)[3]
     tensors[name][0, 0] = torch.nan
     save_file(tensors, ADAPTER)
-    committed(study)
+    committed(study, "train@B", "eval@B")
     (line,) = faults()
     assert line.startswith(f"{ADAPTER} has values in {name} that are no numbers")
 
@@ -205,7 +208,7 @@ def test_an_adapter_with_values_that_are_no_numbers_is_named(study: Workspace) -
 def test_an_adapter_of_another_base_is_named(study: Workspace) -> None:
     path = study.root / "models/B/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/else"}))
-    committed(study)
+    committed(study, "train@B", "eval@B")
     (line,) = faults()
     assert line.startswith("models/B/adapter_config.json is not that of a LoRA adapter on models/base")
 
@@ -226,7 +229,7 @@ def test_a_changed_loss_of_one_conversation_is_named(study: Workspace) -> None:
     schema = pq.read_schema(path)
     pq.write_table(pq.read_table(path).from_pydict(table, schema=schema), path)
     study.stage("collect", "B")
-    committed(study)
+    committed(study, "eval@B", "collect@B", "plot")
     found = faults()
     assert any(line.startswith("metrics/summary.json: B.loss.") for line in found)
     assert not any("summary.json: A.loss" in line for line in found)
@@ -244,7 +247,7 @@ def test_a_better_number_written_into_the_summary_is_named(study: Workspace, key
     summary = json.loads(path.read_text())
     summary["B"][key] = change(summary["B"][key])
     path.write_text(json.dumps(summary))
-    committed(study)
+    committed(study, "plot")
     (line,) = faults()
     assert line.startswith(f"metrics/summary.json: B.{key}")
     assert "but the conversations say" in line
@@ -255,7 +258,7 @@ def test_a_better_verdict_written_into_the_summary_is_named(study: Workspace) ->
     summary = json.loads(path.read_text())
     summary["verdict"]["B_vs_A"] = "better by 0.50 [0.40, 0.60]"
     path.write_text(json.dumps(summary))
-    committed(study)
+    committed(study, "plot")
     (line,) = faults()
     assert line.startswith("metrics/summary.json: verdict.B_vs_A is better by 0.50 [0.40, 0.60], but")
 
