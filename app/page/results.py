@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -76,16 +77,20 @@ def _table(summary: SummaryRecord, study: StudyRecord | None, colors: dict[str, 
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in sets)
     rows = []
     for name, model in summary.models.items():
-        cells = "".join(f"<td>{_loss(study, name, on, model.loss.get(on))}</td>" for on in sets)
         verdict = model.vs_base or ("the reference" if name == BASE else "–")
-        rows.append(
-            f'<tr><th scope="row">{dot_html(colors.get(name))}{escape(name)}</th>{cells}<td>{escape(verdict)}</td><td>{escape(model.forgetting or "–")}</td></tr>'
-        )
+        losses = [_loss(study, name, on, model.loss.get(on)) for on in sets]
+        cells = "".join(f"<td>{_whole(text)}</td>" for text in (*losses, verdict, model.forgetting or "–"))
+        rows.append(f'<tr><th scope="row">{dot_html(colors.get(name))}{escape(name)}</th>{cells}</tr>')
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="Test loss"><table><thead><tr><th scope="col">model</th>{head}'
         f'<th scope="col">against base, overall</th><th scope="col">on general text</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         '<p class="quiet">Nats per supervised token, with 95 % intervals where metrics/study.json is there.</p>'
     )
+
+
+def _whole(text: str) -> str:
+    """A cell's text, in which a narrow column breaks no line within an interval."""
+    return re.sub(r"\[[^]]*\]", r"<span>\g<0></span>", escape(text))
 
 
 def _loss(study: StudyRecord | None, model: str, on: str, value: float | None) -> str:
