@@ -45,7 +45,7 @@ def main(
         temporary.write_text("".join(vote.model_dump_json() + "\n" for vote in known.values()), "utf-8")
     print(f"{VOTES}: {len(known) - before:,} votes added, {len(known):,} in all")
     for reason, count in left_out.items():
-        print(f"left out: {count:,} {reason}")
+        print(f"left out, {reason}: {count:,}")
     print("`dvc repro plot` puts them into the report")
 
 
