@@ -30,7 +30,7 @@ from abctune.core.errors import UserError, exits_with_one_line
 from abctune.study.origins import flat
 
 CODE = ("stages/", "abctune/")
-# Parts of JSON keys whose values tell of the run, not of its result.
+# Parts of JSON keys whose values describe the run, not its result.
 OF_THE_RUN = (
     "seconds",
     "resources",
@@ -248,7 +248,7 @@ def rerun(stage: Stale) -> None:
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
-    """What is not the same in two outputs, a file each; what tells of the run alone (times, memory) is not compared."""
+    """What is not the same in two outputs, a file each; times, memory and other facts of the run are not compared."""
     names = {
         path.relative_to(root) for root in (old, new) for path in [root, *root.rglob("*")] if path.is_file()
     }
@@ -270,7 +270,7 @@ def difference(old: Path, new: Path) -> str | None:
 
 
 def result_of(path: Path) -> dict[str, Any]:
-    """The JSON's values by dotted key (list items by position), without those that tell of the run."""
+    """The JSON's values by dotted key (list items by position), without those that describe the run."""
     values = flat(with_positions(json.loads(path.read_text(encoding="utf-8"))))
     return {key: value for key, value in values.items() if not any(word in key for word in OF_THE_RUN)}
 

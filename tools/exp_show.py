@@ -26,7 +26,7 @@ OWN = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """One revision beside its baseline, the commit that it started from."""
+    """One revision, compared with its baseline: the commit that it started from."""
 
     name: str
     kind: str  # workspace, commit or experiment
@@ -157,7 +157,7 @@ def changed_files(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
 
 
 def shown_differences(summary: SummaryRecord) -> str:
-    """The pairs that are told apart overall, as "A, B better than base; C better than B"."""
+    """The pairs with a verdict overall, as "A, B better than base; C better than B"."""
     words = {(name, BASE): model.vs_base for name, model in summary.models.items() if model.vs_base}
     words |= {
         (model, reference): summary.verdict[f"{model}_vs_{reference}"]

@@ -22,7 +22,7 @@ from abctune.study.rendering import cell, environment
 from tools.exp_show import Row, read_rows
 
 REPORT = Path("plots/report.html")
-BEFORE = '<section id="losses">'  # the place in the report: behind the verdicts
+BEFORE = '<section id="losses">'  # the place in the report: after the verdicts
 OTHER_TEST = "*"
 NOTES = (
     "Loss in nats per supervised token; compare a row with the commit above it. Shown: 95 % interval and Holm's correction, within the row.",
@@ -109,10 +109,10 @@ def as_markdown(rows: list[Row], on: str) -> str:
 
 
 def with_experiments(page: Path, rows: list[Row], on: str) -> str:
-    """The report's page with the table behind its verdicts.
+    """The report's page with the table after its verdicts.
 
     Raises:
-        UserError: the page is not there, or is no report of ours.
+        UserError: the page does not exist, or is not the plot stage's report.
     """
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     if text.count(BEFORE) != 1:

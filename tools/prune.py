@@ -22,7 +22,7 @@ CHECKPOINTS = Path("checkpoints")
 
 @exits_with_one_line
 def main(yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False) -> None:
-    """List what is left over, and remove it after a question."""
+    """List what is left over, and remove it after asking."""
     params = load_params()
     found = [*leftovers(params), *old_checkpoints(params)]
     if not found:

@@ -201,7 +201,7 @@ def seed_effect(d: RecipeDifference) -> str:
 
 
 def render(runs: list[SeedRun], found: RecipeComparison) -> str:
-    """Markdown: what was pooled, the sentences, the numbers behind them."""
+    """Markdown: what was pooled, the sentences, and the numbers that they rest on."""
     rows = [set(run.test_rows["id"]) for run in runs]
     seeds = [run.seed for run in runs]
     lines = [

@@ -15,7 +15,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def require_adapter(adapter: Path, base: Path, remedy: str, recorded: str | None = None) -> None:
-    """Check an adapter before it is loaded, served, published or believed.
+    """Check an adapter before it is loaded, served or published.
 
     Args:
         adapter: its folder, with `WEIGHTS` and `CONFIG`.

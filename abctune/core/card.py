@@ -57,7 +57,7 @@ def built_with(base: SourceRecord) -> str:
 
 
 def note(record: TrainingRecord, profile: str) -> str:
-    """The README.md of a freshly trained adapter: what it is, its license, and where the rest is told."""
+    """The README.md of a freshly trained adapter: what it is, its license, and where to read more."""
     base = record.base_model
     return NOTE.format(
         front_matter=front_matter(base),

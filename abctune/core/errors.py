@@ -1,4 +1,4 @@
-"""One kind of error for what a person can put right, shown as one line instead of a traceback."""
+"""The error for what a user can correct, shown as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _is_out_of_gpu_memory(error: Exception) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space; safetensors and pyarrow say so in words of their own."""
+    """Whether a write failed because the disk is full; safetensors and pyarrow have messages of their own for that."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or NO_SPACE in str(error)
 

@@ -26,7 +26,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux's constants for renameat2
 
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+    """Yield a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
 
     Works for a file and for a folder (which the block makes). Readers see the old one or the new one; what they see
     is on the disk, so that it outlives a power cut.
@@ -66,7 +66,7 @@ def _sync_one(path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Let two paths trade places, in one step where the system can (rename() alone replaces no folder)."""
+    """Exchange two paths, atomically where the system can (rename() cannot replace a folder)."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux
     if renameat2 and renameat2(AT_FDCWD, bytes(new), AT_FDCWD, bytes(old), RENAME_EXCHANGE) == 0:
         return

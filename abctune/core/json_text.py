@@ -1,4 +1,4 @@
-"""JSON in which no key stands twice in one object: of two values Python keeps the last one without a word."""
+"""JSON in which no key stands twice in one object: Python's parser would keep the last of two values in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the usual licenses of base models ask of whoever publishes a model made from one.
+"""What the usual licenses of base models require of a published model that was made from one.
 
 Llama: section 1.b of the Llama 2, 3, 3.1, 3.2, 3.3 and 4 community licenses. Gemma: section 3.1 of its terms of use. Qwen:
 sections 3 and 4 of the Qwen license and the Qwen research license. Others (Apache, MIT, ...) ask that license and notice

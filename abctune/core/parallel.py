@@ -26,7 +26,7 @@ _work: Callable[[Any], Any] | None = None  # in a worker process: what it does t
 def over_batches(
     batches: Iterable[T], start: Callable[[], Callable[[T], R]], rows: int, cores: int | None = None
 ) -> Iterator[R]:
-    """What the work makes of each batch, by several processes where the rows are many.
+    """The work's result for each batch; several processes share it where there are many rows.
 
     Args:
         batches: read as they are needed, so that a few of them are in memory at a time.
@@ -65,7 +65,7 @@ def _do(batch: Any) -> Any:
 
 
 def end_with(parent: int, status: int = 1) -> None:
-    """Have the kernel end this process when its parent is gone: killed itself, that can end nobody.
+    """Have the kernel end this process when its parent ends: a parent that is killed cannot end its children itself.
 
     Args:
         parent: its process id.

@@ -464,7 +464,7 @@ class SummaryRecord(Record):
         """The record behind a file's content.
 
         Raises:
-            ValueError: it is no such summary (pydantic's ValidationError), one of an older version for instance.
+            ValueError: it is not such a record (pydantic's ValidationError), but one of an older version for instance.
         """
         models = {name: value for name, value in document.items() if name not in VARIANT_KEYS}
         return cls.model_validate({"models": models, "verdict": document.get("verdict", {})})

@@ -105,7 +105,9 @@ def _through_replies(
     pieces: list[Piece] = []
     rendered = ""
     for turn, message in enumerate(messages):
-        if message["role"] != "assistant" or turn == 0:  # an opening answers nobody: it is context
+        if (
+            message["role"] != "assistant" or turn == 0
+        ):  # a reply before the first question answers nothing: it is context
             continue
         prompt = render(tokenizer, messages[:turn], add_generation_prompt=True, tools=tools)
         through = render(tokenizer, messages[: turn + 1], add_generation_prompt=False, tools=tools)

@@ -54,7 +54,7 @@ def conversation_id(
 
 
 def extras(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message holds besides its role and text."""
+    """A message's fields other than its role and text."""
     return {key: value for key, value in message.items() if key not in ("role", "content")}
 
 
@@ -81,7 +81,7 @@ def learned_turns(row: Mapping[str, Any]) -> list[bool]:
 
 
 def conversation_group(messages: Iterable[Message]) -> str:
-    """The default group: conversations that open with the same user message stay on one side of the split.
+    """The default group: conversations that begin with the same user message stay in one subset of the split.
 
     Without a user's message the first one that is not the system's stands for it.
     """

@@ -133,7 +133,7 @@ def _remedy(adapter: Path) -> str:
 
 
 def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
-    """Put another adapter's weights in the place of the loaded one's: as good as a fresh load, without the base's.
+    """Replace the loaded adapter's weights by another's, which gives the same model as loading both again.
 
     Args:
         model: what `load_for_inference` made with an adapter of the same settings.

@@ -19,7 +19,7 @@ def adapted_product(
 def adapter_first(matmul_lora: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Unsloth's product of an adapted layer, x W' + s x A' B', as `adapted_product` where the weights are 16-bit.
 
-    Unsloth adds the adapter's, which reads and writes all of the base's once more: 2 % of an H100's training step.
+    Unsloth adds the adapter's, which reads and writes all of the base's product once more: 2 % of an H100's training step.
     The sum is as exact: one rounding between the two products either way.
     """
 

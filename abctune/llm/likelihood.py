@@ -115,7 +115,7 @@ def _cores_for(model: PreTrainedModel) -> int:
 def _on_cores(
     work: Callable[[list[int]], torch.Tensor], parts: Sequence[list[int]], cores: int
 ) -> list[torch.Tensor]:
-    """What the work makes of each part, in order, each on one core: a batch gains little from a second one."""
+    """The work's result for each part, in order, each on one core: a batch gains little from a second one."""
     try:
         with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as pool:
             return list(pool.map(work, parts))

@@ -61,7 +61,7 @@ def load_merged(
     with model.disable_adapter():
         effect = rms(wanted - logits(model, prompts))
     merged = model.merge_and_unload(safe_merge=True)
-    # Rounded, but still computed in float32: no noise beside the weights'.
+    # Rounded, but still computed in float32, so that no noise is added to that of the weights.
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype).float()
     agreement = Agreement(rms(logits(merged, prompts) - wanted), effect, wanted.std(dim=-1).mean().item())

@@ -48,7 +48,7 @@ class Confound:
 
     @property
     def sentence(self) -> str:
-        """What differs besides what was meant to, as one sentence."""
+        """What differs in addition to what was meant to, as one sentence."""
         return f"{self._causes()} {self._kept()}".rstrip()
 
     def _kept(self) -> str:

@@ -34,7 +34,7 @@ def leftovers(params: Params) -> list[Path]:
 
 
 def strangers(place: Path, known: set[str]) -> Iterator[Path]:
-    """What lies in a folder and is named like nothing known; .gitignore and temporary files are nobody's."""
+    """Entries of a folder whose names are not known, .gitignore and temporary files aside."""
     if place.is_dir():
         for path in sorted(place.iterdir()):
             if not path.name.startswith(".") and path.name.split(".")[0] not in known:

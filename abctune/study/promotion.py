@@ -68,7 +68,7 @@ def fault_of(study: Study, in_use: Evaluated) -> str | None:
 
 
 def best_variant(study: Study, found: RecipeComparison, on: str) -> str:
-    """The variant of the lowest loss on the target."""
+    """The variant with the lowest loss on the target."""
     return min(study.trained, key=lambda name: found.value(name, on).value)
 
 

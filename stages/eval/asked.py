@@ -1,4 +1,4 @@
-"""What the published adapter of a model is asked: the fixed prompts, and the tasks that the profile wants."""
+"""What a model's published adapter is asked: the fixed prompts, and the tasks that the profile sets."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def mentions(answer: str, wanted: Sequence[str]) -> bool:
 
 
 def mentions_any(answer: str, wanted: Sequence[str]) -> bool:
-    """Whether the answer has one of these words or more."""
+    """Whether the answer has at least one of these words."""
     return any(has_word(answer, word) for word in wanted)
 
 

@@ -77,7 +77,7 @@ def own_tasks(source: str, check: OwnCheck, rows: Sequence[Row]) -> list[OwnTask
 
 
 def conversation_of_row(row: Row) -> str:
-    """The conversation that a row is an example of; one that gives an example per reply numbers them behind a dash."""
+    """The conversation that a row is an example of; a conversation that gives one example per reply numbers them after a dash."""
     return str(row["id"]).partition("-")[0]
 
 

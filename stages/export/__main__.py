@@ -31,7 +31,7 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
         )
     rows_of = params.evaluation.test_of if variant == BASE else variant
     rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
-    from stages.export.write import export  # loads torch: a wrong name is told without it
+    from stages.export.write import export  # loads torch, so it comes after the checks
 
     record = export(variant, fmt, rows, params.active.model.template)
     print(

@@ -87,7 +87,7 @@ class LlamaCppFile:
         )
         params.offline = True
         params.verbosity = -1
-        self._key = secrets.token_hex(32)  # its HTTP server on a loopback port is nobody else's business
+        self._key = secrets.token_hex(32)  # its HTTP server listens on a loopback port, for this check alone
         params.api_keys = [self._key]
         try:
             self._server = xllamacpp.Server(params)

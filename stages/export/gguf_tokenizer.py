@@ -73,7 +73,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, size: int, folder: Path) -> None:
         writer.add_token_scores([scores.get(tokens.get(index), -1e6) for index in range(size)])
         writer.add_add_space_prefix(_prepends_space(tokenizer))
     special = gguf.SpecialVocab(folder, load_merges=not sentencepiece, n_vocab=size)
-    special.add_special_token.setdefault("bos", False)  # else llama.cpp goes by the kind of tokenizer
+    special.add_special_token.setdefault("bos", False)  # otherwise llama.cpp decides by the kind of tokenizer
     special.chat_template = with_date(special.chat_template)
     special.add_to_gguf(writer, quiet=True)
 

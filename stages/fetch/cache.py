@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Wait until no other process works on what `name` stands for: two would write to one file."""
+    """Wait until no other process downloads the entry `name`: two would write to one file."""
     folder = cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / hashlib.sha256(name.encode()).hexdigest()):
@@ -76,7 +76,7 @@ def keep(file: Path, digest: Digest) -> Path:
 
 
 def partial(name: str) -> Path:
-    """The file where a download that stands for `name` waits until it is complete."""
+    """Where the download of the entry `name` is kept until it is complete."""
     folder = cache_folder() / "partial"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / hashlib.sha256(name.encode()).hexdigest()

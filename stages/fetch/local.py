@@ -31,7 +31,7 @@ def data_files(paths: Iterable[str], key: str) -> list[DataFile]:
     """The files that paths, globs and folders name, sorted within each; a folder of `datasets` counts as one.
 
     Raises:
-        UserError: one of them names nothing that can be read.
+        UserError: one of them matches nothing that can be read.
     """
     found: dict[Path, DataFile] = {}
     for given in paths:

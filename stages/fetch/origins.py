@@ -1,4 +1,4 @@
-"""Which module answers for which origin; each is imported only when it is asked for."""
+"""Which module reads which origin; each is imported only when it is needed."""
 
 from __future__ import annotations
 

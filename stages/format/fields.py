@@ -1,4 +1,4 @@
-"""A record's fields, read one by one: what nobody reads and nobody knows to be harmless is found at the end."""
+"""A record's fields, read one by one, so that a field that was neither read nor known to be harmless is found at the end."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def _usable(
 
 
 def _extra(rendered: Rendered, messages: list[Message], conversation: Conversation) -> str | None:
-    """What an example holds besides roles and texts, as JSON; None where that is nothing, as in most."""
+    """An example's data other than roles and texts, as JSON; None in most examples, which have none."""
     by_turn = [extras(message) for message in messages]
     found: dict[str, Any] = {}
     if conversation.tools or any(by_turn):

@@ -82,5 +82,5 @@ def remedy(source: str, counts: FormattedRows, profile: str) -> str:
 
 
 def unread_fields(counts: FormattedRows) -> list[str]:
-    """The fields that nobody reads, for which rows are refused."""
+    """The fields that are not read, for which rows are refused."""
     return [reason.removeprefix(UNREAD) for reason in counts.quarantined if reason.startswith(UNREAD)]

@@ -92,7 +92,7 @@ def _one_thought(turn: Turn, notes: list[str]) -> Turn:
 
 
 def _one_system(turns: list[Turn], notes: list[str]) -> list[Turn]:
-    """The system's turns in front as one; those without text are none."""
+    """The system turns at the beginning as one turn; those without text are dropped."""
     count = next((n for n, turn in enumerate(turns) if turn.message["role"] != "system"), len(turns))
     texts = list(dict.fromkeys(t for turn in turns[:count] if (t := turn.message["content"]).strip()))
     if any(turn.message["role"] == "system" for turn in turns[count:]):
@@ -125,7 +125,7 @@ def _opening(turns: Sequence[Turn]) -> int | None:
 
 
 def merged(conversation: Conversation) -> Conversation:
-    """The conversation with neighbouring turns of one role as one, an empty line between: for templates that ask for it."""
+    """The conversation with consecutive turns of one role joined by an empty line, for templates that require it."""
     messages: list[Message] = []
     supervised: list[bool] = []
     for message, learn in zip(conversation.messages, conversation.supervised, strict=True):

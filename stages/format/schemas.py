@@ -228,7 +228,7 @@ def _adds_nothing(value: str, paragraphs: Sequence[str]) -> bool:
         before, found, after = value.partition(part)
         if not found:
             return False
-        value = f"{before}\0{after}"  # no part of another paragraph may be put together from what is left
+        value = f"{before}\0{after}"  # so that no other paragraph can be found across the gap
     return not re.search(r"\w", TEMPLATE_WORDS.sub("", value))
 
 

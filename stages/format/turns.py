@@ -42,7 +42,7 @@ CALL_ROLES = ("function_call", "tool_call")  # their text is a call in JSON
 # Marks of what to learn; `masked` means the contrary of the others. 1 and 0 equal True and False here.
 LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight", "masked")
 MARK_VALUES = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
-# What parts of a content, tool calls and tools hold besides what a model reads or writes.
+# Fields of content parts, tool calls and tools that a model neither reads nor writes.
 NOT_TEXT = ("type", "id", "index", "cache_control", "signature", "is_error", "strict")
 # A turn that holds a whole exchange, as ms-swift's and Capybara's: (user's key, assistant's key).
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
@@ -58,7 +58,7 @@ class Turn:
 
     message: Message
     learn: bool | None = None
-    rejected: bool = False  # it holds an answer that is not to be learned besides the one that is
+    rejected: bool = False  # it holds an answer that is not to be learned in addition to the one that is
 
 
 def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:

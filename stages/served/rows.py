@@ -64,7 +64,7 @@ def as_rendered(rows: pa.Table, trained: PreTrainedTokenizerBase, template: str)
 def rendered(
     row: Mapping[str, Any], trained: PreTrainedTokenizerBase, served: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]] | None:
-    """Token ids and labels of a row by the served template, cut behind its last supervised token; None: not the same."""
+    """Token ids and labels of a row by the served template, cut after its last supervised token; None where the supervised tokens differ."""
     try:
         before, after = parts_of(row, trained), parts_of(row, served)
     except (TemplateError, Unrenderable):

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: curves, live samples, the best adapter, a progress bar."""
+"""What happens between training steps: curves, live samples, the best adapter, a progress bar."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Kept(NamedTuple):
 
 
 class KeepBest(TrainerCallback):
-    """Keep the adapter of the lowest train loss (the report's callback), of the lowest eval loss, or the last one."""
+    """Keep the adapter with the lowest train loss (the student report's callback), with the lowest eval loss, or the last one."""
 
     def __init__(self, by: str, folder: Path) -> None:
         self.kept: Kept | None = None

@@ -1,4 +1,4 @@
-"""An adapter's matrices as one parameter, so that what is done to each of them is done once.
+"""An adapter's matrices as one parameter, so that per-parameter kernels launch once.
 
 Llama-3.2-3B's adapter has 392 matrices. bitsandbytes launches a kernel for each, as does a look for infinite
 gradients: a tenth of an H100's training step, in which it has next to nothing to do.

@@ -65,7 +65,7 @@ def choose_sharding(asked: str, devices: int, weights: int, conversation: int, f
 
 
 def sharded_reserve(config: PreTrainedConfig) -> int:
-    """Bytes that a sharded training needs besides its parts and its activations: what is gathered whole at a time.
+    """Bytes that a sharded training needs in addition to its shards and activations, for the layers that are gathered.
 
     Two blocks (the next one comes while one is at work) and the embeddings and the head, in 16 bit; and 1 GiB.
     """

@@ -1,4 +1,4 @@
-"""Models that Unsloth's own kernels do not train: transformers and PEFT as they are. And which layers get an adapter.
+"""Models that Unsloth's kernels do not support, trained by stock transformers and PEFT; and which layers get an adapter.
 
 Unsloth rewrites other models as they are loaded; what it makes of each new architecture nobody here has checked, and its
 packed rows know attention alone, not the state that linear attention carries on. So those are trained plainly.
@@ -84,7 +84,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
 
 
 def targets(model: PreTrainedModel, lora: LoraParams) -> str | list[str]:
-    """What PEFT is told to adapt: the modules that params name, of a vision wrapper those of its language model.
+    """PEFT's `target_modules`: the modules that params name; in a vision wrapper, those of its language model.
 
     A model that lacks one of the names is of another make than params thought of, and gets an adapter on every linear
     layer.

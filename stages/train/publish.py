@@ -44,7 +44,7 @@ def variant_record(records: Sequence[TrainingRecord], publish: str, at_once: int
     replicates = tuple(one for record in records for one in record.replicates)
     chosen = replicates[0]
     if publish == "lowest_eval_loss":
-        # abctune.core.params refuses a recipe that evaluates nothing.
+        # abctune.core.params refuses a recipe that never evaluates.
         losses = {one.final.eval_loss: one for one in reversed(replicates) if one.final.eval_loss is not None}
         chosen = losses[min(losses)]
     changed = {"replicates": replicates, "published": chosen.replicate, "at_once": at_once}

@@ -94,7 +94,7 @@ def layers_to_split(model: PreTrainedModel) -> list[str]:
 
 
 def fsdp_arguments(model: PeftModel, recipe: TrainParams) -> dict[str, object]:
-    """What TrainingArguments are told about sharding."""
+    """The TrainingArguments that set up sharding."""
     return {
         "fsdp": True,
         "fsdp_config": {

@@ -87,7 +87,7 @@ def tag(variant: str, stage: str, message: str) -> list[str]:
     )
     if changed.stdout.strip():
         raise UserError("files differ from the last commit, which the tag would name; commit them first")
-    if variant not in registrable():  # GTO would tag it, and nobody could get it
+    if variant not in registrable():  # GTO would tag it, and `dvc artifacts get` would not find it
         raise UserError(lacks(variant))
     before = tags()
     from gto import api

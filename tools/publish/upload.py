@@ -16,7 +16,7 @@ REFUSED = (401, 403)
 def upload(folder: Path, repo: str, token: str, public: bool, message: str) -> str:
     """Make the repository if it is not there, and commit the folder's files to it at once; return the commit's address.
 
-    Files of an earlier upload that the folder lacks are removed, so that no adapter lies beside a merged model.
+    Files of an earlier upload that the folder lacks are removed, so that no adapter stays next to a merged model.
 
     Raises:
         UserError: no network, no right to write there, or the hub does not take the files. The token is not shown.

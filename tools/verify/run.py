@@ -1,4 +1,4 @@
-"""All checks, for `python -m tools.verify` and for whoever must not go on when one fails."""
+"""All checks, for `python -m tools.verify` and for commands that must stop when one fails."""
 
 from __future__ import annotations
 

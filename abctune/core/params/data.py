@@ -34,7 +34,7 @@ class DataParams(Section):
 
 
 class SplitParams(Section):
-    """Shares of the hash space that are held out; what is left is for training."""
+    """Shares of the hash space that are held out for validation and test; the rest is for training."""
 
     val: Fraction
     test: Fraction

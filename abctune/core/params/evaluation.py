@@ -1,4 +1,4 @@
-"""What every model is scored on and asked, and the checks of a study's own on its answers."""
+"""What every model is scored on and asked, and a study's own checks of the answers."""
 
 from __future__ import annotations
 
