@@ -33,7 +33,7 @@ class RowSet:
 
     @property
     def where(self) -> str:
-        """As sentences say it."""
+        """The set's name as it stands in a sentence."""
         return {OVERALL: "overall", GENERAL: "on general text"}.get(self.name, f"on {self.name}")
 
     @property
@@ -76,7 +76,7 @@ class Difference:
     p_holm: float | None  # corrected for all differences of the metric
     by_replicate: tuple[float, ...]  # what each replicate alone would say
     replicate_sd: float | None  # between replicates; None with one
-    is_within_margin: bool  # shown to be smaller than the margin, whatever else is shown
+    is_within_margin: bool  # shown to be smaller than the margin, whether or not another outcome is shown too
     outcome: Outcome
     plan: Plan | None  # what would decide, where this study does not
 

@@ -1,4 +1,4 @@
-"""Sources that a variant trains on and no test row is of: what it learned there, the comparison cannot see."""
+"""Sources that a variant trains on but that have no test rows: the comparison cannot see what it learned from them."""
 
 from __future__ import annotations
 

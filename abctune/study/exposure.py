@@ -1,4 +1,4 @@
-"""What each variant was exposed to, what two variants differ in, and which control would tell what caused a difference."""
+"""What each variant saw, what two variants differ in, and which control would show the cause of a difference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Control:
-    """How to tell one cause from the others: a pair that is there, or a variant to add."""
+    """How to isolate one cause: an existing pair of variants, or a variant to add."""
 
     cause: str
     pair: tuple[str, str] | None  # this pair differs in this cause only, by the same change
@@ -82,7 +82,7 @@ class Confound:
 
 
 def recipe(trained: Trained) -> dict[str, Facts]:
-    """All that could make a difference, by cause, from what the run resolved. The training seed is none of the recipe."""
+    """The resolved settings that could make a difference, by cause. The training seed is not among them."""
     record = trained.record
     settings = dict(record.arguments) | {"load_in_4bit": record.load_in_4bit, "dtype": record.dtype}
     facts = {

@@ -83,7 +83,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Study:
-    """All models of params.yaml, base first, scored on the same rows."""
+    """All models of params.yaml, base first, all scored on the same rows."""
 
     params: Params
     models: dict[str, Evaluated]

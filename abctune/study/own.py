@@ -32,7 +32,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class LabelCount:
-    """How often a label was right, given and given rightly."""
+    """How often a label was the right one, was given, and was given correctly."""
 
     label: str
     n: int
@@ -98,7 +98,7 @@ def source_checks(study: Study) -> list[SourceCheck]:
 
 
 def held_parts(tasks: Mapping[str, Sequence[TaskRecord]]) -> dict[str, dict[str, int]]:
-    """By model, how many rows hold each part of a check; a part that an answer was too broken to be asked for is not held."""
+    """By model, how many rows hold each part of a check; a part that could not be checked counts as failed."""
     parts = dict.fromkeys(part for of in tasks.values() for task in of for part in task.checks)
     return {
         name: {part: sum(task.checks.get(part, False) for task in of) for part in parts}

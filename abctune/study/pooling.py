@@ -36,7 +36,7 @@ class _OneStudy:
 
     value: float
     clusters: Strings
-    pulls: Floats  # how much each cluster pulls on the value
+    pulls: Floats  # each cluster's influence on the value
     rows_df: float
     share: float  # sum of the sources' squared shares of the weight
     n: int
@@ -91,7 +91,7 @@ def _one_study(
     rng: np.random.Generator,
     resamples: int,
 ) -> _OneStudy:
-    """The difference averaged over the study's replicates, and what each cluster of its rows pulls."""
+    """The difference averaged over the study's replicates, and the influence of each cluster of its rows."""
     rows = scores.rows
     difference = paired(scores.sums[pair[0]], scores.sums[pair[1]], pair, fixed).mean(axis=0)
     masks = [rows.sources == source for source in sources]
@@ -115,7 +115,7 @@ def _one_study(
 
 
 def _pooled(found: Sequence[_OneStudy], trained: int) -> Parts:
-    """Studies as replicates: a study pulls on the clusters that it has, so shared rows show as covariance."""
+    """Studies as replicates: a study has influence only through its own clusters, so shared rows show as covariance."""
     clusters = np.unique(np.concatenate([one.clusters for one in found]))
     pulls = np.zeros((len(found), len(clusters)))
     for row, one in zip(pulls, found, strict=True):

@@ -80,7 +80,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Preferences:
-    """All that the votes say, and how many of them were on other adapters than this study's."""
+    """Strengths and pairwise preferences, and how many votes were about adapters of other studies."""
 
     votes: int
     stale: int
@@ -139,7 +139,7 @@ def fit(votes: Sequence[VoteRecord], models: Sequence[str]) -> tuple[Floats, Flo
     def loss(strengths: Floats) -> tuple[float, Floats]:
         value, slope = (strengths**2).sum() / (2 * PRIOR_SD**2), strengths / PRIOR_SD**2
         for places, chosen, n in rounds:
-            share = chosen / chosen.sum()  # of a tie, all alike
+            share = chosen / chosen.sum()  # a tie is shared by all its answers
             value -= n * share @ log_softmax(strengths[places])
             slope[places] += n * (softmax(strengths[places]) - share)
         return value, slope

@@ -34,7 +34,7 @@ class Decision:
 
     @property
     def answer(self) -> Answer:
-        """Promote where every condition is met; one that is not decides against, whatever else is open."""
+        """Promote if every condition is met; do not if one is missed, even where another is undecided."""
         if any(criterion.met is False for criterion in self.criteria):
             return "do not promote"
         return "promote" if all(criterion.met for criterion in self.criteria) else "undecided"
@@ -101,7 +101,7 @@ def decide(
 
 
 def about_recipes(d: RecipeDifference) -> Criterion:
-    """One run says nothing about a recipe, so it decides nothing."""
+    """Each variant was trained more than once: one run says nothing about a recipe."""
     if d.about == "recipes":
         return Criterion(f"{d.k} replicates were compared", True)
     return Criterion("one replicate was compared, which says nothing about a recipe", None)

@@ -41,13 +41,13 @@ def main(name: ItemArgument) -> None:
     published, folder_of_it = adapters.published, adapters.folder
     tables = {}
     for number in adapters.numbers:
-        model = None  # the one before makes room
+        model = None  # free the previous model's memory first
         model = adapters.model(number, dtype)
         tables[number] = measured(model, scored, number, settings.batch_tokens)
         if number == published:
             samples, tasks = ask(model, tokenizer, rows, params)
     conversations = pa.concat_tables(tables[number] for number in sorted(tables))
-    del model, adapters  # the same model in other formats needs the room
+    del model, adapters  # the same model in other formats needs this memory
     as_served = served(rows, folder_of_it, settings.served_formats, dtype, settings.batch_tokens)
 
     with atomic_output(METRICS / name) as folder:

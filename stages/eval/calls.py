@@ -34,11 +34,11 @@ Call = dict[str, Any]  # {"name": ..., "arguments": {...}}
 
 
 class Written(str):
-    """A value between tags, of which the tags do not say whether it is text, a number or another JSON value."""
+    """A value between tags, which do not say whether it is text, a number or another JSON value."""
 
 
 def calls_in(answer: str) -> list[Call]:
-    """The calls in a text, by the first way of writing them that it has."""
+    """The calls in a text, read in the first of the formats above that it contains."""
     return json_calls(answer) or tagged_calls(answer) or python_calls(answer)
 
 
@@ -95,7 +95,7 @@ def call_in_python(node: ast.expr) -> Call | None:
 
 
 def call_of(value: Any) -> Call | None:
-    """A JSON value as a call, arguments as an object; None where it is none."""
+    """A JSON value as a call, with its arguments as an object; None if it is not a call."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):

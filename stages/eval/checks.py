@@ -139,7 +139,7 @@ def case(answer: str, wanted: str) -> bool:
 
 
 def without(answer: str, unwanted: str) -> bool:
-    """None of these characters, and some text."""
+    """The answer has none of these characters, and is not empty."""
     return bool(word_list(answer)) and not set(answer.lower()) & set(unwanted.lower())
 
 
@@ -154,7 +154,7 @@ def pattern(answer: str, wanted: str) -> bool:
 
 
 def wrapped(answer: str, marks: Sequence[str]) -> bool:
-    """Everything stands between the two marks, and something does."""
+    """The answer begins and ends with the two marks, with some text between them."""
     left, right = marks
     text = answer.strip()
     return text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right)
@@ -182,7 +182,7 @@ def table(answer: str, wanted: dict[str, Range]) -> bool:
 
 
 def fenced(answer: str) -> list[tuple[str, str]]:
-    """(language, content) of each fenced block; one that was never closed runs to the end."""
+    """(language, content) of each fenced block; an unclosed one extends to the end."""
     return [(match[1].strip().lower(), match[2]) for match in FENCE.finditer(answer)]
 
 

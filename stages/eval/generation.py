@@ -1,4 +1,4 @@
-"""Greedy answers to the fixed prompts, and what their form tells: do they end, how long are they, do they loop?"""
+"""Greedy answers to the fixed prompts, and measures of their form: whether they end, their length, repetition."""
 
 from __future__ import annotations
 

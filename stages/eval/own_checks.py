@@ -56,7 +56,7 @@ class Reference:
 
 
 def check_answer(check: OwnCheck, reference: Reference, answer: str) -> Held:
-    """What of the check held; an answer passes when all did."""
+    """Which parts of the check held; an answer passes when all did."""
     if len(answer) > MAX_ANSWER:
         return {"short_enough": False}
     function: Callable[[Any, Reference, str], Held] = KINDS[type(check)]

@@ -77,7 +77,7 @@ def own_tasks(source: str, check: OwnCheck, rows: Sequence[Row]) -> list[OwnTask
 
 
 def conversation_of_row(row: Row) -> str:
-    """The conversation that a row is an example of; a conversation that gives one example per reply numbers them after a dash."""
+    """The conversation that a row is an example of; where each reply is an example, a dash and its number follow."""
     return str(row["id"]).partition("-")[0]
 
 
@@ -98,7 +98,7 @@ def tasks_of(rows: Sequence[Row], check: OwnCheck) -> list[OwnTask]:
 
 
 def task_of(row: Row, turn: int, check: OwnCheck) -> Iterator[OwnTask]:
-    """The row's message number `turn` as a task; nothing where it is no supervised reply that the check can judge."""
+    """The row's message number `turn` as a task; nothing unless it is a supervised reply that the check can judge."""
     if turn < 1 or not learned_turns(row)[turn]:
         return
     messages, tools = conversation_of(row)

@@ -34,7 +34,7 @@ def served(
 
     Args:
         rows: the common test rows.
-        adapter: the published one; None for base, without which no gain over it can be told on a format.
+        adapter: the published one; None for base, which every adapter is compared with on each format.
         formats: of the base model.
         judged: number format in which the models are judged, and in which a 4-bit base computes.
         batch_tokens: tokens per forward pass.

@@ -1,4 +1,4 @@
-"""Does an exported file say what the adapter says? Next-token distributions, compared at positions of held-out replies."""
+"""Compare an exported file with its adapter: next-token distributions at positions of held-out replies."""
 
 from __future__ import annotations
 

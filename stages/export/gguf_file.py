@@ -212,7 +212,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def rotary_factors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What each rotary frequency is divided by, by llama.cpp's name of the tensor; empty where nothing is."""
+    """The divisor of each rotary frequency, by llama.cpp's name of the tensor; empty where there is none."""
     import torch
 
     rope = _rope(config)

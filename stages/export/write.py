@@ -34,12 +34,12 @@ MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
 def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> dict[str, Any]:
-    """Write models/exported/<variant>/<fmt> if it says what the adapter says; return how near it comes."""
+    """Write models/exported/<variant>/<fmt> if it answers as the adapter does; return how far they differ."""
     config = text_config(BASE_MODEL)
     if fmt != "merged_16bit":
         gguf_file.family_of(config)  # refuses before minutes are spent
     places = prefixes(rows)
-    # In float32: the adapter as it is meant, which the file then rounds once.
+    # In float32, the exact adapter, which the file then rounds once.
     trained = None if variant == BASE else MODELS / variant
     adapter = by_transformers(load_for_inference(torch.float32, trained))
     expected = [adapter(place.ids) for place in places]

@@ -142,7 +142,7 @@ class TerminateOnNonFinite(TrainerCallback):
         loss = float(self._trainer._tr_loss)  # the sum since the last log: a number only if all of it are
         if not math.isfinite(loss):
             self._stop(f"loss is {loss}", state, state.global_step + 1, model)
-        # With float16 an infinite gradient is the gradient scaler's everyday business: it skips the step.
+        # With float16 an infinite gradient is expected: the gradient scaler skips the step.
         if not args.fp16 and not self._trainer.gradients_are_finite():
             self._stop("a gradient is infinite or nan", state, state.global_step + 1, model)
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whose they are, which of them may be used, and that one run at a time writes them.
+"""Checkpoint ownership, validation and locking.
 
     checkpoints/<variant>/lock                    held by the run that is training
     checkpoints/<variant>/<replicate>/<key>/key.json     what the key was made of
@@ -111,7 +111,7 @@ class CheckpointStore:
         self.last_finite = ROOT / variant / "last_finite"  # an adapter to look into (TerminateOnNonFinite)
 
     def open(self) -> Path | None:
-        """The newest valid checkpoint or None; warn of each that is not used, and remove what died half made."""
+        """The newest valid checkpoint or None; warn of each that is not used, and remove unfinished ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for why in self._incompatible():
             _warn(f"{self.variant}: {why}")

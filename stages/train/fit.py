@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """A base model to put one adapter after the other on."""
+    """A base model on which adapters are trained one after the other."""
 
     decisions: dict[str, str]  # about it, in words, for the record
 
@@ -214,7 +214,7 @@ class Fit:
         trainer.add_callback(TerminateOnNonFinite(trainer, self._store.last_finite))
         self._skipped = stateful["skipped"] = SkippedSteps(trainer)
         trainer.add_callback(self._skipped)
-        if not self._checkpoints.start:  # else the micro-batches are those that were found to fit
+        if not self._checkpoints.start:  # otherwise the micro-batches are those that were found to fit
             trainer.add_callback(Probe(trainer, run.max_length))
         self._checkpoints.attach(trainer, stateful)
         return trainer

@@ -85,7 +85,7 @@ def sharded_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) -> in
 def choose_checkpointing(
     free: int, config: PreTrainedConfig, max_length: int, capability: Capability
 ) -> tuple[str, str]:
-    """Whether to compute a third more in order to keep less, "unsloth" or "none"; and why, in words.
+    """Whether to recompute activations (33 % more compute) to save memory, "unsloth" or "none"; and why, in words.
 
     Where one conversation of full length would not fit otherwise; and on a GPU that is done with what fits before
     Python has launched it.
@@ -102,7 +102,7 @@ def worth_dequantizing(
 ) -> bool:
     """Whether 4-bit weights are worth `more` bytes to have them in 16 bit: if no checkpointing is needed for it.
 
-    They are the same numbers, which else are unpacked at every use, twice a step: 2 % of an H100's time.
+    The numbers are the same; in 4 bits they are unpacked at every use, twice a step: 2 % of an H100's time.
     """
     return choose_checkpointing(free - more, config, max_length, capability)[0] == "none"
 

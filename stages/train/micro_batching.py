@@ -1,7 +1,7 @@
 """How a step's conversations are cut into micro-batches.
 
 What the science fixes is which conversations make a step and that the loss is sum(nll) / supervised tokens of
-all of them. How they are cut is the machine's business: every cut gives the same gradient.
+all of them. How they are cut depends on the machine: every cut gives the same gradient.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def packs(recipe: TrainParams, model_type: str, dtype: torch.dtype) -> bool:
 
 
 def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: int) -> MicroBatching:
-    """The cut to begin with: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
+    """The first micro-batching to try: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
     packed = packs(recipe, model.config.model_type, model.dtype)
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
@@ -131,7 +131,7 @@ def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: 
 
 
 def bins(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices in as few bins of at most `tokens` as need be, about equally full; a longer conversation has its own."""
+    """Indices in the fewest bins of at most `tokens`, about equally full; a longer conversation has its own."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for count in range(1, len(lengths) + 1):
         found: list[list[int]] = [[] for _ in range(count)]

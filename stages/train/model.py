@@ -51,7 +51,9 @@ class Base:
         self._max_length = max_length
         self._path = path
         self._kernels = kernels_for(path)
-        packs(recipe, model_type_of(path), resolve_dtype(recipe.dtype))  # refused before minutes of loading
+        packs(
+            recipe, model_type_of(path), resolve_dtype(recipe.dtype)
+        )  # checked first: loading takes minutes
         self._adapted: PeftModel | None = None
         self._checkpointing = ""
         # What was decided about kernels, gradient checkpointing, 4-bit weights and layers, in words; known once loaded.

@@ -127,7 +127,7 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_loss(error) or os.environ.get("ABCTUNE_DEBUG"):
             raise
-        raise SystemExit(LOST) from None  # quietly: the launcher knows which one was first
+        raise SystemExit(LOST) from None  # without a message: the launcher knows which one failed first
 
 
 def process_state() -> PartialState:

@@ -1,4 +1,4 @@
-"""What a finished training leaves: the published adapter, every replicate's adapter, and their record."""
+"""The outputs of a finished training: the published adapter, every replicate's adapter, and their record."""
 
 from __future__ import annotations
 

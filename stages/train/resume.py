@@ -1,4 +1,4 @@
-"""Saving a run as it goes, stopping it gently, and taking it up again where it was saved."""
+"""Save a run while it trains, stop it after a whole step, and resume it from what was saved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OURS = "run"  # the folder within a checkpoint that is not the Trainer's
 
 
 class Stateful(Protocol):
-    """A callback whose state decides what comes out of the run."""
+    """A callback whose state affects the results of the run."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -124,7 +124,7 @@ class Checkpoints(TrainerCallback):
         due = self._every and state.global_step % self._every == 0
         if self._signal:
             self._trainer.accelerator.set_trigger()
-        # A process may be told to stop when others have gone past this line: all of them save at the same step.
+        # A signal may reach a process after the others have passed this line, so all agree on the step at which to save.
         self._stopping = self._trainer.accelerator.check_trigger()
         # Not at the last step: the adapter is about to be published, and the Trainer cannot go on from a finished run.
         control.should_save = bool(due or self._stopping) and state.global_step < state.max_steps

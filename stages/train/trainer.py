@@ -121,7 +121,7 @@ class TokenWeightedTrainer(SFTTrainer):
         causal = model.get_base_model()
         forward = causal.__dict__.get("forward")
         super().__init__(model, **arguments)
-        causal.__dict__.pop("forward", None)  # SFTTrainer's, with a fused head that is not asked for here
+        causal.__dict__.pop("forward", None)  # SFTTrainer's uses a fused head, which is not used here
         if forward is not None:
             causal.forward = forward
         for parameter in model.parameters():
@@ -187,7 +187,7 @@ class TokenWeightedTrainer(SFTTrainer):
         return prepared
 
     def probe(self, max_length: int) -> None:
-        """See whether a micro-batch of the longest conversations fits the GPU; if not, cut smaller ones.
+        """Try a micro-batch of the longest conversations on the GPU; if it does not fit, make micro-batches smaller.
 
         Raises:
             UserError: not even one conversation fits.
@@ -294,7 +294,7 @@ class TokenWeightedTrainer(SFTTrainer):
 
 
 class Probe(TrainerCallback):
-    """One pass at the most that memory is thought to take: better too much now than at step 50."""
+    """One pass at the estimated limit, so that an out-of-memory error comes before step 1, not at step 50."""
 
     def __init__(self, trainer: TokenWeightedTrainer, max_length: int) -> None:
         self._trainer = trainer
@@ -305,7 +305,7 @@ class Probe(TrainerCallback):
         if torch.cuda.is_available():
             self._trainer.probe(self._max_length)
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()  # what is reported is what the training takes
+            torch.cuda.reset_peak_memory_stats()  # report the training's own peak, without the probe
 
 
 def build_trainer(

@@ -87,11 +87,11 @@ def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:
 
 
 def _why_ended(done: set[Future[Finished]], variant: str, caught: list[int]) -> BaseException:
-    """What the command ends with: the error of a training, not one that came of stopping the others."""
+    """The error to end with: that of the training that failed, not one caused by stopping the others."""
     errors = [error for one in done if (error := one.exception())]
     others = [error for error in errors if not isinstance(error, BrokenProcessPool)]
     if others and not caught:
-        # The first to fail; one that was stopped for its sake says so.
+        # The first to fail; the message of one that was stopped because of it says so.
         return min(others, key=lambda error: "stopped by" in str(error))
     if others:  # rather one that tells its step
         return min(others, key=lambda error: "before the first step" in str(error))
