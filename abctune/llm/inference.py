@@ -15,7 +15,7 @@ from abctune.core.adapters import require_adapter
 from abctune.core.errors import UserError
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
-from abctune.llm.decoding import greedy, is_plain
+from abctune.llm.decoding import greedy, is_plain, is_whole
 from abctune.llm.device import device, free_bytes
 from abctune.llm.tokenizer import BASE_MODEL, stop_token_ids
 from abctune.llm.weights import weight_bytes
@@ -60,7 +60,8 @@ def load_for_inference(
     )
     if load_in_4bit:
         model = model.dequantize().to(dtype)
-    if torch.cuda.is_available():
+    # Triton launches a kernel on the current GPU, whose pointers into another GPU's memory it refuses.
+    if torch.cuda.is_available() and is_whole(model):
         fuse(model)
     return (model if adapter is None else _with_adapter(model, adapter, base)).eval()
 
