@@ -134,8 +134,9 @@ def read_study(params: Params) -> Study:
     """
     folders = {BASE: EVAL / BASE} | {name: COLLECTED / name / "eval" for name in params.variants}
     models = {name: read_evaluated(name, folder) for name, folder in folders.items()}
-    for name in params.export.variants:
-        models[name] = with_exports(models[name], name, params)
+    if params.export.variants:
+        for name in (BASE, *params.export.variants):
+            models[name] = with_exports(models[name], name, params)
     require_same_test(models)
     require_known_sources(models[BASE].conversations, params)
     trained = {name: read_trained(name) for name in params.variants}
@@ -172,6 +173,11 @@ def read_evaluated(model: str, folder: Path) -> Evaluated:
     return Evaluated(rows, record, samples, tasks, table.to_pandas())
 
 
+def served_by(model: str, form: str) -> str:
+    """The stage that scores a model's exported file."""
+    return f"served-base@{form}" if model == BASE else f"served@{model}-{form}"
+
+
 def with_exports(model: Evaluated, variant: str, params: Params) -> Evaluated:
     """A model with the rows of its exported files among those of the formats that it is served in.
 
@@ -180,7 +186,7 @@ def with_exports(model: Evaluated, variant: str, params: Params) -> Evaluated:
     """
     tables = [
         files.read_table(
-            SCORED_EXPORTS / variant / f"{form}.parquet", f"served@{variant}-{form}", SERVED.names
+            SCORED_EXPORTS / variant / f"{form}.parquet", served_by(variant, form), SERVED.names
         ).to_pandas()
         for form in params.export.formats
     ]

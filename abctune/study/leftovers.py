@@ -15,6 +15,7 @@ NOT_OF_VARIANTS = (BASE, "own", "replicates", "exported")  # other things below 
 def leftovers(params: Params) -> list[Path]:
     """Files and folders below data/, models/, metrics/ and plots/cards/ that belong to no variant or source of params.yaml."""
     variants = set(params.variants)
+    exported = {BASE, *params.export.variants}
     places: dict[Path, set[str]] = {
         DATA / "raw": set(params.sources),
         DATA / "mixed": variants,
@@ -22,13 +23,13 @@ def leftovers(params: Params) -> list[Path]:
         DATA / "split": variants,
         MODELS: variants | set(NOT_OF_VARIANTS),
         MODELS / "replicates": variants,
-        MODELS / "exported": variants,
+        MODELS / "exported": variants | {BASE},  # the chat looks for base's GGUF there
         TRAIN: variants,
         EVAL: variants | {BASE},
         COLLECTED: variants,
         CARDS: variants,  # what `git checkout` leaves of an experiment with another variant
-        SERVED: set(params.export.variants if params.export.formats else ()),
-        **{SERVED / name: set(params.export.formats) for name in params.export.variants},
+        SERVED: exported if params.export.formats else set(),
+        **{SERVED / name: set(params.export.formats) for name in exported},
     }
     return [path for place, known in places.items() for path in strangers(place, known)]
 

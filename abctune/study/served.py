@@ -18,7 +18,7 @@ from abctune.core.params import BASE, ExportFormat
 from abctune.core.records import LOSS
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA
-from abctune.study.inputs import Evaluated, Study
+from abctune.study.inputs import Evaluated, Study, served_by
 from abctune.study.wording import interval, sorted_by_size
 
 Outcome = Literal["better", "worse", "equivalent", "undecided"]
@@ -83,7 +83,7 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
     """One variant on one format."""
     judged = own_rows(study, study.models[name])
     rows = rows[rows["source"].isin(study.sources)].sort_values("id", ignore_index=True)
-    stage = f"served@{name}-{form}" if form in get_args(ExportFormat) else f"eval@{name}"
+    stage = served_by(name, form) if form in get_args(ExportFormat) else f"eval@{name}"
     if stage.startswith("served"):  # without rows whose replies the file's own chat template changes
         judged = judged[judged["id"].isin(rows["id"])].reset_index(drop=True)
     if list(rows["id"]) != list(judged["id"]) or list(rows["n_supervised"]) != list(judged["n_supervised"]):
@@ -100,7 +100,7 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
     e = statistics.bootstrap(strata, np.random.default_rng([study.params.seed, len(form)]))
     low, high, p = (float(x[0]) if np.isfinite(x[0]) else None for x in (e.low, e.high, e.p))
     losses = judged["nll"].sum() / tokens.sum(), rows["nll"].sum() / tokens.sum()
-    gain = gain_on(study, form, losses[1])
+    gain = gain_on(study, form, rows)
     return Served(name, form, len(rows), *losses, float(e.value[0]), low, high, p, gain)
 
 
@@ -110,11 +110,24 @@ def own_rows(study: Study, model: Evaluated) -> pd.DataFrame:
     return rows[rows["source"].isin(study.sources)].reset_index(drop=True)
 
 
-def gain_on(study: Study, form: str, loss: float) -> float | None:
-    """The gain over base on this format: its loss minus `loss`."""
+def gain_on(study: Study, form: str, rows: pd.DataFrame) -> float | None:
+    """The gain over base on the same rows in the same format; None where base was not scored in it.
+
+    Raises:
+        UserError: base was scored without some of these rows.
+    """
     base = study.models[BASE].served
-    base = base[(base["format"] == form) & base["source"].isin(study.sources)]
-    return float(base[LOSS.sum].sum() / base[LOSS.weight].sum() - loss) if len(base) else None
+    base = base[base["format"] == form]
+    if base.empty:
+        return None
+    base = base[base["id"].isin(rows["id"])]
+    if len(base) != len(rows):
+        stage = served_by(BASE, form) if form in get_args(ExportFormat) else "eval-base"
+        raise UserError(
+            f"unfair comparison: base was scored as served ({form}) on other rows than its variants; "
+            f"run `dvc repro --force --single-item {stage}`"
+        )
+    return float((base[LOSS.sum].sum() - rows[LOSS.sum].sum()) / rows[LOSS.weight].sum())
 
 
 def outcome_of(one: Served, p_holm: float, margin: float) -> Outcome:

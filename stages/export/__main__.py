@@ -1,6 +1,7 @@
 """An adapter becomes a model file for other programs: `python -m stages.export VARIANT FORMAT`.
 
-`base` for VARIANT writes the base model itself as GGUF, for the chat demo to apply adapters to.
+`base` for VARIANT writes the base model itself: what an exported adapter's gain is measured against, and, as GGUF, what the
+chat applies adapters to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.errors import exits_with_one_line
 from abctune.core.files import read_table
 from abctune.core.params import BASE, FormatArgument, exported_item, load_params
 
@@ -25,10 +26,6 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     started = time.perf_counter()
     params = load_params()
     variant, fmt = exported_item(params, variant, fmt)
-    if (variant, fmt) == (BASE, "merged_16bit"):
-        raise UserError(
-            "base has no adapter to merge: models/base is what merged_16bit would be; name a GGUF format"
-        )
     rows_of = params.evaluation.test_of if variant == BASE else variant
     rows = read_table(SPLIT / rows_of / "val.parquet", made_by=f"split@{rows_of}")
     from stages.export.write import export  # loads torch, so it comes after the checks

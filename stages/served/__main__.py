@@ -11,14 +11,14 @@ import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, read_table
-from abctune.core.params import FormatArgument, exported_item, load_params
+from abctune.core.params import BASE, FormatArgument, exported_item, load_params
 from abctune.llm.tokenizer import load_tokenizer
 
 MODELS, EXPORTED, SPLIT, SERVED = (
     Path(name) for name in ("models", "models/exported", "data/split", "metrics/served")
 )
 COLUMNS = ["id", "group", "source", "n_supervised", "input_ids", "labels", "messages", "extra"]
-VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml")]
+VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
 
 
 @exits_with_one_line
@@ -27,14 +27,16 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     started = time.perf_counter()
     params = load_params()
     variant, fmt = exported_item(params, variant, fmt)
-    params.require_variant(variant)
     test_of = params.evaluation.test_of
     rows = read_table(SPLIT / test_of / "test.parquet", f"split@{test_of}", COLUMNS)
     from stages.served.files import open_export
     from stages.served.rows import as_rendered, scored
 
-    served = open_export(EXPORTED / variant / fmt, f"export@{variant}-{fmt}")
-    rows = as_rendered(rows, load_tokenizer(MODELS / variant), served.template)
+    made_by = f"export-base@{fmt}" if variant == BASE else f"export@{variant}-{fmt}"
+    served = open_export(EXPORTED / variant / fmt, made_by)
+    template = params.active.model.template
+    trained = load_tokenizer(**template) if variant == BASE else load_tokenizer(MODELS / variant)
+    rows = as_rendered(rows, trained, served.template)
     table = scored(served.load(), rows, fmt, params.active.eval.batch_tokens)
     with atomic_output(SERVED / variant / f"{fmt}.parquet") as file:
         pq.write_table(table, file)

@@ -100,11 +100,6 @@ def test_dvcs_name_of_the_stage_says_what_to_export(project):
     }
 
 
-def test_the_base_has_nothing_to_merge(ready_to_train):
-    done = ready_to_train.stage("export", "base", "merged_16bit", check=False)
-    assert done.returncode == 1 and "base has no adapter to merge" in done.stderr
-
-
 def test_an_unknown_format_is_one_line(ready_to_train):
     done = ready_to_train.stage("export", "B", "q5_1", check=False)
     assert done.stderr == (

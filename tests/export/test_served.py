@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_table
+from abctune.core.params import exported_item, load_params
 from abctune.core.schemas import SERVED
 from abctune.llm.inference import load_for_inference
 from abctune.llm.likelihood import conversation_nll
@@ -30,9 +31,9 @@ B = write.MODELS / "B"
 def exported(project):
     """The project with B exported in the formats that are asked for."""
 
-    def export(fmt):
+    def export(fmt, of="B"):
         rows = read_table(project.root / "data/split/B/val.parquet", "split@B")
-        return write.export("B", fmt, rows, {"chat_template": "model"})
+        return write.export(of, fmt, rows, {"chat_template": "model"})
 
     return export
 
@@ -55,9 +56,9 @@ def losses(model):
     return conversation_nll(model, rows["input_ids"].to_pylist(), rows["labels"].to_pylist(), 2048)
 
 
-def served(fmt):
-    main("B", fmt)
-    table = pq.read_table(f"metrics/served/B/{fmt}.parquet")
+def served(fmt, of="B"):
+    main(of, fmt)
+    table = pq.read_table(f"metrics/served/{of}/{fmt}.parquet")
     assert table.schema.remove_metadata() == SERVED and set(table["format"].to_pylist()) == {fmt}
     rows = common_rows()
     for column in ("id", "group", "source", "n_supervised"):
@@ -79,6 +80,18 @@ def test_a_file_has_its_adapters_loss_and_not_the_bases(project, exported, capsy
             places = prefixes(pq.read_table("data/split/B/val.parquet"))
             loss = -sum(float(model(place.ids)[place.label]) for place in places) / len(places)
             assert loss == pytest.approx(record["file_loss"], abs=0.01)
+
+
+@pytest.mark.parametrize("project", ["tied"], indirect=True)
+@pytest.mark.parametrize(("fmt", "near"), [("q8_0", 0.02), ("merged_16bit", 0.01)])
+def test_base_is_scored_in_the_same_format(project, exported, monkeypatch, fmt, near):
+    as_judged = losses(load_for_inference(torch.float32))
+    assert exported(fmt, of="base")["variant"] == "base"
+    found = served(fmt, of="base")
+    assert found == pytest.approx(as_judged, rel=near) and found != as_judged
+    assert as_judged != pytest.approx(losses(load_for_inference(torch.float32, B)), rel=0.05)
+    monkeypatch.setenv("DVC_STAGE", f"served-base@{fmt}")
+    assert exported_item(load_params(), "base", "") == ("base", fmt)
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)

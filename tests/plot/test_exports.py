@@ -13,6 +13,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.study.inputs import read_study
 from abctune.study.leftovers import leftovers
+from abctune.study.served import compare_served
 from stages.plot.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -20,21 +21,27 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 @pytest.fixture
 def exported(fake_run):
-    """A study whose B was exported as q8_0, at no cost, and as q4_k_m, at 0.5 nats per token."""
+    """A study whose base and B were exported as q8_0, at no cost, and as q4_k_m, at 0.5 nats per token."""
     root = fake_run()
     yaml = YAML()
     params = yaml.load((root / "params.yaml").read_text())
     params["export"] = {"variants": ["B"], "formats": ["q8_0", "q4_k_m"]}
     with (root / "params.yaml").open("w") as file:
         yaml.dump(params, file)
-    rows = pd.read_parquet("metrics/eval/B/conversations.parquet")
-    rows = rows[(rows["replicate"] == 1) & (rows["source"] != "general")]
-    for fmt, costs in {"q8_0": 0.0005, "q4_k_m": 0.5}.items():
-        served = rows.assign(format=fmt, nll=rows["nll"] + costs * rows["n_supervised"])
-        path = Path(f"metrics/served/B/{fmt}.parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        served[["id", "group", "source", "format", "nll", "n_supervised"]].to_parquet(path, index=False)
+    for model in ("base", "B"):
+        for fmt, costs in {"q8_0": 0.0005, "q4_k_m": 0.5}.items():
+            rows = judged(model).assign(format=fmt)
+            rows["nll"] += costs * rows["n_supervised"]
+            path = Path(f"metrics/served/{model}/{fmt}.parquet")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows[["id", "group", "source", "format", "nll", "n_supervised"]].to_parquet(path, index=False)
     return root
+
+
+def judged(model):
+    """The first replicate's rows."""
+    rows = pd.read_parquet(f"metrics/eval/{model}/conversations.parquet")
+    return rows[(rows["replicate"] == 1) & (rows["source"] != "general")]
 
 
 def test_what_an_exported_file_costs_is_said_everywhere(exported, capsys):
@@ -45,6 +52,25 @@ def test_what_an_exported_file_costs_is_said_everywhere(exported, capsys):
     for page in ("report.md", "report.html", "cards/B.md"):
         assert "q4_k_m" in Path("plots", page).read_text()
     assert "q4_k_m" not in Path("plots/cards/C.md").read_text()
+
+
+def test_the_gain_of_a_format_is_over_base_in_the_same_format(exported):
+    base, b = judged("base"), judged("B")
+    gain = (base["nll"].sum() - b["nll"].sum()) / b["n_supervised"].sum()
+    for one in compare_served(read_study(load_params())):
+        assert one.model == "B" and one.gain == pytest.approx(gain)  # the format costs both the same
+    path = Path("metrics/served/base/q4_k_m.parquet")
+    pd.read_parquet(path).iloc[1:].to_parquet(path, index=False)
+    with pytest.raises(UserError, match=r"base was scored as served.*single-item served-base@q4_k_m"):
+        compare_served(read_study(load_params()))
+    path.unlink()
+    with pytest.raises(UserError, match="served-base@q4_k_m"):
+        read_study(load_params())
+
+
+def test_the_bases_export_is_no_leftover(exported):
+    Path("models/exported/base/q8_0").mkdir(parents=True)
+    assert leftovers(load_params()) == []
 
 
 def test_a_file_that_was_not_scored_is_named_with_its_stage(exported):

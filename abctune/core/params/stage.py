@@ -41,13 +41,17 @@ FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(
 
 
 def exported_item(params: Params, variant: str, fmt: str) -> tuple[str, str]:
-    """The variant (or base) and the format, from the command line or from DVC's name of the stage, `export@B-q8_0`.
+    """The variant (or base) and the format, from the command line or from DVC's name of the stage.
+
+    DVC names it `export@B-q8_0`, or `export-base@q8_0`, which names base on its command line.
 
     Raises:
         UserError: params.yaml has no such variant, or there is no such format.
     """
     if not variant:
         variant, _, fmt = (key_from_dvc() or "").rpartition("-")
+    elif variant == BASE and not fmt:
+        fmt = key_from_dvc() or ""
     if variant != BASE:
         params.require_variant(variant)
     if fmt not in get_args(ExportFormat):
