@@ -325,6 +325,7 @@ class Metric(Record):
     weight: str  # column of conversations.parquet
     unit: str
     lower_is_better: bool = True
+    is_share: bool = False  # of the weight: never below 0 nor above 1
 
 
 LOSS = Metric(name="loss", sum="nll", weight="n_supervised", unit="nats per supervised token")

@@ -183,11 +183,24 @@ def row_set(study: Study, name: str, sources: Sequence[str]) -> RowSet:
 
 def value_of(metric: Metric, on: RowSet, v: recipes.RecipeValue) -> Value:
     """An estimate with the set and the metric that it is of."""
-    return Value(metric, v.model, on, v.value, v.low, v.high, v.by_replicate)
+    low, high = possible(v.low, v.high, 0.0) if metric.is_share else (v.low, v.high)
+    return Value(metric, v.model, on, v.value, low, high, v.by_replicate)
+
+
+def possible(low: float | None, high: float | None, lowest: float) -> tuple[float | None, float | None]:
+    """The part of an interval that a share (`lowest` 0) or a difference of shares (-1) can be in.
+
+    Where only two or three conversations have any token right, Student's t has less than one degree of freedom and
+    bounds in the thousands.
+    """
+    if low is None or high is None:
+        return None, None
+    return max(low, lowest), min(high, 1.0)
 
 
 def difference_of(metric: Metric, on: RowSet, d: recipes.RecipeDifference, plan: Plan | None) -> Difference:
     """An estimate with the set and the metric that it is of."""
+    low, high = possible(d.low, d.high, -1.0) if metric.is_share else (d.low, d.high)
     return Difference(
         metric=metric,
         model=d.model,
@@ -195,8 +208,8 @@ def difference_of(metric: Metric, on: RowSet, d: recipes.RecipeDifference, plan:
         on=on,
         about=d.about,
         value=d.value,
-        low=d.low,
-        high=d.high,
+        low=low,
+        high=high,
         p=d.p,
         p_holm=d.p_holm,
         by_replicate=d.by_replicate,

@@ -21,6 +21,7 @@ MEASURED = Measured(
         weight="n_supervised",
         unit="share of supervised tokens",
         lower_is_better=False,
+        is_share=True,
     ),
     hits,
 )
