@@ -17,7 +17,8 @@ def test_kernels_that_need_the_current_gpu_are_not_used_on_a_model_that_is_on_se
     small.write_model(tmp_path / "base")
     calls: list[object] = []
     monkeypatch.setattr(inference, "fuse", calls.append)
-    monkeypatch.setattr(inference, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
+    one_gpu = SimpleNamespace(is_available=lambda: True, device_count=lambda: 1)
+    monkeypatch.setattr(inference, "torch", SimpleNamespace(cuda=one_gpu))
     is_whole = inference.is_whole
     monkeypatch.setattr(inference, "is_whole", lambda model: is_whole(moved(model, on)))
     inference.load_for_inference(torch.float32, base=tmp_path / "base")
