@@ -97,7 +97,8 @@ def conversation_sums(
     none = torch.zeros(len(measures), 0, dtype=torch.float64, device=model.device)
     sums = np.empty((len(measures), len(input_ids)))
     columns = [index for part in parts for index in part]
-    sums[:, columns] = torch.cat([none, *found], dim=1).cpu().numpy()  # read once, at the end
+    # Read once, at the end. The states of a model on several GPUs, and so its sums, are on the last of them.
+    sums[:, columns] = torch.cat([none, *(part.to(none.device) for part in found)], dim=1).cpu().numpy()
     return dict(zip(measures, sums.tolist(), strict=True))
 
 
