@@ -8,7 +8,14 @@ files travel along, which is done for every model. The license decides, not the 
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+
+from abctune.core.files import write_text
+
+# The base model's own, which its license asks to pass on.
+FILES = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,18 @@ class Terms:
     prefix: str = ""  # how the published model's name must begin
     sentence: str = ""  # on the card
     notice: str = ""  # the text of a file NOTICE
+
+
+def pass_on(license_: str, base: Path, folder: Path) -> None:
+    """Put into a folder that is given to others the base model's license files, and the notice that its license asks for."""
+    for pattern in FILES:
+        for path in base.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    if notice := terms_of(license_).notice:
+        path = folder / "NOTICE"
+        theirs = path.read_text(encoding="utf-8") if path.exists() else ""
+        if notice not in theirs:
+            write_text(path, f"{theirs.rstrip()}\n\n{notice}" if theirs else notice)
 
 
 def terms_of(license_: str) -> Terms:

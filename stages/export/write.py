@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json
+from abctune.core.licenses import pass_on
 from abctune.core.params import BASE
 from abctune.llm.gguf_families import text_config
 from abctune.llm.inference import load_for_inference
@@ -33,8 +34,14 @@ from stages.export.check import (
 MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
-def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> dict[str, Any]:
-    """Write models/exported/<variant>/<fmt> if it answers as the adapter does; return how far they differ."""
+def export(
+    variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str = ""
+) -> dict[str, Any]:
+    """Write models/exported/<variant>/<fmt> if it answers as the adapter does; return how far they differ.
+
+    Args:
+        license_: the base model's; the folder gets its files, and what it asks for.
+    """
     config = text_config(BASE_MODEL)
     if fmt != "merged_16bit":
         gguf_file.family_of(config)  # refuses before minutes are spent
@@ -57,6 +64,7 @@ def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any]) -> 
         else:
             found = write_gguf(folder / f"{variant}.{fmt}.gguf", fmt, merged, config, tokenizer)
         agreement = compare(places, expected, found)
+        pass_on(license_, BASE_MODEL, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
         record = {"variant": variant, "format": fmt, **agreement, "tolerance": TOLERANCE[fmt], "bytes": size}
         if not agreement["mean_kl"] <= TOLERANCE[fmt]:  # not `>`: NaN must not pass

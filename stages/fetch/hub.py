@@ -33,7 +33,7 @@ from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
 from stages.fetch import cache
 from stages.fetch.hub_files import CARD, named_files, split_files
-from stages.fetch.model_files import needed_files
+from stages.fetch.model_files import INDEX, needed_files
 from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
 
@@ -94,7 +94,11 @@ def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:
     """
     repository = Repository(origin, "model", key)
     listed = repository.files()
-    names = needed_files(listed, f"{origin.repo} at revision {origin.revision}", f"{key}.repo")
+    index = folder / INDEX if INDEX in listed else None
+    if index:
+        repository.fetch({index: listed[INDEX]})
+    where = f"{origin.repo} at revision {origin.revision}"
+    names = needed_files(listed, where, f"{key}.repo", index)
     files = repository.fetch({folder / name: listed[name] for name in names})
     return {"repo": origin.repo, "revision": origin.revision, "files": files}
 

@@ -10,7 +10,7 @@ from typing import Any
 from abctune.core.errors import UserError
 from abctune.core.params import LocalModel, LocalSource
 from abctune.core.provenance import sha256_of
-from stages.fetch.model_files import needed_files
+from stages.fetch.model_files import INDEX, needed_files
 from stages.fetch.records import SUFFIXES, DataFile, Record, check_suffix, read_files, suffix_of
 from stages.fetch.tables import is_saved_dataset
 
@@ -99,4 +99,5 @@ def model_files(origin: LocalModel, key: str) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"params.yaml: {key}.path: folder {origin.path} not found; correct the path")
     names = (entry.name for entry in path.iterdir() if entry.is_file())
-    return [path / name for name in needed_files(names, origin.path, f"{key}.path")]
+    index = path / INDEX if (path / INDEX).is_file() else None
+    return [path / name for name in needed_files(names, origin.path, f"{key}.path", index)]

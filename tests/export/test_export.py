@@ -93,11 +93,20 @@ def test_a_model_that_is_not_handled_is_refused_before_work(project):
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
 def test_dvcs_name_of_the_stage_says_what_to_export(project):
+    project.set(profiles__tiny__model__license="llama3.2")
+    (project.root / "models/base/LICENSE.txt").write_text("the base's license")
     done = project.stage("export", DVC_STAGE="export@B-merged_16bit")
     assert done.stdout.splitlines()[-1].startswith("B merged_16bit: ")
     assert {"model.safetensors", "tokenizer.json", "config.json", "check.json"} <= {
         path.name for path in (project.root / "models/exported/B/merged_16bit").iterdir()
     }
+    exported = project.root / "models/exported/B/merged_16bit"  # with what the base's license asks for
+    assert (exported / "LICENSE.txt").read_text() == "the base's license"
+    assert (
+        (exported / "NOTICE")
+        .read_text()
+        .startswith("Llama 3.2 is licensed under the Llama 3.2 Community License")
+    )
 
 
 def test_an_unknown_format_is_one_line(ready_to_train):

@@ -106,6 +106,13 @@ def test_a_model_arrives_without_code_or_pickles(project: Project, hub: Hub, mod
     assert all("torch" not in request.headers["user-agent"] for request in hub.requests)
 
 
+def test_a_model_s_index_says_which_files_to_download(project: Project, model: Repository) -> None:
+    model.files["part_a.safetensors"] = model.files.pop("model.safetensors")
+    model.files["model.safetensors.index.json"] = b'{"weight_map": {"weight": "part_a.safetensors"}}'
+    project.fetched("--model")
+    assert (project.base / "part_a.safetensors").read_bytes() == model.files["part_a.safetensors"]
+
+
 def test_the_token_goes_to_the_hub_and_nowhere_else(project: Project, hub: Hub, model: Repository) -> None:
     model.accepted_token = TOKEN
     done = project.fetched("--model", HF_TOKEN=f"{TOKEN}\n", HF_DEBUG="1")

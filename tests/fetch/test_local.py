@@ -193,6 +193,24 @@ def test_an_incomplete_model_folder_is_an_error(here: ProjectHere, missing: str,
     assert f"params.yaml: profiles.tiny.model.path: models/own/mine {message}" in here.refused("--model")
 
 
+def test_the_index_says_which_files_the_shards_are(here: ProjectHere) -> None:
+    files = model_files()
+    shards = {"part_a.safetensors": files.pop("model.safetensors"), "part_b.safetensors": b"other"}
+    index = json.dumps(
+        {"weight_map": {"weight": "part_a.safetensors", "more": "part_a.safetensors"}}
+    ).encode()
+    folder = own_model(here, files | shards | {"model.safetensors.index.json": index})
+    here.fetched("--model")
+    copied = {path.name for path in here.base.iterdir()}
+    assert "part_a.safetensors" in copied and "part_b.safetensors" not in copied
+    (folder / "part_a.safetensors").unlink()
+    assert "has no part_a.safetensors, which its model.safetensors.index.json names" in here.refused(
+        "--model"
+    )
+    (folder / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json of models/own/mine is damaged" in here.refused("--model")
+
+
 def test_an_unknown_source_is_an_error(here: ProjectHere) -> None:
     assert "params.yaml: no source 'chatter'; sources has chat, instruct" in here.refused("chatter")
 

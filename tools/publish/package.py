@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
-from abctune.core.licenses import terms_of
+from abctune.core.licenses import pass_on, terms_of
 from abctune.core.records import SourceRecord, TrainingRecord, read_record
 from abctune.llm.device import DTYPES
 from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 MODELS, CARDS = Path("models"), Path("plots/cards")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-LICENSE_FILES = (
-    "LICENSE*",
-    "USE_POLICY*",
-    "NOTICE*",
-)  # the base model's own, which its license asks to pass on
 FIRST_SECTION = "## Data\n"  # of the card that plot writes; what only now is known goes before it
 
 USE = """## Use
@@ -138,14 +133,7 @@ def insert(card: ModelCard, text: str) -> None:
 def finish(folder: Path, card: ModelCard, base: SourceRecord) -> None:
     """Write the card, the base model's license files, and the notice that its license asks for."""
     write_text(folder / "README.md", f"{str(card).rstrip()}\n")
-    for pattern in LICENSE_FILES:
-        for path in BASE_MODEL.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-    if notice := terms_of(base.license).notice:
-        path = folder / "NOTICE"
-        theirs = path.read_text(encoding="utf-8") if path.exists() else ""
-        if notice not in theirs:
-            write_text(path, f"{theirs.rstrip()}\n\n{notice}" if theirs else notice)
+    pass_on(base.license, BASE_MODEL, folder)
 
 
 def files_of(folder: Path) -> dict[str, int]:
