@@ -96,7 +96,6 @@ def _agrees(causal: PreTrainedModel, head: Head) -> bool:
         own = causal(input_ids=ids, use_cache=False).logits.float()
     finally:
         causal.train(was_training)
-    own = own.to(
-        ours.device
-    )  # a model on several GPUs hands its logits back on the first; its head is on the last
+    # A model on several GPUs hands its logits back on the first; its head is on the last.
+    own = own.to(ours.device)
     return ours.shape == own.shape and bool((ours - own).abs().max() <= TOLERANCE * own.std())
