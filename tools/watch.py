@@ -135,7 +135,7 @@ def variant_folders(place: Path) -> set[Path]:
 
 
 def newest_replicate(folder: Path) -> Path:
-    """The folder of a variant's replicate that trains, or trained last: they train one after the other."""
+    """The folder of a variant's last replicate that has logged; earlier ones are done, or train at the same time."""
     return max((log.parents[3] for log in folder.glob(f"*/{LOG}")), key=lambda one: int(one.name))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from abctune.core.errors import UserError
 from abctune.core.params import HubSource
+from stages.fetch.records import suffix_of
 
 CARD = "README.md"  # names a repository's configs, in its YAML
+NAMED = 5  # files that a message lists
 
 
 def named_files(origin: HubSource, listed: Iterable[str], key: str) -> list[str]:
@@ -24,10 +26,19 @@ def named_files(origin: HubSource, listed: Iterable[str], key: str) -> list[str]
         matches = [given] if given in names else [name for name in names if fnmatchcase(name, given)]
         if not matches:
             raise UserError(
-                f"params.yaml: {key}.files: {origin.repo} has no {given!r} at revision {origin.revision}"
+                f"params.yaml: {key}.files: {origin.repo} has no {given!r} at revision {origin.revision};"
+                f" name some of {in_words([name for name in names if suffix_of(name)])}"
             )
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def in_words(names: list[str]) -> str:
+    """The data files that a repository has, as many as a line can name."""
+    if not names:
+        return "another repository's files, since it has none in a format that can be read"
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"its data files: {', '.join(names[:NAMED])}{more}"
 
 
 def split_files(

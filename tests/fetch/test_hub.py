@@ -152,6 +152,32 @@ def test_a_gated_repository_names_the_licence_page_and_the_token(
     assert "params.yaml: profiles.tiny.model.repo: no access to someone/small" in line
 
 
+@pytest.mark.faults  # a process for each refusal, and one for each remedy
+def test_what_the_hub_refused_arrives_once_the_message_is_followed(
+    project: Project, hub: Hub, model: Repository, dataset: Repository
+) -> None:
+    model.accepted_token = TOKEN
+    assert "then set HF_TOKEN to a token of that account" in project.refused("--model")
+    project.fetched("--model", HF_TOKEN=TOKEN)
+    assert "set it again, or unset it" in project.refused("chat", HF_TOKEN="se cret")
+    assert "unset it and run again" in project.refused("chat", HF_HUB_OFFLINE="1")
+    assert "correct it, or unset it" in project.refused("chat", HF_ENDPOINT="no address")
+    project.fetched("chat")
+
+    source = project.params["profiles"]["tiny"]["sources"]["chat"]
+    for key, wrong, remedy in (
+        ("repo", "someone/chat", "check its name"),
+        ("revision", "0" * 40, "copy a full hash from the repository's history"),
+        ("files", ["data/test.parquet"], "data/train.parquet"),  # it names those that there are
+    ):
+        right, source[key] = source[key], wrong
+        assert remedy in project.refused("chat", HF_TOKEN=TOKEN)
+        source[key] = right
+        shutil.rmtree(project.raw)
+        project.fetched("chat")
+        assert project.records() == ROWS
+
+
 def test_an_unknown_repository_names_its_key(project: Project, dataset: Repository) -> None:
     dataset.name = "someone/else"
     line = project.refused("chat", HF_TOKEN=TOKEN)
