@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
@@ -24,17 +24,40 @@ CACHE = Path("app/local/adapters")
 EXPORTED = ("q4_k_m", "q8_0", "f16")
 
 
-def load_engine(wanted: EngineName, models: Models, tokenizer: Tokenizer, cache: Path = CACHE) -> Engine:
-    """Load the base and the adapters. An adapter that the engine cannot take joins `models.problems`.
+class Plan(NamedTuple):
+    """An engine that is yet to be loaded, and what is known of it before it is."""
+
+    name: str
+    context: int
+    places: int
+    grammars: bool
+    load: Callable[[Tokenizer], Engine]
+
+
+def plan(wanted: EngineName, models: Models, cache: Path = CACHE) -> Plan:
+    """Which engine serves the base and the adapters. An adapter that it cannot take joins `models.problems`.
 
     Raises:
         UserError: llama.cpp is asked for by name and the base has no GGUF.
     """
-    gguf = choose(wanted, models)
-    context = context_of(models)
+    gguf, context = choose(wanted, models), context_of(models)
     if gguf is None:
-        return _reference(models, tokenizer, context)
-    return _llama_cpp(gguf, converted(models, cache), tokenizer, context)
+        return Plan(
+            "transformers", context, 1, False, lambda tokenizer: _reference(models, tokenizer, context)
+        )
+    adapters = converted(models, cache)
+    return Plan(
+        "llama.cpp",
+        context,
+        places_for(len(models.names)),
+        True,
+        lambda tokenizer: _llama_cpp(gguf, adapters, tokenizer, context),
+    )
+
+
+def load_engine(wanted: EngineName, models: Models, tokenizer: Tokenizer, cache: Path = CACHE) -> Engine:
+    """Load the engine that `plan` chooses, with the base and the adapters."""
+    return plan(wanted, models, cache).load(tokenizer)
 
 
 def load_behind(
@@ -44,26 +67,15 @@ def load_behind(
     failed: Callable[[BaseException], None],
     cache: Path = CACHE,
 ) -> LoadingEngine:
-    """The same, to be loaded later; what can be known to be wrong before loading is raised here all the same.
+    """The same, to be loaded later; what `plan` can know to be wrong is raised here all the same.
 
     Args:
         tokenizer: loads it: transformers' import takes longer than the page.
         failed: called, in a thread of its own, with what goes wrong after that.
     """
-    gguf, context = choose(wanted, models), context_of(models)
-    if gguf is None:
-        return LoadingEngine(
-            "transformers", context, 1, False, lambda: _reference(models, tokenizer(), context), failed
-        )
-    adapters = converted(models, cache)
-    return LoadingEngine(
-        "llama.cpp",
-        context,
-        places_for(len(models.names)),
-        True,
-        lambda: _llama_cpp(gguf, adapters, tokenizer(), context),
-        failed,
-    )
+    planned = plan(wanted, models, cache)
+    known = (planned.name, planned.context, planned.places, planned.grammars)
+    return LoadingEngine(*known, lambda: planned.load(tokenizer()), failed)
 
 
 def choose(wanted: EngineName, models: Models) -> Path | None:
