@@ -43,7 +43,7 @@ SLICE = 16
 GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Each cut costs one of several answers about a step of the batch, so a sampled answer, which always has all its cuts,
 # gets longer slices once its beginning is there.
-SAMPLED_SLICES = {0: SLICE, 2 * SLICE: 2 * SLICE}
+SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
 PROMPT_PART = 128  # and of a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
 # on what of a prompt is read already (measured: by up to 0.2 nats).
@@ -421,8 +421,8 @@ def _score(entry: dict[str, Any], likeliest: int) -> TokenScore:
 def slice_size(n_tokens: int, greedy: bool) -> int:
     """How many tokens come next, when an answer has `n_tokens`: up to the next place where all such answers end a slice."""
     steps = GREEDY_SLICES if greedy else SAMPLED_SLICES
-    step = next(step for start, step in reversed(steps.items()) if n_tokens >= start)
-    return step - n_tokens % step
+    start, step = next((start, step) for start, step in reversed(steps.items()) if n_tokens >= start)
+    return step - (n_tokens - start) % step
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
