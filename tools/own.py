@@ -278,7 +278,7 @@ def add(new: New, file: Path, params: Params) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / PARAMS_FILE
         write_text(tried, text)
-        variants = load_params(tried).variants
+        after = load_params(tried)
     if not new.target.exists():
         OWN.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -287,12 +287,27 @@ def add(new: New, file: Path, params: Params) -> str:
             shutil.copyfile(file, new.target)
     write_text(PARAMS_FILE, text)
     checked = f" Answers are checked ({new.check['kind']})." if new.check else ""
-    mix = ", ".join(f"{name} {rows:,}" for name, rows in variants[new.variant].mix.items())
+    mix = ", ".join(f"{name} {rows:,}" for name, rows in after.variants[new.variant].mix.items())
     return (
         f"Added to {PARAMS_FILE}: source {new.source!r} ({new.target}) and variant {new.variant!r}: the recipe of"
         f" {params.evaluation.test_of!r} on {mix} rows (times rows_scale, {params.active.data.rows_scale:g} in profile"
         f" {params.profile}). All models are scored on the test rows of {new.variant}, which hold every source"
-        f" (evaluation.test_of).{checked} Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
+        f" (evaluation.test_of).{checked}{seen(after, new.variant)} Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
+    )
+
+
+def seen(params: Params, variant: str) -> str:
+    """How much of a variant's rows its training comes to see, where its steps end before the rows do; else nothing."""
+    recipe, scale = params.train_of(variant), params.active.data.rows_scale
+    if recipe.max_steps is None:
+        return ""
+    conversations = recipe.steps * recipe.conversations_per_step
+    rows = sum(round(rows * scale) for rows in params.variants[variant].mix.values())
+    if conversations >= rows:
+        return ""
+    return (
+        f" Its {recipe.steps:,} steps see {conversations:,} of about {rows:,} rows; to see more, raise"
+        f" {recipe.key('max_steps')}."
     )
 
 

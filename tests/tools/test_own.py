@@ -102,7 +102,8 @@ def test_a_classification_file_becomes_a_source_and_a_variant_scored_on_all_sour
     assert set(params.variants["D"].mix) == {"chat", "instruct", "tickets"}
     assert params.evaluation.test_of == "D"
     assert params.variants["D"].mix["tickets"] * params.active.data.rows_scale >= 200
-    assert params.train_of("D") == params.train_of("C")
+    assert params.train_of("D").model_dump() == params.train_of("C").model_dump()
+    assert "Its 40 steps see 40 of about 800 rows; to see more, raise variants.D.train.max_steps." in out
     after = PARAMS_FILE.read_text()
     assert as_dvc_writes(after) == after
     assert Counter(comments_of(before)) == Counter(comments_of(after))
