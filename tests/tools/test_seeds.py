@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +12,13 @@ from abctune.core.errors import UserError
 from abctune.study.pooling import Scores, pool_studies
 from abctune.study.recipes import RecipeDifference, TestRows
 from tests.plot.fake_run import effect, write_run
+from tests.workspace import Workspace
 from tools.seeds import main, own_sd, pooled, read_run, render, require_one_study
 
 
 def sh(root: Path, *command: str) -> str:
-    identity = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-    if command[0] == "git":
-        command = ("git", *identity, *command[1:])
-    elif command[0] == "dvc":
-        command = (sys.executable, "-m", "dvc", *command[1:])
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    return done.stdout
+    project = Workspace(root)
+    return project.git(*command[1:]) if command[0] == "git" else project.run(*command).stdout
 
 
 def commit_run(root: Path, seed: int, effects: dict, n: dict[str, int]) -> None:
