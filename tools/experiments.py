@@ -59,7 +59,8 @@ def main(
     rows = read_rows(on, *(["--all-commits"] if all_commits else []))
     if report:
         write_text(report, with_experiments(REPORT, rows, on))
-        print(f"The report with {sum(row.kind == 'experiment' for row in rows)} experiments: {report}")
+        count = sum(row.kind == "experiment" for row in rows)
+        print(f"The report with {count} experiment{'' if count == 1 else 's'}: {report}")
     elif markdown:
         print(as_markdown(rows, on))
     else:

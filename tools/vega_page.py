@@ -18,10 +18,14 @@ from abctune.core.files import write_text
 
 DVC, PAGE = Path(".dvc"), Path("plots/offline.html")
 VEGA_LITE = "5.21"  # the major version that DVC's own templates, and ours, are written for
-# DVC fills 300 into a template's width. Curves are read better on twice that; VS Code fills in its own panel's width.
-WIDER = "const embed = vegaEmbed; vegaEmbed = (at, spec) => embed(at, spec.width === 300 ? {...spec, width: 600} : spec)"
-# Three revisions side by side.
-STYLE = "body { font-family: sans-serif } img { width: 30vw; min-width: 340px }"
+# DVC fills 300 into a template's width. Curves are read better on twice that, as far as the window has room beside axis
+# and legend; in a narrow one the legend is below. VS Code fills in its own panel's width.
+WIDER = """const embed = vegaEmbed, narrow = innerWidth < 700, width = Math.min(600, innerWidth - (narrow ? 130 : 200))
+const below = (spec) => ({...spec, config: {...spec.config, legend: {...spec.config?.legend, orient: "bottom", columns: 3}}})
+vegaEmbed = (at, spec) => embed(at, spec.width === 300 ? {...(narrow ? below(spec) : spec), width} : spec)"""
+# Three revisions side by side, where the window has room; what is wider than the window moves sideways by itself.
+STYLE = """body { font-family: sans-serif } img { width: 30vw; min-width: min(340px, 80vw) }
+div[id] { max-width: 100%; overflow-x: auto; white-space: normal !important }"""
 
 
 @exits_with_one_line
@@ -45,6 +49,7 @@ def page() -> str:
 <html>
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 {{refresh_tag}}
 <title>abctune: dvc plots</title>
 <style>{STYLE}</style>

@@ -123,6 +123,11 @@ def test_the_page_renders_in_a_browser_without_a_network(study, command):
                  [svg.getBoundingClientRect().width, svg.querySelectorAll('.role-mark path').length])"""
         )
         images = page.evaluate("() => [...document.images].map(image => image.naturalWidth)")
+        if command == ("show",):  # on a phone nothing is wider than the screen
+            page.set_viewport_size({"width": 390, "height": 844})
+            page.reload()
+            page.wait_for_function("document.querySelectorAll('svg.marks').length >= 4", timeout=120_000)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
         browser.close()
     assert not errors
     assert all(url.startswith(("file://", "data:", "blob:")) for url in asked)
