@@ -106,7 +106,10 @@ class Project:
         run = f"import runpy, sys\n{prelude}\nsys.argv[1:] = {list(arguments)!r}\nrunpy.run_module('stages.fetch', run_name='__main__')"
         command = ["python", "-c", run] if prelude else ["python", "-m", "stages.fetch", *arguments]
         wanted = self.environment | environment
-        chosen = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+        # What a library has set in the tests' own process, such as HF_HUB_OFFLINE, a test may set to the same value.
+        chosen = {
+            name: value for name, value in wanted.items() if os.environ.get(name) != value
+        } | environment
         if found := warm.find(command, wanted, chosen):
             return subprocess.CompletedProcess(command, *warm.run(found, self.root))
         return subprocess.run(
