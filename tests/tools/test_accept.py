@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from abctune.core.errors import UserError
 from tests.workspace import Workspace
+from tools import accept
 from tools.accept import Stale, difference, meaning, rerun
 
 DEPS = ("stages/mix", "abctune/core", "data/raw")
@@ -40,6 +42,17 @@ def test_changed_params_are_not_accepted(study: Workspace) -> None:
     refused = study.tool("accept", check=False)
     assert refused.returncode == 1
     assert "train@B is out of date because of more than code (params.yaml); `dvc repro`" in refused.stderr
+
+
+def test_what_goes_out_of_date_during_the_check_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = iter([[MIX], [MIX, replace(MIX, name="mix@C")]])
+    monkeypatch.setattr(accept, "stale_stages", lambda: next(later))
+    monkeypatch.setattr(accept.subprocess, "run", lambda *_, **__: pytest.fail("DVC was told"))
+    with pytest.raises(SystemExit):
+        accept.main()
+    assert "files changed while this ran" in capsys.readouterr().err
 
 
 def test_code_is_equal_up_to_comments_docstrings_and_layout() -> None:
