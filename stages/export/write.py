@@ -34,9 +34,7 @@ from stages.export.check import (
 MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
-def export(
-    variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str = ""
-) -> dict[str, Any]:
+def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str) -> dict[str, Any]:
     """Write models/exported/<variant>/<fmt> if it answers as the adapter does; return how far they differ.
 
     Args:

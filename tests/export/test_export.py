@@ -76,6 +76,7 @@ def inputs():
     return (
         read_table(Path("data/split/B/val.parquet"), made_by="split@B"),
         {"chat_template": "model"},
+        "none",
     )
 
 

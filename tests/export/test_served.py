@@ -33,7 +33,7 @@ def exported(project):
 
     def export(fmt, of="B"):
         rows = read_table(project.root / "data/split/B/val.parquet", "split@B")
-        return write.export(of, fmt, rows, {"chat_template": "model"})
+        return write.export(of, fmt, rows, {"chat_template": "model"}, "none")
 
     return export
 
