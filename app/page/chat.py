@@ -143,7 +143,9 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
     in_line: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
-    then_answer(box.submit(drawing(_ask), [conversation, box], view, **in_line))
+    # "always_last": a message sent while the last one is being refused is read after that; by default Gradio drops it.
+    # Enter pressed twice sends nothing twice: the second reads the box after the first has emptied it.
+    then_answer(box.submit(drawing(_ask), [conversation, box], view, trigger_mode="always_last", **in_line))
     then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
     then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
     then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
@@ -245,14 +247,15 @@ def _answer(
 
 def _ask(turns: Conversation, text: Any) -> Shown:
     """Put the message into the conversation, or say why not and leave it in the box."""
-    _end(turns)
     try:
-        turns.append(Turn("user", read_text(text)))
-        turns.begin()
+        question = Turn("user", read_text(text))
     except Refused as refusal:
         if text:
             gr.Warning(str(refusal))
         return turns, display(turns), gr.update()
+    _end(turns)
+    turns.append(question)
+    turns.begin()
     return turns, display(turns), gr.update(value="", **STOP)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from app.engines import Likely, TokenScore
 from app.engines.loading import LoadingEngine
-from app.page import compare
+from app.page import chat, compare
 from app.service import BUSY, FAILED, Service
 from tests.app.conftest import serving
 from tests.app.test_load import BrokenEngine, Says, SlowEngine
@@ -176,6 +177,28 @@ def test_every_refusal_is_seen_and_locks_nothing(page, address):
     visible(page.locator("#prefer"))
     page.locator("#vote").click()
     says(page.get_by_test_id("toast-body").last, "Choose an answer first")
+
+
+def test_a_message_sent_while_another_is_being_refused_is_answered(page, address, monkeypatch):
+    warn = chat.gr.Warning
+    monkeypatch.setattr(chat.gr, "Warning", lambda text: (warn(text), time.sleep(0.5)))
+    visit(page, address)
+    send(page, "   ")
+    says(page.get_by_test_id("toast-body"), "empty message")
+    send(page, "hello")
+    says(answers(page).last, re.compile("c{20}"))
+
+
+def test_enter_pressed_twice_asks_once(page, address, monkeypatch):
+    read = chat.read_text
+    monkeypatch.setattr(chat, "read_text", lambda text: (time.sleep(0.5), read(text))[1])
+    visit(page, address)
+    send(page, "hello")
+    page.locator("#box textarea").press("Enter")
+    says(answers(page).last, "tokens/s")
+    page.wait_for_timeout(1000)  # the second time has been read by now
+    assert page.locator(".turn.user").count() == answers(page).count() == 1
+    says(answers(page).last, "tokens/s")
 
 
 def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, address, monkeypatch, tmp_path):
