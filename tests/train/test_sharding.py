@@ -26,6 +26,21 @@ def test_a_sharded_model_trains_the_adapter_of_a_whole_one(alone, project):
 
 
 @pytest.mark.faults
+def test_an_accelerate_config_file_with_fsdp_in_it_shards_the_base(alone, project):
+    config = project.root.parent / "fsdp.yaml"  # what `accelerate config` writes, as far as it is read here
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: 'no'\nnum_machines: 1\n"
+        "num_processes: 2\nfsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
+        "  fsdp_state_dict_type: FULL_STATE_DICT\n  fsdp_reshard_after_forward: true\n"
+    )
+    done = project.run(
+        "accelerate", "launch", "--config_file", str(config), "-m", "stages.train", "B", **ONE_THREAD
+    )
+    assert "the base model is split over the processes (FSDP2)" in done.stdout
+    require_same_run(alone, project, 2)
+
+
+@pytest.mark.faults
 def test_a_sharded_training_that_is_stopped_goes_on_to_the_same_adapter(alone, project):
     project.set(train__sharding="fsdp", train__save_steps=2)
     launcher = started(project, has_checkpoint(project, 2), True, PET_NPROC_PER_NODE="2", **ONE_THREAD)
