@@ -96,6 +96,7 @@ class SourceRecord(Record):
     file: str | None = None  # of a wheel's model
     path: str | None = None  # local
     files: dict[str, FileHash] = Field(default_factory=dict)  # by name
+    first_rows: int | None = None  # of a hub's source: what params.yaml limits it to
     rows: int | None = None  # of a source
     parameters: int | None = None  # of a model
 

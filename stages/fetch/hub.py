@@ -52,6 +52,9 @@ T = TypeVar("T")
 def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record], dict[str, Any]]:
     """The records of a dataset repository's files, and what `source.json` says about them.
 
+    A file is downloaded when its first record is asked for, so that `first_rows` of a repository that no disk holds can
+    be had; `files` of what is returned is complete once the records have been read.
+
     Raises:
         UserError: no network, no access, no such repository, revision or file, a wrong hash.
     """
@@ -63,10 +66,16 @@ def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record]
     names = wanted_files(origin, repository, listed, key, scratch)
     for name in names:
         check_suffix(name, f"{key}.{'split' if origin.split else 'files'}")
-    targets = {name: scratch / str(number) for number, name in enumerate(names)}
-    files = repository.fetch({target: listed[name] for name, target in targets.items()})
-    records = read_files([DataFile(target, name) for name, target in targets.items()], origin.group_by)
-    about = {name: value for name in ("config", "split") if (value := getattr(origin, name))}
+    files: dict[str, dict[str, Any]] = {}
+
+    def downloaded() -> Iterator[DataFile]:
+        target = scratch / "data"
+        for name in names:
+            files.update(repository.fetch({target: listed[name]}))
+            yield DataFile(target, name)
+
+    records = read_files(downloaded(), origin.group_by, first_rows=origin.first_rows)
+    about = {name: value for name in ("config", "split", "first_rows") if (value := getattr(origin, name))}
     return records, {"repo": origin.repo, "revision": origin.revision, **about, "files": files}
 
 

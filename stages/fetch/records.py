@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -66,9 +67,16 @@ def check_suffix(name: str, key: str) -> None:
 
 
 def read_files(
-    files: Iterable[DataFile], group_by: str | None = None, split: str | None = None, key: str = ""
+    files: Iterable[DataFile],
+    group_by: str | None = None,
+    split: str | None = None,
+    key: str = "",
+    first_rows: int | None = None,
 ) -> Iterator[Record]:
     """Stream the records of several files, one after the other; see `read_records`.
+
+    Args:
+        first_rows: stop after so many, and ask for no further file.
 
     Raises:
         UserError: as for `read_records`; no file has a value in `group_by`.
@@ -76,10 +84,13 @@ def read_files(
     names, rows, grouped = [], 0, 0
     for path, name in files:
         names.append(name)
-        for record in read_records(path, name, group_by, split, key):
+        left = None if first_rows is None else first_rows - rows
+        for record in read_records(path, name, group_by, split, key, left):
             rows += 1
             grouped += record.group is not None
             yield record
+        if rows == first_rows:
+            break
     if rows and group_by and not grouped:
         raise UserError(
             f"{', '.join(names)}: no row has a value in {group_by!r}, which group_by in params.yaml names"
@@ -87,7 +98,12 @@ def read_files(
 
 
 def read_records(
-    path: Path, name: str, group_by: str | None = None, split: str | None = None, key: str = ""
+    path: Path,
+    name: str,
+    group_by: str | None = None,
+    split: str | None = None,
+    key: str = "",
+    first_rows: int | None = None,
 ) -> Iterator[Record]:
     """Stream a file's records.
 
@@ -97,12 +113,13 @@ def read_records(
         group_by: the column whose value becomes the group; columns inside columns as `meta.user`.
         split: of a folder that `datasets` saved.
         key: where params.yaml describes the source, for messages about `split`.
+        first_rows: stop after so many.
 
     Raises:
         UserError: the file cannot be read as what its suffix says, or none of its rows is an object.
     """
     rows = objects = not_utf8 = 0
-    for value, line in open_rows(path, name, split, key):
+    for value, line in islice(open_rows(path, name, split, key), first_rows):
         if not rows:
             refuse_other_objects(value, name)
         rows += 1

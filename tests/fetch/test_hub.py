@@ -344,7 +344,7 @@ def configs(hub: Hub, project: Project) -> Repository:
     return hub.add("dataset", "someone/configs", files)
 
 
-def split_of(project: Project, repository: Repository, **more: str) -> None:
+def split_of(project: Project, repository: Repository, **more: str | int) -> None:
     project.source(origin="hub", repo=repository.name, revision=repository.revision, license="MIT", **more)
 
 
@@ -369,6 +369,20 @@ def test_a_config_and_a_split_name_the_cards_files_and_no_other_is_downloaded(
     split_of(project, configs, config="small", split="train")
     project.fetched("chat", HF_ENDPOINT="http://127.0.0.1:9")  # all of it is in the cache
     assert project.records() == ROWS[:3]
+
+
+@pytest.mark.parametrize(("first_rows", "files"), [(1, [0]), (2, [0]), (3, [0, 1]), (9, [0, 1])])
+def test_the_first_rows_alone_are_had_and_no_file_after_them_is_downloaded(
+    project: Project, hub: Hub, configs: Repository, first_rows: int, files: list[int]
+) -> None:
+    split_of(project, configs, config="small", split="train", first_rows=first_rows)
+    project.fetched("chat")
+    assert project.records() == ROWS[: min(first_rows, 3)]
+    about = project.about(project.raw / "chat")
+    assert set(about["files"]) == {f"small/part-{number}.parquet" for number in files}
+    assert about["first_rows"] == first_rows
+    downloads = " ".join(request.path for request in hub.downloads())
+    assert ("part-1" in downloads) == (1 in files)
 
 
 def test_a_split_without_a_card_is_found_by_the_files_names(project: Project, dataset: Repository) -> None:

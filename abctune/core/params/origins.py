@@ -65,6 +65,9 @@ class HubSource(Section):
     split: str | None = None  # as `datasets` would load it: train, test, ...
     license: str
     group_by: str | None = None  # a column whose equal values must stay in one subset of the split
+    first_rows: Annotated[int, Field(ge=1)] | None = (
+        None  # no row after these is read, no file after them downloaded
+    )
 
     @model_validator(mode="after")
     def _files_or_split(self) -> HubSource:
