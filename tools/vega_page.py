@@ -15,6 +15,7 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_text
+from stages.plot.colors import DARK, FAINT, INK, MUTED, PAPER
 
 DVC, PAGE = Path(".dvc"), Path("plots/offline.html")
 VEGA_LITE = "5.21"  # the major version that DVC's own templates, and ours, are written for
@@ -24,8 +25,17 @@ WIDER = """const embed = vegaEmbed, narrow = innerWidth < 700, width = Math.min(
 const below = (spec) => ({...spec, config: {...spec.config, legend: {...spec.config?.legend, orient: "bottom", columns: 3}}})
 vegaEmbed = (at, spec) => embed(at, spec.width === 300 ? {...(narrow ? below(spec) : spec), width} : spec)"""
 # Three revisions side by side, where the window has room; what is wider than the window moves sideways by itself.
-STYLE = """body { font-family: sans-serif } img { width: 30vw; min-width: min(340px, 80vw) }
-div[id] { max-width: 100%; overflow-x: auto; white-space: normal !important }"""
+STYLE = """:root { color-scheme: light dark } body { font-family: sans-serif } img { width: 30vw; min-width: min(340px, 80vw) }
+div[id] { max-width: 100%; overflow-x: auto; white-space: normal !important }
+@media print { :root { color-scheme: light } }"""
+# Vega's own colors, and the legends' in .dvc/plots, where the browser is set to dark. Our figures follow it by themselves.
+VEGA_DARK = {
+    "white": DARK[PAPER],
+    "#000": DARK[INK],
+    "#333333": DARK[MUTED],
+    "#888": DARK[MUTED],
+    "#ddd": DARK[FAINT],
+}
 
 
 @exits_with_one_line
@@ -37,6 +47,17 @@ def main() -> None:
     setting = ["config", "--local", "plots.html_template", PAGE.as_posix()]
     subprocess.run([sys.executable, "-m", "dvc", *setting], check=True)
     print(f"`dvc plots` uses {DVC / PAGE}, which needs no network")
+
+
+def dark_rules() -> str:
+    """CSS by which Vega's charts follow the browser's dark scheme, on a screen alone: paper stays white."""
+    rules = (
+        f'svg.marks [{part}="{light}" i] {{ {part}: {dark} }}'
+        for light, dark in (DARK | VEGA_DARK).items()
+        for part in ("fill", "stroke")
+    )
+    background = f"body, svg.marks {{ background: {DARK[PAPER]} !important; color: {DARK[INK]} }}"
+    return "\n".join(("@media screen and (prefers-color-scheme: dark) {", background, *rules, "}"))
 
 
 def page() -> str:
@@ -52,7 +73,8 @@ def page() -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {{refresh_tag}}
 <title>abctune: dvc plots</title>
-<style>{STYLE}</style>
+<style>{STYLE}
+{dark_rules()}</style>
 <script>(() => {{
 {library}
 }})();</script>

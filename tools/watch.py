@@ -26,7 +26,7 @@ from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
 from abctune.study.inputs import CURVES, read_curve
 from abctune.study.places import TRAIN
-from stages.plot.figures.style import COLORS
+from stages.plot.colors import COLORS
 
 ELSEWHERE = (".dvc/tmp/exps/*", ".dvc/tmp/exps/*/*")  # where queued and temporary runs work
 CHARTS = {"train_loss": "train loss", "eval_loss": "loss on the variant's own validation rows"}

@@ -26,7 +26,7 @@ from app.page.style import COLORS, katex_script
 from app.request import Refused
 from app.service import Service
 from stages.plot.__main__ import main as plot
-from stages.plot.figures.style import COLORS as OF_THE_REPORT
+from stages.plot.colors import COLORS as OF_THE_REPORT
 from tests.app.test_load import Says
 from tests.plot.fake_run import write_run
 

@@ -14,6 +14,11 @@ CURVES = ("plots/train_loss.csv", "plots/eval_loss.csv", "plots/learning_rate.cs
 A, B, C, BASE = "#0072B2", "#D55E00", "#009E73", "#000000"
 COLOUR = {"A": A, "B": B, "C": C}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# The color behind the first chart, and of its text, as red, green and blue.
+PAGE_AND_TEXT = """() => {
+    const chart = document.querySelector("svg.marks"), style = (of, name) => getComputedStyle(of)[name].match(/\\d+/g)
+    return [style(chart, "backgroundColor"), style(chart.querySelector("text"), "fill")].map((rgb) => rgb.map(Number))
+}"""
 
 
 def drawn(project, path: str, *revisions: str) -> ElementTree.Element:
@@ -128,6 +133,10 @@ def test_the_page_renders_in_a_browser_without_a_network(study, command):
             page.reload()
             page.wait_for_function("document.querySelectorAll('svg.marks').length >= 4", timeout=120_000)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            page.emulate_media(color_scheme="dark")
+            assert page.evaluate(PAGE_AND_TEXT) == [[20, 23, 27], [232, 234, 237]]
+            page.emulate_media(color_scheme="dark", media="print")  # paper is white
+            assert page.evaluate(PAGE_AND_TEXT)[1] == [0, 0, 0]
         browser.close()
     assert not errors
     assert all(url.startswith(("file://", "data:", "blob:")) for url in asked)

@@ -14,6 +14,7 @@ import pytest
 
 from abctune.study.rendering import environment
 from stages.plot.__main__ import main
+from stages.plot.colors import DARK
 from stages.plot.figures.curves import spread
 from stages.plot.figures.style import DASHES, MARKERS, styles_of
 from tests.plot.fake_run import PROMPTS, RECIPES, collect, effect, write_run
@@ -155,6 +156,20 @@ def test_figures_hold_no_date_and_no_address_to_load(plain):
         text = path.read_text()
         assert "<dc:date>" not in text
         assert not re.search(r'(?:xlink:)?href="(?!#)', text)
+
+
+def test_every_color_of_a_figure_has_one_for_a_dark_browser(plain):
+    for path in Path("plots").glob("*.svg"):
+        drawing, rules = path.read_text(), path.read_text().count("@media (prefers-color-scheme: dark)")
+        drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)
+        used = set(re.findall(r"#[0-9a-f]{6}(?=[;\"])", drawing))
+        assert used <= {light.lower() for light in DARK} and len(used) > 5, path
+        assert rules == 1, path
+    # Colors of the page itself are named once for light and once for dark.
+    style = re.search(r"<style>(.*?)</style>", Path("plots/report.html").read_text(), re.DOTALL)[1]
+    named = [set(re.findall(r"(--\w+): #", rule)) for rule in re.findall(r":root \{(.*?)\}", style)]
+    assert named[0] == named[1] and len(named[0]) > 5
+    assert not re.search(r"(?<!-): #[0-9a-f]{3}", re.sub(r":root \{.*?\}", "", style))
 
 
 def test_a_variants_look_does_not_change_when_another_is_added():

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from abctune.core.records import FormatRecord
 from abctune.study.inputs import Study, Trained
-from stages.plot.figures.style import INK, Styles, panels
+from stages.plot.colors import INK
+from stages.plot.figures.style import Styles, panels
 
 Measure = tuple[str, str, Callable[[Trained], float], str]
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from abctune.study.comparison import Comparison, Difference
 from abctune.study.inputs import OVERALL
 from abctune.study.verdicts import DECIDED, Verdict
-from stages.plot.figures.style import BAND, INK, Style, Styles, drawn, name_rows, panels
+from stages.plot.colors import BAND, INK
+from stages.plot.figures.style import Style, Styles, drawn, name_rows, panels
 
 
 def forest(comparison: Comparison, styles: Styles) -> Figure:

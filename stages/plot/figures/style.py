@@ -1,7 +1,7 @@
 """How all figures look, and how one becomes an SVG file that equal results leave byte for byte as it was.
 
-Colors are Okabe & Ito's (2008), told apart by color-blind readers; styles and direct labels carry the same information
-without color. One color, marker and line style per model in all figures; base is black.
+Colors are those of stages/plot/colors.py; styles and direct labels carry the same information without color. One color,
+marker and line style per model in all figures; base is black.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from abctune.core.params import BASE
+from stages.plot.colors import BLACK, COLORS, DARK, FAINT, INK, MUTED
 
 WIDTH = 4.8  # inches: a phone shows it at four fifths of its size, so the text stays legible
-INK, MUTED, FAINT, BAND = "#1a1a1a", "#6b6b6b", "#dddddd", "#ececec"
-# Okabe-Ito, the darkest first: three variants get the three that read best on white. Yellow is left out.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ((0, ()), (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), (0, (3, 1)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 FONT = "DejaVu Sans"  # comes with matplotlib, which measures with it
@@ -57,6 +55,7 @@ RC = {
 STEPS = 200  # of a curve over its panel's height, which has about as many pixels
 DRAWN_DIGITS = 3  # decimals of a drawn loss, in nats: a change below that redraws nothing
 TAG = re.compile(r"<[^>]*>")
+STYLE_END = "</style>"  # of matplotlib's one style sheet per figure
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
@@ -67,6 +66,11 @@ class Style:
     color: str
     dash: Any  # as matplotlib takes it
     marker: str
+
+    @property
+    def dark(self) -> str:
+        """The color on a dark page."""
+        return DARK[self.color]
 
 
 Styles = dict[str, Style]
@@ -83,7 +87,7 @@ class Chart:
 
 def styles_of(variants: Iterable[str]) -> Styles:
     """Fixed by the order in params.yaml, so a variant added later changes no other's look."""
-    styles = {BASE: Style("#000000", DASHES[0], "o")}
+    styles = {BASE: Style(BLACK, DASHES[0], "o")}
     for i, name in enumerate(variants):
         # Five dashes and six colors: no two of the first 30 variants look alike.
         styles[name] = Style(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
@@ -108,7 +112,23 @@ def svg_of(figure: Figure) -> str:
     figure.set_layout_engine("none")
     canvas.print_svg(file, metadata={"Date": None, "Creator": None})
     text = file.getvalue().replace(f"'{FONT}'", SIMILAR_FONTS)
+    text = text.replace(STYLE_END, f"\n{dark_rules()}{STYLE_END}", 1)
     return TAG.sub(lambda tag: LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", tag[0]), text)
+
+
+def dark_rules() -> str:
+    """CSS by which a figure follows the browser's dark scheme; programs that know no such scheme draw it as on paper.
+
+    matplotlib writes every color into its element's own `style`, which only `!important` overrules.
+    """
+    rules = [
+        f'[style*="{part}: {light.lower()}"] {{{part}: {dark} !important}}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    ]
+    # A shape without a fill is black.
+    rules.append(f'[style*="stroke: {BLACK}"]:not([style*="fill"]) {{fill: {DARK[BLACK]}}}')
+    return "@media (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
 
 
 def panels(heights: list[float], **kwargs: Any) -> tuple[Figure, list[Axes]]:
