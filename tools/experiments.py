@@ -19,6 +19,7 @@ from rich.table import Table
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_text
 from abctune.study.rendering import cell, environment
+from tools.command import run_command
 from tools.exp_show import Row, read_rows
 
 REPORT = Path("plots/report.html")
@@ -129,4 +130,4 @@ def with_experiments(page: Path, rows: list[Row], on: str) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

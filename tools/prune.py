@@ -16,6 +16,7 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import Params, load_params
 from abctune.study.leftovers import leftovers
+from tools.command import run_command
 
 CHECKPOINTS = Path("checkpoints")
 
@@ -44,4 +45,4 @@ def old_checkpoints(params: Params) -> list[Path]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

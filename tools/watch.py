@@ -27,6 +27,7 @@ from abctune.core.params import load_params
 from abctune.study.inputs import CURVES, read_curve
 from abctune.study.places import TRAIN
 from stages.plot.colors import COLORS
+from tools.command import run_command
 
 ELSEWHERE = (".dvc/tmp/exps/*", ".dvc/tmp/exps/*/*")  # where queued and temporary runs work
 CHARTS = {"train_loss": "train loss", "eval_loss": "loss on the variant's own validation rows"}
@@ -275,4 +276,4 @@ def sample_lines(run: Progress, width: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

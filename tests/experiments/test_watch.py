@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,18 @@ def test_curves_of_all_variants_are_in_one_chart(project):
     legend = [line for line in shown.splitlines() if "│" in line]
     assert any(" A " in line for line in legend) and any(" B " in line for line in legend)
     assert "train loss" in shown and max(map(len, shown.splitlines()[3:])) <= 100
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(project):
+    """As `| head` does to any program: status 141 in a shell, and nothing on stderr."""
+    write_training(project, "B", {10: 4.5}, began=NOW)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tools.watch", "--once"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with os.fdopen(writer, "w") as out:
+        done = subprocess.run(command, cwd=project, env=environment, stdout=out, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_times_in_words():

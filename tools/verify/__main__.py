@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 import time
 
-import typer
-
 from abctune.core.errors import exits_with_one_line
 from abctune.core.params import load_params
+from tools.command import run_command
 from tools.verify.run import verify
 
 
@@ -34,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)
