@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -51,9 +52,10 @@ def test_a_month(first: Workspace, tmp_path: Path) -> None:
 
 
 def experiments(project: Workspace) -> None:
-    """Twenty-one: one alone, a grid, failing, killed in train and in eval, --temp, and a queue stopped and killed."""
+    """Twenty-two: one alone, one that adds a variant, a grid, failing, killed in train and in eval, --temp, and a queue stopped and killed."""
     project.run(*RUN, "--name", "single", "--set-param", "variants.B.train.learning_rate=1e-3")
     go_back(project)
+    added_variant(project)
     grid(project)
 
     failed = project.run(*RUN, "--set-param", "variants.B.mix.chat=many", check=False)
@@ -84,6 +86,17 @@ def experiments(project: Workspace) -> None:
     assert len(names) >= 19 and {"single", "killed-train", "killed-eval", "aside"} <= set(names)
     project.run("dvc", "exp", "show", "--no-pager")
     assert is_clean(project) and project.git("branch", "--show-current") == "main\n"
+
+
+def added_variant(project: Workspace) -> None:
+    """One that adds a variant: after going back Git knows nothing of it, and one command removes its outputs."""
+    recipe = re.sub(r'"(\w+)":', r"\1:", json.dumps(project.params()["variants"]["B"]))
+    project.run(*RUN, "--name", "added", "--set-param", f"+variants.D={recipe}")
+    assert (project.root / "plots/cards/D.md").exists()
+    go_back(project)
+    assert is_clean(project) and (project.root / "models/D").exists()
+    project.tool("prune", "--yes")
+    assert is_clean(project) and not list(project.root.glob("[dmp]*/**/D"))
 
 
 def grid(project: Workspace) -> None:
@@ -206,6 +219,7 @@ def register(project: Workspace) -> None:
 def go_back(project: Workspace) -> None:
     """To the commit, as docs/experiments.md says, without running anything."""
     project.git("checkout", "--quiet", "HEAD", ".")
+    project.git("clean", "-fdq", "plots")
     project.run("dvc", "checkout", "--force")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def write_params(root: Path, recipes: dict[str, dict[str, Any]], profile: str) -
     }
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
+    shutil.copy(ROOT / "dvc.yaml", root)
 
 
 def test_rows(n: dict[str, int], rng: np.random.Generator) -> pd.DataFrame:

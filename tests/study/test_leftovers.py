@@ -40,6 +40,19 @@ def test_what_belongs_to_no_variant_is_found_and_nothing_else(without_a: Path) -
     }
 
 
+def test_the_outputs_of_a_stage_that_was_added_are_known_by_dvc_yaml(without_a: Path) -> None:
+    count = "  count:\n    foreach: ${variants}\n    do: {cmd: count, outs: [{'data/counted/${key}.json': {cache: false}}]}\n"
+    pipeline = without_a / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace("stages:\n", "stages:\n" + count, 1))
+    (without_a / "data/counted").mkdir()
+    for variant in "AB":
+        (without_a / f"data/counted/{variant}.json").write_text("1")
+    (without_a / "data/counted/.gitignore").write_text("/*")
+    assert [path for path in leftovers(load_params()) if "counted" in str(path)] == [
+        Path("data/counted/A.json")
+    ]
+
+
 def test_a_removed_variant_leaves_plots_dependency_as_if_it_had_never_been(
     without_a: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
