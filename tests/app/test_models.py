@@ -264,20 +264,20 @@ def test_the_command_starts_answers_and_never_connects_elsewhere(copy, tmp_path)
         assert re.match(rf"base, A, B, C by llama.cpp, loaded in [\d.]+ s: http://127.0.0.1:{port}", line), (
             process.stderr.read()
         )
-        for _ in range(100):
+        for _ in range(600):
             try:
                 assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
         body = {"model": "C", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20).json()
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).json()
         assert answer["choices"][0]["message"]["content"] == "ccc"
         second = project.run("python", "-m", "app", "--port", port, check=False)
         assert second.returncode == 1 and "choose another with --port" in second.stderr
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert "OUTSIDE" not in errors
 
 

@@ -141,7 +141,7 @@ def test_it_starts_offline_with_nothing_but_its_requirements_and_answers(folder,
                 time.sleep(0.1)
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert answer and answer["choices"][0]["message"]["content"] == "bbb", errors[-2000:]
 
 

@@ -71,5 +71,5 @@ def test_a_killed_process_takes_the_others_along(ready_to_train, which):
     if which == "a worker":
         assert process.returncode == 1
         assert "was killed, perhaps for want of memory; `dvc repro train@B` goes on" in errors
-    _gone, alive = psutil.wait_procs(workers, timeout=30)
+    _gone, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
