@@ -155,7 +155,7 @@ def test_more_quarantined_rows_than_allowed(project: Workspace) -> None:
     for stage in (("fetch", "--model"), ("fetch", "chat"), ("mix", "A")):
         project.stage(*stage)
     assert line_of(project, "format", "A") == (
-        "error: data/mixed/A.parquet: 3 of 3 rows of chat (100.0%) are unusable (schema not recognised: 3); the limit"
+        "error: data/mixed/A.parquet: 3 of 3 rows of chat (100.0%) cannot be used (schema not recognised: 3); the limit"
         " is format.max_quarantined = 0.01 in params.yaml. The rows are in data/quarantine/A.parquet. To use them, say under"
         " sources.chat.columns which column is the user's and which the assistant's; to do without them, set"
         " sources.chat.max_quarantined"

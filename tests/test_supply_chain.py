@@ -250,7 +250,9 @@ def test_format_says_that_the_template_fails(project: Workspace) -> None:
     (project.root / "models/own/small/chat_template.jinja").write_text(EVIL + small.CHATML)
     printed = formats(project)
     assert "fetched the base model" in printed
-    assert "20 of 20 rows of chat (100.0%) are unusable (chat template fails (access to attribute" in printed
+    assert (
+        "20 of 20 rows of chat (100.0%) cannot be used (chat template fails (access to attribute" in printed
+    )
     assert "Traceback" not in printed
     assert not (project.root / "marker").exists()
     assert not (project.root / "data/formatted/A").exists()

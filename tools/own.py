@@ -36,6 +36,7 @@ from abctune.core.params import (
     ToolCallCheck,
     load_params,
 )
+from abctune.core.plural import counted
 from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
 from stages.fetch.local import data_files
@@ -99,8 +100,9 @@ def main(
         load_tokenizer(**params.active.model.template),
         params.active.data.max_length,
         source,
+        group_by,
     )
-    print(description(found, columns, source), flush=True)
+    print(description(found, columns, source, params), flush=True)
     check_usable(found, source, file, params)
     fitting = fitting_check(found)
     for line in advice(found, group_by, fitting, check):
@@ -171,21 +173,21 @@ def records_of(file: Path, columns: Counter[str], group_by: str | None) -> Itera
         yield record.text, record.group, record.problem
 
 
-def description(found: Examination, columns: Counter[str], source: str) -> str:
+def description(found: Examination, columns: Counter[str], source: str, params: Params) -> str:
     """Columns, roles, lengths, what was mended and refused, and rows with the supervised text marked."""
     if source not in found.record.sources:
         raise UserError("the file holds no rows; name one that does")
     counts, lengths = found.record.sources[source], found.record.lengths
     at = lengths.quantiles
     told = [
-        f"{counts.read:,} rows, {found.usable:.1%} of them usable; {counts.duplicate:,} are duplicates",
+        f"{counted(counts.read, 'row')}, {found.usable:.1%} usable; {counted(counts.duplicate, 'duplicate')}",
         "columns: " + ", ".join(f"{name} ({n:,})" for name, n in columns.most_common()),
     ]
     if found.roles:
         told += [
             "turns: " + ", ".join(f"{role} ({n:,})" for role, n in found.roles.items()),
-            f"tokens: median {at['0.5']:,}, longest {at['1.0']:,}; {counts.truncated:,} rows have more than"
-            f" max_length ({lengths.max_length:,}) and are cut",
+            f"tokens: median {at['0.5']:,}, longest {at['1.0']:,}; {counted(counts.truncated, 'row')} cut to"
+            f" profiles.{params.profile}.data.max_length ({lengths.max_length:,})",
         ]
     told += [line.removeprefix(f"{source}: ") for line in lines(source, counts)]
     if found.roles:
@@ -210,19 +212,15 @@ def check_usable(found: Examination, source: str, file: Path, params: Params) ->
     if fields := unread_fields(counts):
         options = " ".join(f"--ignore {shlex.quote(field)}" for field in fields)
         helps = f"say what may be left out (`{options}`), or what belongs to the conversation (`--column PART=COLUMN`)"
-    elif re.match(r"(say under|check) sources", helps := remedy(source, counts, params.profile)):
+    elif re.match(
+        r"(say under|check) sources", helps := remedy(source, counts, params, found.longest_refused)
+    ):
         helps = "say which columns are the user's and the assistant's: `--column user=COLUMN --column assistant=COLUMN`"
     else:
         by_option = False
-    options_note = (
-        " (options of make: ARGS='...')"
-        if by_option
-        else f" in {PARAMS_FILE}"
-        if "profiles." in helps
-        else ""
-    )
+    options_note = " (options of make: ARGS='...')" if by_option else ""
     raise UserError(
-        f"{unwanted(counts):,} of {counts.read:,} rows of {file} are refused, more than format.max_quarantined"
+        f"{unwanted(counts):,} of {counted(counts.read, 'row')} of {file} cannot be used, more than format.max_quarantined"
         f" ({limit:g}) in {PARAMS_FILE} allows; nothing was changed. To use them, {helps}{options_note}"
     )
 
@@ -248,9 +246,13 @@ def advice(
         UserError: the rows cannot be split, or a check is wanted and none fits.
     """
     rows = sum(one.kept for one in found.record.sources.values())
+    if rows < len(SUBSETS):
+        raise UserError(
+            f"{counted(rows, 'row')} cannot be trained on and tested on; nothing was changed. Add rows to the file"
+        )
     if found.groups < min(rows, FEW_GROUPS):
         same = f"the same value of {group_by}" if group_by else "the same first message"
-        groups = f"the {rows:,} rows are {found.groups} group{'s' * (found.groups > 1)}: rows with {same} stay together"
+        groups = f"the {rows:,} rows are {counted(found.groups, 'group')}: rows with {same} stay together"
         helps = (
             "name a column that tells rows apart by `--group-by COLUMN` (with make: ARGS='--group-by COLUMN')"
         )
@@ -259,6 +261,8 @@ def advice(
                 f"{groups} in the split, so some would not be tested on; nothing was changed. To use them, {helps}"
             )
         yield f"Warning: {groups} in the split, of which there may be none to test on; {helps}."
+    elif rows < FEW_GROUPS:
+        yield f"Warning: of {rows} rows there may be none to test on; add rows to the file."
     if check and not fitting:
         raise UserError(
             "--check: the replies are neither tool calls nor a few labels; nothing was changed. Add the file without it, and"

@@ -14,11 +14,11 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import Params, key_from_dvc, load_params
+from abctune.core.plural import counted
 from stages.fetch import own_files
 from stages.fetch.outputs import write_model, write_source
 
-RAW, GENERAL_TEXT = Path("data/raw"), Path("data/general")
-BASE_MODEL = Path("models/base")
+RAW, GENERAL_TEXT, BASE_MODEL = Path("data/raw"), Path("data/general"), Path("models/base")
 OWN_FILES = Path("data/own-files")
 
 
@@ -56,13 +56,13 @@ def fetch_source(params: Params, name: str) -> str:
     if name not in params.active.sources:
         raise UserError(f"params.yaml: no source {name!r}; sources has {', '.join(params.active.sources)}")
     key = f"profiles.{params.profile}.sources.{name}"
-    return f"{name}: {write_source(params.active.sources[name], key, RAW / name):,} rows"
+    return f"{name}: {counted(write_source(params.active.sources[name], key, RAW / name), 'row')}"
 
 
 def fetch_general(params: Params) -> str:
     """Write data/general/; return what was fetched, for people."""
     rows = write_source(params.active.general, f"profiles.{params.profile}.general", GENERAL_TEXT)
-    return f"the general text: {rows:,} rows"
+    return f"the general text: {counted(rows, 'row')}"
 
 
 def fetch_model(params: Params) -> str:

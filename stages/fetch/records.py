@@ -134,7 +134,7 @@ def read_records(
         )
     if rows and not objects:
         raise UserError(
-            f'{name}: none of its {rows:,} rows is a JSON object; each row must be one, as {{"messages": [...]}}'
+            f'{name}: none of its rows ({rows:,}) is a JSON object; each must be one, as {{"messages": [...]}}'
         )
 
 

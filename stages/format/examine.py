@@ -34,6 +34,7 @@ class Examination:
     groups: int  # of the usable rows: those of a group stay on one side of the split
     replies: dict[str, int]  # rows by their last reply, where these are few and short: labels; else none
     calls: int  # rows with a reply that calls tools
+    longest_refused: int  # tokens of the longest row whose questions alone exceed max_length; 0 if none do
 
     @property
     def usable(self) -> float:
@@ -48,6 +49,7 @@ def examine(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     source: str = "own",
+    group_by: str | None = None,
     rows: int = PREVIEW_ROWS,
 ) -> Examination:
     """Format a source's records without writing anything.
@@ -56,9 +58,10 @@ def examine(
         records: JSON objects as fetch stores them, each with its group if it has one, and with what is wrong with the row's
             bytes, if anything is.
         options: the source's entry under `sources` in params.yaml.
+        group_by: the column that the groups are from.
         rows: how many to show, plain ones and of each kind of repair.
     """
-    formatter = Formatter({source: options}, tokenizer, max_length, preview_rows=rows)
+    formatter = Formatter({source: options}, tokenizer, max_length, rows, {source: group_by})
     roles: Counter[str] = Counter()
     groups: set[str] = set()
     replies: Counter[str] = Counter()
@@ -81,4 +84,7 @@ def examine(
     record, labels = formatter.record(), {} if len(replies) > MAX_LABELS else dict(replies)
     if not labels or max(map(len, labels)) > LABEL_CHARACTERS or "" in labels:
         labels = {}
-    return Examination(record, formatter.preview.text(record), dict(roles), len(groups), labels, calls)
+    longest = formatter.tally.longest_refused[source]
+    return Examination(
+        record, formatter.preview.text(record), dict(roles), len(groups), labels, calls, longest
+    )

@@ -33,6 +33,7 @@ class Refused:
 
     record: dict[str, Any]
     reason: str
+    n_tokens: int = 0  # of the longest example, where the cut leaves nothing to learn
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class RecordReader:
     """Makes token ids and labels of records, of each for itself: the part of the work that several processes share."""
 
     def __init__(
-        self, sources: Mapping[str, SourceParams], tokenizer: PreTrainedTokenizerBase, max_length: int
+        self,
+        sources: Mapping[str, SourceParams],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        groups: Mapping[str, str | None],
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self._sources = sources
-        self._readers = {name: Reader(options) for name, options in sources.items()}
+        self._readers = {name: Reader(options, groups.get(name)) for name, options in sources.items()}
         self._renderer = Renderer(tokenizer, max_length)
 
     def read(self, records: list[dict[str, Any]]) -> list[Usable | Refused]:
@@ -81,11 +86,12 @@ class RecordReader:
         examples = iter(self._renderer.encode([one for *_, rendered, _ in parsed for one in rendered]))
         for number, record, conversation, rendered, as_rendered in parsed:
             pairs = [(one, next(examples)) for one in rendered]
+            n_tokens = max(example.full_length for _, example in pairs)
             try:
                 pairs = self._not_empty(record["source"], pairs)
                 found[number] = _usable(record, conversation, pairs, as_rendered)
             except Rejected as reason:
-                found[number] = Refused(record, str(reason))
+                found[number] = Refused(record, str(reason), n_tokens)
         return [found[number] for number in range(len(records))]
 
     def _not_empty(
@@ -110,8 +116,10 @@ class Formatter:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         preview_rows: int = PREVIEW_ROWS,
+        groups: Mapping[str, str | None] = {},
     ) -> None:
-        self.reader = RecordReader(sources, tokenizer, max_length)
+        """With the sources' columns of `group_by`, which need not be a part of the conversation."""
+        self.reader = RecordReader(sources, tokenizer, max_length, groups)
         self._seen: set[str] = set()
         self.tally = Tally(max_length)
         self.preview = Preview(tokenizer, preview_rows)
@@ -127,7 +135,7 @@ class Formatter:
         rejected: list[dict[str, Any]] = []
         for one in found:
             if isinstance(one, Refused):
-                rejected.append(self._reject(one.record, one.reason))
+                rejected.append(self._reject(one))
             else:
                 kept += self._keep(one)
         return kept, rejected
@@ -146,14 +154,10 @@ class Formatter:
             self.preview.add(one.source, row["id"], example, one.repairs)
         return [row for row, _ in one.examples]
 
-    def _reject(self, record: dict[str, Any], reason: str) -> dict[str, Any]:
-        self.tally.quarantined(record["source"], reason)
-        return {
-            "source": record["source"],
-            "row": record["row"],
-            "reason": reason,
-            "record": record["record"],
-        }
+    def _reject(self, one: Refused) -> dict[str, Any]:
+        self.tally.quarantined(one.record["source"], one.reason, one.n_tokens)
+        kept = {key: one.record[key] for key in ("source", "row", "record")}
+        return {**kept, "reason": one.reason}
 
 
 def _usable(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from abctune.core.errors import UserError
 from abctune.core.params import PARAMS_FILE, Params
+from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
 from stages.format.formatter import NOTHING_LEFT, TOO_LONG
 
@@ -13,8 +16,8 @@ UNREAD = "unread field: "
 # What helps, by how the reason begins; the first that fits.
 REMEDIES = (
     (UNREAD, "set sources.{source}.ignore: [{fields}], or name under sources.{source}.columns what belongs to the conversation"),
-    (NOTHING_LEFT, "raise profiles.{profile}.data.max_length: the questions alone are longer"),
-    ("chat template", "set profiles.{profile}.model.chat_template to one that has a place for it (chatml-tools, for models with ChatML)"),
+    (NOTHING_LEFT, "raise profiles.{profile}.data.max_length in {file} from {max_length} to {longest}: the questions alone are longer"),
+    ("chat template", "set profiles.{profile}.model.chat_template in {file} to one that has a place for it (chatml-tools, for models with ChatML)"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),
     ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),
@@ -26,24 +29,28 @@ REMEDIES = (
 )  # fmt: skip
 
 
-def check_quarantine(record: FormatRecord, params: Params, mixed: Path, rejected: Path) -> None:
+def check_quarantine(
+    record: FormatRecord, params: Params, mixed: Path, rejected: Path, longest: Mapping[str, int]
+) -> None:
     """Stop when a source has more unusable rows than its limit allows, or no row is usable.
 
     Args:
         rejected: where the refused rows are, for the message.
+        longest: tokens of each source's longest row of which the cut leaves nothing to learn.
 
     Raises:
         UserError: with counts by reason, the limit's key, and what helps.
     """
     lines = [
-        _line(source, counts, params, rejected)
+        _line(source, counts, params, rejected, longest[source])
         for source, counts in record.sources.items()
         if unwanted(counts) / counts.read > _limit(source, params)[1]
     ]
     if lines:
         raise UserError(f"{mixed}: " + "\n       ".join(lines))
     if not any(counts.kept for counts in record.sources.values()):
-        helps = f"; raise profiles.{params.profile}.data.max_length, or set overlong to cut"
+        lengths = f"from {params.active.data.max_length} to {max(longest.values(), default=0)}"
+        helps = f"; raise profiles.{params.profile}.data.max_length {lengths} in {PARAMS_FILE}, or set overlong to cut"
         too_long = any(TOO_LONG in counts.quarantined for counts in record.sources.values())
         raise UserError(f"{mixed} has no usable row{helps if too_long else ''}")
 
@@ -60,25 +67,42 @@ def _limit(source: str, params: Params) -> tuple[str, float]:
     return "format.max_quarantined", params.format.max_quarantined
 
 
-def _line(source: str, counts: FormattedRows, params: Params, rejected: Path) -> str:
+def _line(source: str, counts: FormattedRows, params: Params, rejected: Path, longest: int) -> str:
     key, limit = _limit(source, params)
     by_count = sorted(counts.quarantined.items(), key=lambda pair: -pair[1])
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count[:5])
     return (
-        f"{unwanted(counts):,} of {counts.read:,} rows of {source} ({unwanted(counts) / counts.read:.1%}) are unusable "
+        f"{unwanted(counts):,} of {counted(counts.read, 'row')} of {source} ({unwanted(counts) / counts.read:.1%}) cannot be used "
         f"({reasons}); the limit is {key} = {limit:g} in {PARAMS_FILE}. The rows are in {rejected}. "
-        f"To use them, {remedy(source, counts, params.profile)}; to do without them, set sources.{source}.max_quarantined"
+        f"To use them, {remedy(source, counts, params, longest)}; to do without them, set sources.{source}.max_quarantined"
     )
 
 
-def remedy(source: str, counts: FormattedRows, profile: str) -> str:
-    """What helps against the reason for which most rows of a source are refused."""
+def remedy(source: str, counts: FormattedRows, params: Params, longest: int) -> str:
+    """What helps against the reason for which most rows of a source are refused.
+
+    Args:
+        longest: tokens of the longest row of which the cut leaves nothing to learn.
+    """
     reasons = sorted(
         (reason for reason in counts.quarantined if reason != TOO_LONG),
         key=lambda one: -counts.quarantined[one],
     )
     text = next(text for start, text in REMEDIES if reasons[0].startswith(start))
-    return text.format(source=source, profile=profile, fields=", ".join(unread_fields(counts)))
+    return text.format(
+        source=source,
+        file=PARAMS_FILE,
+        profile=params.profile,
+        max_length=params.active.data.max_length,
+        longest=longest,
+        fields=", ".join(map(_in_yaml, unread_fields(counts))),
+    )
+
+
+def _in_yaml(name: str) -> str:
+    """A name as params.yaml takes it in a list."""
+    plain = name.isidentifier() and name.lower() not in ("true", "false", "null")
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def unread_fields(counts: FormattedRows) -> list[str]:

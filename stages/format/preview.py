@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
 from abctune.llm.conversation import IGNORE
 
@@ -44,8 +45,10 @@ class Preview:
 
 def lines(source: str, counts: FormattedRows) -> list[str]:
     """What was mended and refused in a source, a line per kind."""
-    mended = [f"{source}: {count:,} rows mended: {kind}" for kind, count in counts.repairs.items()]
-    refused = [f"{source}: {count:,} rows refused: {reason}" for reason, count in counts.quarantined.items()]
+    mended = [f"{source}: {counted(count, 'row')} mended: {kind}" for kind, count in counts.repairs.items()]
+    refused = [
+        f"{source}: {counted(count, 'row')} refused: {reason}" for reason, count in counts.quarantined.items()
+    ]
     return mended + refused
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from abctune.llm.chat import THINK_CLOSE, Encoder, Piece, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, Message, Tools
 from abctune.llm.tokenizer import stop_token_ids
+from stages.format.places import NO_CALLS, NO_REASONING, NO_TOOLS, Places
 from stages.format.repairs import Conversation, folded, merged
 from stages.format.turns import Rejected
 
@@ -68,6 +69,7 @@ class Renderer:
         self.max_length = max_length
         self._stops = stop_token_ids(tokenizer)
         self._encoder = Encoder(tokenizer)
+        self._places = Places(tokenizer)
 
     def cut(self, conversation: Conversation) -> tuple[list[Rendered], Conversation]:
         """A conversation's examples, one or one per reply, and the conversation as rendered, with all repairs.
@@ -97,6 +99,7 @@ class Renderer:
         try:
             whole = Rendered(segments(self.tokenizer, messages, tools), learned, marks)
             check_complete(whole, messages, tools)
+            self._check_places(messages, tools, one_reply=False)
             return [whole], conversation
         except TemplateError:
             each = [self._one_reply(messages[: turn + 1], tools, marks) for turn in sorted(learned)]
@@ -111,7 +114,12 @@ class Renderer:
             raise Rejected("chat template rewrites earlier turns") from None
         example = Rendered(pieces, frozenset({len(messages) - 1}), marks, len(messages))
         check_complete(example, messages, tools, past_thoughts=False)
+        self._check_places(messages, tools, one_reply=True)
         return example
+
+    def _check_places(self, messages: Sequence[Message], tools: Tools | None, one_reply: bool) -> None:
+        if reason := self._places.missing(messages, tools, one_reply):
+            raise Rejected(reason)
 
     def encode(self, examples: Sequence[Rendered]) -> list[Example]:
         """Token ids and labels of a batch of examples."""
@@ -166,7 +174,7 @@ def _with_text_arguments(conversation: Conversation) -> Conversation:
 def check_complete(
     rendered: Rendered, messages: Sequence[Message], tools: Tools | None, past_thoughts: bool = True
 ) -> None:
-    """Check that the template printed every part of a conversation.
+    """Check that every part of a conversation stands in what the template printed; see also stages.format.places.
 
     Args:
         past_thoughts: False where the template may drop the thoughts of earlier turns.
@@ -183,15 +191,15 @@ def check_complete(
             raise Rejected(f"chat template leaves out the {message['role']}'s text")
         thoughts = message.get("reasoning_content", "").strip()
         if thoughts and thoughts not in text and (past_thoughts or last):
-            raise Rejected("chat template has no place for reasoning")
+            raise Rejected(NO_REASONING)
         for call in message.get("tool_calls", ()):
             if not _printed(call["function"]["name"], text) or not all(
                 _printed(part, text) for part in _leaves(call["function"]["arguments"])
             ):
-                raise Rejected("chat template has no place for tool calls")
+                raise Rejected(NO_CALLS)
     for tool in tools or ():
         if not all(_printed(part.strip(), text) for part in _named(tool["function"])):
-            raise Rejected("chat template has no place for tools")
+            raise Rejected(NO_TOOLS)
 
 
 def _printed(value: str, text: str) -> bool:

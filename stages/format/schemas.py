@@ -19,7 +19,16 @@ from abctune.core.params import SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
 from stages.format.repairs import Conversation, repaired
-from stages.format.turns import Rejected, Turn, from_json, parsed, read_tools, read_turns, text_of
+from stages.format.turns import (
+    NAME_CHARACTERS,
+    Rejected,
+    Turn,
+    from_json,
+    parsed,
+    read_tools,
+    read_turns,
+    text_of,
+)
 
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
 MAX_MESSAGES = 500
@@ -81,11 +90,16 @@ class Names:
 
 
 class Reader:
-    """Reads the records of one source."""
+    """Reads the records of one source.
 
-    def __init__(self, options: SourceParams) -> None:
+    Args:
+        group_by: the source's column of this name (`meta` of `meta.user`) is known: it may be left out of training.
+    """
+
+    def __init__(self, options: SourceParams, group_by: str | None = None) -> None:
         self._options, self._names = options, Names.of(options)
         self._ignore = options.ignore
+        self._known = (*options.ignore, *((group_by, group_by.split(".")[0]) if group_by else ()))
 
     def read(self, record: str) -> Conversation:
         """One record's conversation.
@@ -205,9 +219,9 @@ class Reader:
         return []
 
     def _check_all_read(self, fields: Fields, conversation: Conversation) -> None:
-        for name, value in fields.unread(self._ignore):
+        for name, value in fields.unread(self._known):
             if not _repeats(value, conversation.messages):
-                raise Rejected(f"unread field: {name[:60]}")
+                raise Rejected(f"unread field: {name[:NAME_CHARACTERS]}")
 
 
 def _repeats(value: Any, messages: Sequence[Message]) -> bool:

@@ -30,15 +30,12 @@ def without_torch() -> None:
 
 @cache
 def active_formatter() -> Formatter:
-    """A formatter of the active profile's sources, tokenizer and length; group_by's columns count as read."""
+    """A formatter of the active profile's sources, tokenizer and length."""
     without_torch()
     params = load_params()
-    sources = {}
-    for name, options in params.sources.items():
-        group_by = getattr(params.active.sources[name], "group_by", None)
-        read = (group_by.split(".")[0],) if group_by else ()
-        sources[name] = options.model_copy(update={"ignore": options.ignore + read})
-    return Formatter(sources, load_tokenizer(**params.active.model.template), params.active.data.max_length)
+    tokenizer, max_length = load_tokenizer(**params.active.model.template), params.active.data.max_length
+    groups = {name: getattr(origin, "group_by", None) for name, origin in params.active.sources.items()}
+    return Formatter(params.sources, tokenizer, max_length, groups=groups)
 
 
 def start_reading() -> Callable[[pa.RecordBatch], list[Usable | Refused]]:

@@ -23,6 +23,8 @@ class Tally:
         self._reasons: dict[str, Counter[str]] = {}
         self._repairs: dict[str, Counter[str]] = {}
         self._lengths: list[int] = []  # before the cut; 8 bytes a row
+        # Tokens by source, of rows of which the cut leaves nothing to learn.
+        self.longest_refused: Counter[str] = Counter()
 
     def _of(self, source: str) -> Counter[str]:
         self._reasons.setdefault(source, Counter())
@@ -46,10 +48,11 @@ class Tally:
         """A conversation that has been seen."""
         self._of(source).update(read=1, duplicate=1)
 
-    def quarantined(self, source: str, reason: str) -> None:
-        """A row that is refused."""
+    def quarantined(self, source: str, reason: str, n_tokens: int = 0) -> None:
+        """A row that is refused; with its length where that is why."""
         self._of(source).update(read=1)
         self._reasons[source][reason] += 1
+        self.longest_refused[source] = max(self.longest_refused[source], n_tokens)
 
     def record(self, template_hash: str) -> FormatRecord:
         """summary.json."""

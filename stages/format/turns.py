@@ -48,6 +48,10 @@ NOT_TEXT = ("type", "id", "index", "cache_control", "signature", "is_error", "st
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
 
 
+# Of a name that a reason shows. A spreadsheet's column may be a whole question, and a remedy has to name all of it.
+NAME_CHARACTERS = 200
+
+
 class Rejected(Exception):
     """A row that cannot be used; the argument is the reason that is counted."""
 
@@ -127,7 +131,7 @@ def _turns(fields: Fields, ignore: Sequence[str]) -> Iterable[Turn]:
 
 def _check_all_read(fields: Fields, ignore: Sequence[str]) -> None:
     for name, _ in fields.unread(ignore):
-        raise Rejected(f"unread field: {name[:60]}")
+        raise Rejected(f"unread field: {name[:NAME_CHARACTERS]}")
 
 
 def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:

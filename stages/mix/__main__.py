@@ -10,6 +10,7 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output, parquet_writer, read_table
 from abctune.core.params import PARAMS_FILE, ItemArgument, Params, load_params
+from abctune.core.plural import counted
 from abctune.core.records import DrawnRows, MixRecord, SourceRecord, read_record, write_record
 from stages.mix.draw import draw, training_order
 from stages.mix.raw import RAW, remove_leftovers, rows_file
@@ -40,7 +41,7 @@ def main(variant: ItemArgument) -> None:
         print(f"warning: {line}", file=sys.stderr)
     for source, counts in record.sources.items():
         wanted = f"{params.variants[variant].mix[source]:,} x rows_scale {params.active.data.rows_scale:g}"
-        print(f"{variant}: {counts.drawn:,} of {counts.available:,} rows of {source} ({wanted})")
+        print(f"{variant}: {counts.drawn:,} of {counted(counts.available, 'row')} of {source} ({wanted})")
 
 
 def draw_source(params: Params, variant: str, source: str) -> tuple[list[int], DrawnRows]:
@@ -59,7 +60,7 @@ def draw_source(params: Params, variant: str, source: str) -> tuple[list[int], D
 def record_of(variant: str, sources: dict[str, DrawnRows]) -> MixRecord:
     """The counts, and a warning for each source that has fewer rows than are asked for."""
     warnings = [
-        f"variants.{variant}.mix.{source} asks for {counts.asked:,} rows of {source}, which has {counts.available:,}:"
+        f"variants.{variant}.mix.{source} asks for {counted(counts.asked, 'row')} of {source}, which has {counts.available:,}:"
         " all are taken"
         for source, counts in sources.items()
         if counts.asked > counts.available

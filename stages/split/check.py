@@ -7,6 +7,7 @@ from pathlib import Path
 from abctune.core.errors import UserError
 from abctune.core.files import read_table, write_jsonl
 from abctune.core.params import PARAMS_FILE
+from abctune.core.plural import counted
 from stages.split.buckets import SUBSETS, Subset
 from stages.split.contamination import HeldOut
 from stages.split.subsets import Assigner
@@ -43,7 +44,7 @@ def check_subsets(folder: Path, variant: str, held_out: HeldOut, assigner: Assig
         held = reference.union(*(tables[subset][column].to_pylist() for subset in ("val", "test")))
         if shared := trained & held:
             raise UserError(
-                f"split of {variant}: {len(shared)} training {column}s are held out too, e.g. {min(shared)}; this is a bug, please report it"
+                f"split of {variant}: training {column}s are held out too ({len(shared):,}, e.g. {min(shared)}); this is a bug, please report it"
             )
 
 
@@ -54,12 +55,12 @@ def _cause(variant: str, subset: Subset, assigner: Assigner, refused: Path) -> s
     if groups < min(FEW_GROUPS, rows):
         (source, _), largest = assigner.groups.most_common(1)[0]
         return (
-            f"its {rows:,} rows are {groups} group{'s' * (groups > 1)} (the largest has {largest:,} rows of {source}), and"
+            f"its {counted(rows, 'row')} are {counted(groups, 'group')} (the largest has {counted(largest, 'row')} of {source}), and"
             " a group stays together: rows with the same first message or the same value of group_by. Name a column that tells the rows apart as"
             f" profiles.*.sources.{source}.group_by in {PARAMS_FILE}; more rows of these groups would not help"
         )
     return (
-        f"its {rows:,} rows are too few; give the variant more rows (variants.{variant}.mix, profiles.*.data.rows_scale) or"
+        f"it has {counted(rows, 'row')}, which is too few; give the variant more rows (variants.{variant}.mix, profiles.*.data.rows_scale) or"
         f" the subset a larger share (profiles.*.split) in {PARAMS_FILE}"
     )
 
@@ -68,6 +69,6 @@ def _too_near(assigner: Assigner, refused: Path, source: str | None = None) -> s
     rows = [row for row in assigner.refused if source in (None, row["source"])]
     write_jsonl(refused, rows)
     return (
-        f"all {len(rows):,} are too near to a held-out row ({refused} lists them). Where it is a shared text that"
+        f"each of its {counted(len(rows), 'row')} is too near to a held-out row ({refused} lists them). Where a shared text"
         f" makes them near, lower split.common in {PARAMS_FILE}; where they are variations of a few texts, raise split.near"
     )

@@ -96,10 +96,10 @@ def test_an_empty_file_is_an_error(here: ProjectHere, name: str, content: bytes)
         ("a.parquet", parquet(ROWS)[:-40], "cannot be read as Parquet"),
         ("a.parquet", b"", "cannot be read as Parquet"),
         ("a.json", b'[{"a": 1},', "cannot be read as a JSON list"),
-        ("a.json", b'{\n"data":\n[1]\n}', "none of its 1 rows is a JSON object"),
+        ("a.json", b'{\n"data":\n[1]\n}', "none of its rows (1) is a JSON object"),
         ("a.json", b'[{"a": 1},\n{"b": {"c": 1, "c": 2}}]', "the key 'c' stands twice in one object"),
         ("a.json", b'{"a": "x",\n"a": "y"}', "the key 'a' stands twice in one object"),
-        ("a.jsonl", b"just some\nprose", "none of its 2 rows is a JSON object"),
+        ("a.jsonl", b"just some\nprose", "none of its rows (2) is a JSON object"),
         ("a.jsonl", "{}\n".encode("utf-16-le"), "is UTF-16 text without a byte order mark; save it as UTF-8"),
     ],
 )

@@ -62,7 +62,7 @@ def test_over_the_limit_the_stage_says_why_and_leaves_what_was_there(project):
     write_mixed(project, [*small.chat_records(50), "no JSON"])
     done = project.stage("format", "A", check=False)
     assert done.returncode == 1
-    assert "1 of 51 rows of chat (2.0%) are unusable (not JSON: 1)" in done.stderr
+    assert "1 of 51 rows of chat (2.0%) cannot be used (not JSON: 1)" in done.stderr
     assert "format.max_quarantined = 0.01 in params.yaml" in done.stderr
     assert summary(project) == before
     assert [path.name for path in (project.root / "data/formatted").iterdir() if path.is_dir()] == ["A"]
@@ -92,7 +92,10 @@ def test_rows_that_a_source_says_to_drop_do_not_stop_the_stage_and_are_counted(p
     assert (counts["kept"], counts["quarantined"]) == (1, {"longer than max_length": 1})
     write_mixed(project, [long])
     done = project.stage("format", "A", check=False)
-    assert done.returncode == 1 and "no usable row; raise profiles.tiny.data.max_length" in done.stderr
+    assert (
+        done.returncode == 1
+        and "no usable row; raise profiles.tiny.data.max_length from 120 to 2" in done.stderr
+    )
 
 
 def test_a_limit_of_the_sources_own_stands_for_the_common_one(project):

@@ -200,6 +200,47 @@ NO_SYSTEM = (
 )
 
 
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (
+            {
+                "tools": [{"name": "weather", "description": "rain"}],
+                "messages": [
+                    {"role": "user", "content": "Is it the weather, or rain?"},
+                    {"role": "assistant", "content": "It is rain."},
+                ],
+            },
+            "chat template has no place for tools",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Look for the weather of the city Oslo"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}],
+                    },
+                ]
+            },
+            "chat template has no place for tool calls",
+        ),
+        (
+            {"question": "2+3?", "thinking": "Add.", "answer": "Add. It is 5."},
+            "chat template has no place for reasoning",
+        ),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused_though_other_texts_hold_the_same_words(record, reason):
+    tokenizer = small.chatml_tokenizer()
+    row = {"source": "own", "row": 0, "record": json.dumps(record), "group": None}
+    kept, [refused] = Formatter({"own": SourceParams()}, tokenizer, 1000).batch([row])
+    assert not kept and refused["reason"] == reason
+    tokenizer.chat_template = small.TOOLS_CHATML
+    [kept], _ = Formatter({"own": SourceParams()}, tokenizer, 1000).batch([row])
+    assert kept["n_supervised"]
+
+
 def test_a_template_that_refuses_the_system_role_gets_its_message_with_the_first_question():
     """Gemma 2's does; training and prompts do the same, and the repair is counted."""
     tokenizer = small.chatml_tokenizer()

@@ -102,7 +102,7 @@ def test_a_source_that_loses_all_its_training_rows_is_an_error(workspace, rows):
     write(workspace, "A", [*rows, held | {"id": name, "group": name, "source": "instruct"}])
     done = workspace.stage("split", "A", check=False)
     assert done.returncode == 1
-    assert "split of A leaves no training row of instruct: all 1 are too near" in done.stderr
+    assert "split of A leaves no training row of instruct: each of its 1 row is too near" in done.stderr
 
 
 def test_the_stage_fails_if_a_held_out_row_is_left_in_train(workspace, rows, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_a_classification_file_becomes_a_source_and_a_variant_scored_on_all_sour
     before = PARAMS_FILE.read_text()
     own("tickets.csv", **TEXT_AND_LABEL)
     out = capsys.readouterr().out
-    assert "200 rows, 100.0% of them usable" in out
+    assert "200 rows, 100.0% usable; 0 duplicates" in out
     assert "columns: text (200), label (200), id (200)" in out
     assert "turns: user (200), assistant (200)" in out
     assert "user\nOrder 0: I was charged twice<|im_end|>" in out and "«billing<|im_end|>»" in out
@@ -118,7 +119,7 @@ def test_a_tool_calling_file_is_read_by_itself_and_calls_are_supervised(project,
     Path("calls.jsonl").write_text(calls())
     own("calls.jsonl", variant="tools")
     out = capsys.readouterr().out
-    assert "30 rows, 100.0% of them usable" in out and "tool (30)" in out
+    assert "30 rows, 100.0% usable" in out and "tool (30)" in out
     supervised = [part.partition("»")[0] for part in out.split("«")[2:]]
     assert any("get_weather" in part and "City0" in part for part in supervised)
     assert not any("Weather of a city" in part for part in supervised)
@@ -135,7 +136,7 @@ def test_a_model_whose_template_has_no_tools_is_told_and_the_remedy_works(projec
     text = PARAMS_FILE.read_text()
     PARAMS_FILE.write_text(text.replace("chat_template: model", "chat_template: chatml-tools"))
     own("calls.jsonl")
-    assert "30 rows, 100.0% of them usable" in capsys.readouterr().out
+    assert "30 rows, 100.0% usable" in capsys.readouterr().out
 
 
 def test_labels_are_told_and_checked_on_demand(project, capsys):
@@ -174,12 +175,54 @@ def test_rows_that_are_all_one_group_are_told_with_a_remedy_that_works(project, 
     line = refusal(capsys, "rated.jsonl", ignore=["person"])
     assert "the 40 rows are 1 group: rows with the same first message stay together" in line
     assert "`--group-by COLUMN`" in line
-    own("rated.jsonl", ignore=["person"], group_by="person")
+    own("rated.jsonl", group_by="person")  # which then counts as read
     assert load_params().active.sources["rated"].group_by == "person"
     few = [row | {"person": row["person"] % 4} for row in rows]
     Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
-    own("few.jsonl", ignore=["person"], group_by="person", variant="E")
+    own("few.jsonl", group_by="person", variant="E")
     assert "Warning: the 40 rows are 4 groups: rows with the same value of person" in capsys.readouterr().out
+
+
+def test_rows_of_one_question_can_be_kept_together_by_that_column(project, capsys):
+    rows = [{"question": f"Question {n % 20}?", "answer": f"Answer {n}."} for n in range(40)]
+    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own("asked.jsonl", group_by="question")
+    assert "40 rows, 100.0% usable" in capsys.readouterr().out
+
+
+def test_rows_whose_questions_are_longer_than_max_length_are_told_a_length_that_works(project, capsys):
+    rows = [{"question": "word " * 500 + str(n), "answer": f"Answer {n}."} for n in range(20)]
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refusal(capsys, "long.jsonl")
+    found = re.search(r"raise profiles\.tiny\.data\.max_length in params\.yaml from 2048 to (\d+):", line)
+    assert found
+    text = PARAMS_FILE.read_text()
+    PARAMS_FILE.write_text(text.replace("max_length: 2048 # tokens; fits", f"max_length: {found[1]} # fits"))
+    own("long.jsonl")
+    told = capsys.readouterr().out
+    assert "20 rows, 100.0% usable; 0 duplicates" in told
+    assert (
+        f"longest {int(found[1]):,}; 0 rows cut to profiles.tiny.data.max_length ({int(found[1]):,})" in told
+    )
+
+
+def test_a_few_rows_are_refused_or_warned_about(project, capsys):
+    Path("one.csv").write_text(tickets(1))
+    assert "1 row cannot be trained on and tested on; nothing was changed. Add rows" in refusal(
+        capsys, "one.csv", **TEXT_AND_LABEL
+    )
+    Path("few.csv").write_text(tickets(5))
+    own("few.csv", **TEXT_AND_LABEL)
+    assert "Warning: of 5 rows there may be none to test on; add rows to the file." in capsys.readouterr().out
+
+
+def test_a_column_whose_name_is_a_whole_question_can_be_left_out_as_the_message_says(project, capsys):
+    name = "Anything else that you would like to tell us about how the order was handled, packed and sent?"
+    rows = [{"question": f"Question {n}?", "answer": f"Answer {n}.", name: "No."} for n in range(20)]
+    Path("survey.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert f"`--ignore '{name}'`" in refusal(capsys, "survey.jsonl")
+    own("survey.jsonl", ignore=[name])
+    assert load_params().sources["survey"].ignore == (name,)
 
 
 def test_a_second_call_says_so_and_a_second_file_gets_its_own_variant(project, capsys):
@@ -210,7 +253,7 @@ def test_another_file_of_the_same_name_replaces_nothing(project, capsys):
 def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
     Path("tickets.csv").write_text(tickets())
     line = refusal(capsys, "tickets.csv")
-    assert "200 of 200 rows of tickets.csv are refused" in line and "`--column user=COLUMN" in line
+    assert "200 of 200 rows of tickets.csv cannot be used" in line and "`--column user=COLUMN" in line
     line = refusal(capsys, "tickets.csv", column=["user=text", "assistant=id"])
     assert "`--ignore label`" in line
     assert "write PART=COLUMN" in refusal(capsys, "tickets.csv", column=["text"])
@@ -223,14 +266,14 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
 
 def test_bytes_that_are_no_text_count_as_refused(project, capsys):
     Path("mixed.csv").write_bytes(tickets(3).encode() + "caf\xe9,billing,9\n".encode("latin-1"))
-    assert "1 of 4 rows of mixed.csv are refused" in refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
+    assert "1 of 4 rows of mixed.csv cannot be used" in refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
 
 
 def test_a_dry_run_adds_nothing(project, capsys):
     Path("calls.jsonl").write_text(calls())
     before = PARAMS_FILE.read_text()
     own("calls.jsonl", dry_run=True)
-    assert "100.0% of them usable" in capsys.readouterr().out
+    assert "100.0% usable" in capsys.readouterr().out
     assert PARAMS_FILE.read_text() == before and not Path("data/own").exists()
 
 
