@@ -9,11 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from abctune.core.params import BASE
-from abctune.core.records import SourceRecord, SummaryRecord, TrainingRecord
+from abctune.core.records import SourceRecord, TrainingRecord
 from app.engines.choose import gguf_of_base
+from app.known import known, summary_of
 from app.models import UNSCORED, Models
 from app.page.style import colors_of
 from app.service import Service
@@ -82,7 +81,7 @@ def origin(root: Path) -> str:
 
 
 def _base(models: Models) -> str:
-    source = _record(models.base / "source.json", SourceRecord)
+    source = known(models.base / "source.json", SourceRecord)
     return (
         "" if source is None else f"{_file_of(source) or source.full_name} {_short(source.revision)}".strip()
     )
@@ -100,10 +99,8 @@ def _served_as(service: Service) -> str:
     """The engine and the base's precision in it."""
     base, name = service.models.base, service.engine.name
     if name != "llama.cpp":
-        config = _json(base / "config.json")
-        dtype = config.get("dtype") or config.get("torch_dtype")
-        return f"{name}, weights in {dtype}" if dtype else name
-    gguf, source = gguf_of_base(base), _record(base / "source.json", SourceRecord)
+        return f"{name}, weights in {dtype}" if (dtype := _dtype_of(base)) else name
+    gguf, source = gguf_of_base(base), known(base / "source.json", SourceRecord)
     file = str(source.file) if source and gguf == base / "base.gguf" else gguf.name if gguf else ""
     found = QUANTIZED.search(file)
     return f"{name}, {found[1].upper()}" if found else name
@@ -111,7 +108,7 @@ def _served_as(service: Service) -> str:
 
 def _training(models: Models, name: str) -> dict[str, str]:
     """Data, steps and replicate of a variant."""
-    record = _record(models.adapters[name].path / "training.json", TrainingRecord)
+    record = known(models.adapters[name].path / "training.json", TrainingRecord)
     if record is None:
         return {}
     seen = ", ".join(f"{n:,} {source}" for source, n in record.exposure.conversations.items() if n)
@@ -132,26 +129,15 @@ def _verdict(models: Models, name: str) -> str:
         return value
     if name in models.unscored:
         return UNSCORED
-    try:
-        summary = SummaryRecord.from_json(_json(root_of(models, name) / "metrics/summary.json"))
-        verdict = summary.models[models.adapters[name].path.name].vs_base
-    except (ValidationError, KeyError):
-        verdict = None
-    return ", ".join(part for part in (verdict, value) if part)
+    summary = summary_of(root_of(models, name))
+    scored = summary.models.get(models.adapters[name].path.name) if summary else None
+    return ", ".join(part for part in (scored and scored.vs_base, value) if part)
 
 
-def _record(path: Path, record: type[Any]) -> Any:
-    """The record in a file; None if it is missing or another version's: nothing here is needed to chat."""
+def _dtype_of(base: Path) -> str | None:
+    """The precision that a model's config.json names."""
     try:
-        return record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        return config.get("dtype") or config.get("torch_dtype")
+    except (OSError, ValueError, AttributeError):
         return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object in a file; an empty one if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

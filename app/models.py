@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,13 +13,21 @@ from typing import Any
 import abctune
 from abctune.core.adapters import WEIGHTS, require_adapter
 from abctune.core.errors import UserError
-from abctune.core.files import read_json, write_json
 from abctune.core.params import BASE, Params
 from abctune.core.provenance import require_same_base, sha256_of
-from abctune.core.records import SummaryRecord
+from abctune.core.records import Record, SourceRecord, read_record, write_record
+from app.known import known, summary_of
 
 UNSCORED = "trained again since it was scored; `dvc repro` scores it"
 CONVERTED_RECORD = "converted.json"
+
+
+class Converted(Record):
+    """`converted.json`: which adapter a GGUF was made of, and its own hash."""
+
+    sha256: str
+    gguf_sha256: str
+    commit: str | None
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,10 @@ class Models:
 
     def about(self) -> dict[str, Any]:
         """What answers come from, for the record: abctune's version, the base, each adapter's bytes and commit."""
-        try:
-            source = json.loads((self.base / "source.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            source = None  # a base that fetch-model did not bring
+        source = known(self.base / "source.json", SourceRecord)  # None: a base that fetch-model did not bring
         return {
             "abctune": abctune.__version__,
-            "base": {"source": source, "sha256": self.base_sha256},
+            "base": {"source": source and source.model_dump(mode="json"), "sha256": self.base_sha256},
             "adapters": {
                 name: {"sha256": one.sha256, **({"commit": one.commit} if one.commit else {})}
                 for name, one in self.adapters.items()
@@ -111,7 +115,7 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
         except UserError as error:
             problems.append(str(error))
     unscored = trained_since_scored(root / "dvc.lock", list(params.variants))
-    losses = read_losses(root / "metrics/summary.json")
+    losses = read_losses(root)
     losses = {name: loss for name, loss in losses.items() if name not in unscored}
     return Models(base, adapters, losses, problems, root, tuple(params.variants), unscored)
 
@@ -153,8 +157,8 @@ def write_converted(folder: Path, gguf: Path, adapter: Adapter) -> None:
     """Put an adapter's GGUF into a folder, with what says of which adapter it is and that it is whole."""
     target = folder / "adapter.gguf"
     shutil.copy(gguf, target)
-    record = {"sha256": adapter.sha256, "gguf_sha256": sha256_of(target), "commit": adapter.commit}
-    write_json(folder / CONVERTED_RECORD, record)
+    record = Converted(sha256=adapter.sha256, gguf_sha256=sha256_of(target), commit=adapter.commit)
+    write_record(folder / CONVERTED_RECORD, record)
 
 
 def read_converted(path: Path, base: Path) -> Adapter:
@@ -164,11 +168,11 @@ def read_converted(path: Path, base: Path) -> Adapter:
         UserError: it is not whole, or of another base.
     """
     remedy = "`python -m app.space` writes it anew"
-    record, gguf = read_json(path / CONVERTED_RECORD, made_by="app.space"), path / "adapter.gguf"
-    if not gguf.exists() or sha256_of(gguf) != record.get("gguf_sha256"):
+    record, gguf = read_record(path / CONVERTED_RECORD, Converted, "app.space"), path / "adapter.gguf"
+    if not gguf.exists() or sha256_of(gguf) != record.gguf_sha256:
         raise UserError(f"{gguf} is missing or damaged; {remedy}")
     require_same_base(path, base, remedy)
-    return Adapter(path.name, path, record["sha256"], record["commit"], gguf)
+    return Adapter(path.name, path, record.sha256, record.commit, gguf)
 
 
 def recorded_hashes(lock: Path, names: list[str]) -> dict[str, str]:
@@ -202,10 +206,8 @@ def _hashes(stages: Mapping[str, Any], names: list[str], stage: str, side: str) 
     }
 
 
-def read_losses(summary: Path) -> dict[str, float]:
+def read_losses(root: Path) -> dict[str, float]:
     """Each model's test loss; empty where nothing has been evaluated, which is no reason not to chat."""
-    try:
-        found = SummaryRecord.from_json(json.loads(summary.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # one of an older version also
-        return {}
-    return {name: model.loss["overall"] for name, model in found.models.items() if "overall" in model.loss}
+    found = summary_of(root)
+    models = found.models if found else {}
+    return {name: model.loss["overall"] for name, model in models.items() if "overall" in model.loss}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from abctune.core.shares import wilson
+from abctune.study.votes import CastVote
 
 VOTES = Path("app/local/votes.jsonl")
 _writing = threading.Lock()
 
 
-def record(path: Path, vote: dict[str, Any]) -> None:
-    """Append a vote. One write of one line, so that a crash cannot leave half a vote in the middle."""
-    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **vote}, ensure_ascii=False)
+def record(path: Path, vote: CastVote) -> None:
+    """Append a vote, with its time. One write of one line, so that a crash cannot leave half a vote in the middle."""
+    line = vote.model_copy(update={"time": datetime.now(UTC).isoformat(timespec="seconds")}).model_dump_json()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _writing, path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -43,11 +46,11 @@ def tally(path: Path) -> list[Standing]:
     wins: dict[str, int] = {}
     among: dict[str, list[int]] = {}
     for vote in _read(path):
-        if not vote.get("blind"):
+        if not vote.blind:
             continue
-        for model in vote["models"]:
-            among.setdefault(model, []).append(len(vote["models"]))
-            wins[model] = wins.get(model, 0) + (vote["preferred"] == model)
+        for model in vote.models:
+            among.setdefault(model, []).append(len(vote.models))
+            wins[model] = wins.get(model, 0) + (vote.preferred == model)
     return [
         Standing(
             model,
@@ -60,14 +63,10 @@ def tally(path: Path) -> list[Standing]:
     ]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[CastVote]:
     votes = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     for line in lines:
-        try:
-            vote = json.loads(line)
-        except ValueError:
-            continue  # a line cut short by a full disk; the others still count
-        if isinstance(vote, dict) and isinstance(vote.get("models"), list):
-            votes.append(vote)
+        with suppress(ValidationError):  # a line cut short by a full disk; the others still count
+            votes.append(CastVote.model_validate_json(line))
     return votes

@@ -7,20 +7,20 @@ plot reads. What was asked and answered stays in the chat's own file.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output
 from abctune.core.params import BASE, load_params
 from abctune.core.provenance import sha256_of
 from abctune.core.records import TrainingRecord, read_record
-from abctune.study.votes import VOTES, VoteRecord, read_votes, training_id
+from abctune.study.votes import VOTES, CastVote, VoteRecord, read_votes, training_id
 
 CAST = Path("app/local/votes.jsonl")  # where the chat writes them
 MODELS = Path("models")
@@ -61,24 +61,25 @@ def votes_of(path: Path, current: dict[str, tuple[str, str]]) -> Iterator[VoteRe
         raise UserError(
             f"{path} not found; the chat's Compare tab (`make app`) writes it with the first vote"
         )
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         try:
-            vote = json.loads(line)
-            yield _read(vote, hashlib.sha256(line.encode()).hexdigest()[:16], current)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            vote = CastVote.model_validate_json(line)
+        except ValidationError:
             yield "damaged lines"
+        else:
+            yield _read(vote, hashlib.sha256(line.encode()).hexdigest()[:16], current)
 
 
-def _read(vote: dict[str, Any], key: str, current: dict[str, tuple[str, str]]) -> VoteRecord | str:
-    if not vote["blind"]:
+def _read(vote: CastVote, key: str, current: dict[str, tuple[str, str]]) -> VoteRecord | str:
+    if not vote.blind:
         return "votes with the names in sight"
-    variants = [name for name in vote["models"] if name != BASE]
-    if any(name not in current or vote["adapters"][name] != current[name][0] for name in variants):
+    variants = [name for name in vote.models if name != BASE]
+    if any(name not in current or vote.adapters.get(name) != current[name][0] for name in variants):
         return "votes on other adapters than those at models/"
-    if float(vote["sampling"].get("adapter_strength", 1.0)) != 1.0:
+    if vote.sampling.get("adapter_strength", 1.0) != 1.0:
         return "votes on adapters at another strength"
     trained = {name: current[name][1] for name in variants}
-    return VoteRecord(id=key, shown=tuple(vote["models"]), preferred=vote["preferred"], trained=trained)
+    return VoteRecord(id=key, shown=vote.models, preferred=vote.preferred, trained=trained)
 
 
 if __name__ == "__main__":

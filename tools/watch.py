@@ -7,23 +7,24 @@ or in one of its own (`--queue`, `--temp`: .dvc/tmp/exps). Looking changes nothi
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 import typer
+from pydantic import ValidationError
 from rich.live import Live
 from rich.text import Text
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
+from abctune.core.records import LiveSampleRecord
 from abctune.study.inputs import CURVES, read_curve
 from abctune.study.places import TRAIN
 from stages.plot.colors import COLORS
@@ -57,7 +58,7 @@ class Progress:
     started: float  # time of the first log, in seconds since the epoch
     updated: float  # time of the last
     done: bool
-    samples: list[dict[str, Any]]
+    samples: list[LiveSampleRecord]
 
     @property
     def step(self) -> int:
@@ -190,14 +191,14 @@ def lengths_of(place: Path, variant: str) -> tuple[int | None, int]:
         return None, 1
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[LiveSampleRecord]:
     """The newest samples. The last line may be half written."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines()[-SAMPLES - 1 :] if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
+    # Not splitlines(), which also parts at characters that stand unescaped in JSON's strings (U+2028, U+0085).
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    for line in filter(None, lines[-SAMPLES - 2 :]):
+        with suppress(ValidationError):
+            found.append(LiveSampleRecord.model_validate_json(line))
     return found[-SAMPLES:]
 
 
@@ -270,7 +271,7 @@ def sample_lines(run: Progress, width: int) -> list[str]:
     """Two lines per sample, cut at the terminal's width, without control characters."""
     lines = []
     for sample in run.samples:
-        for text in (f"{run.variant}, step {sample['step']}: {sample['prompt']}", f"  -> {sample['answer']}"):
+        for text in (f"{run.variant}, step {sample.step}: {sample.prompt}", f"  -> {sample.answer}"):
             lines.append("".join(c if c.isprintable() else " " for c in text)[:width])
     return lines
 

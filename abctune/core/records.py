@@ -7,6 +7,7 @@ field that one side renames is an error with the file's name in it, not a KeyErr
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from abctune.core.errors import UserError
-from abctune.core.files import read_json, read_jsonl, write_json
+from abctune.core.files import read_json, read_jsonl, write_json, write_jsonl
 from abctune.core.params import VARIANT_KEYS
 
 OVERALL = "overall"  # the set of all sources but GENERAL
@@ -74,6 +75,11 @@ def _not_ours(path: Path, error: ValidationError, made_by: str) -> UserError:
 def write_record(path: Path, record: Record) -> None:
     """Write a record as indented JSON; fields in the order of their declaration."""
     write_json(path, record.model_dump(mode="json"))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write one record per line; a field that was not given is left out."""
+    write_jsonl(path, (record.model_dump(mode="json", exclude_unset=True) for record in records))
 
 
 class FileHash(Record):
@@ -342,6 +348,15 @@ class SampleRecord(Record):
     repetition: float
 
 
+class LiveSampleRecord(Record):
+    """A line of a replicate's samples.jsonl: one of the fixed prompts, answered while it trains."""
+
+    step: int
+    epoch: float
+    prompt: str
+    answer: str
+
+
 class TaskRecord(Record):
     """A line of tasks.jsonl: one checkable task, answered and checked."""
 
@@ -558,6 +573,7 @@ class StudyRecord(Record):
     """`metrics/study.json`: the whole comparison, for the tools and the app. `dvc exp show` reads SummaryRecord."""
 
     version: Literal[1] = 1
+    abctune: str | None = None  # the version that wrote it; None: made before it was recorded
     profile: str
     test_of: str
     margin: float  # nats per token

@@ -5,10 +5,36 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pydantic import ConfigDict, Field, JsonValue
+
 from abctune.core.records import Record, TrainingRecord, read_records
 from abctune.study.places import DATA
 
 VOTES = DATA / "votes" / "votes.jsonl"
+
+
+class AskedTurn(Record):
+    """A prompt, and each model's answer in the order of the vote's models."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class CastVote(Record):
+    """A line of the chat's app/local/votes.jsonl. Lines of earlier versions have further fields, which are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    time: str = ""  # ISO 8601, UTC
+    models: tuple[str, ...]  # in the order in which their answers stood
+    adapters: dict[str, str | None] = Field(
+        default_factory=dict
+    )  # SHA-256 of the weights by model; None: base
+    system: str = ""
+    turns: tuple[AskedTurn, ...] = ()
+    sampling: dict[str, JsonValue] = Field(default_factory=dict)
+    preferred: str | None  # None: a tie
+    blind: bool = False
 
 
 class VoteRecord(Record):

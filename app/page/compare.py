@@ -19,6 +19,7 @@ import gradio as gr
 
 from abctune.llm.conversation import Message
 from abctune.llm.prompts import PROMPTS
+from abctune.study.votes import AskedTurn, CastVote
 from app.about import model_colors
 from app.page.parts import (
     PRIVATE,
@@ -338,19 +339,20 @@ def _vote(service: Service, now: Round | None, choice: Any) -> list[Any]:
     return [*_view(service, now), standings()]
 
 
-def _ballot_paper(service: Service, now: Round, preferred: str | None) -> dict[str, Any]:
-    """What a vote's line holds; `python -m tools.votes` reads models, adapters, sampling, preferred and blind."""
-    return {
-        "models": now.order,
-        "adapters": {name: service.models.sha256(name) for name in now.order},
-        "system": now.setup.system,
-        "turns": [
-            {"prompt": turn.prompt, "answers": [reply.text for reply in turn.replies]} for turn in now.turns
-        ],
-        "sampling": now.replies[0].request.sampling.model_dump(),
-        "preferred": preferred,
-        "blind": now.setup.blind,
-    }
+def _ballot_paper(service: Service, now: Round, preferred: str | None) -> CastVote:
+    """The vote as it is stored; `python -m tools.votes` reads it."""
+    return CastVote(
+        models=tuple(now.order),
+        adapters={name: service.models.sha256(name) for name in now.order},
+        system=now.setup.system,
+        turns=tuple(
+            AskedTurn(prompt=turn.prompt, answers=tuple(reply.text for reply in turn.replies))
+            for turn in now.turns
+        ),
+        sampling=now.replies[0].request.sampling.model_dump(mode="json"),
+        preferred=preferred,
+        blind=now.setup.blind,
+    )
 
 
 def standings() -> str:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from abctune.core.params import BASE
 from abctune.core.records import StudyRecord, SummaryRecord
 from app.about import origin, root_of, studies
+from app.known import study_of, summary_of
 from app.models import Models
 from app.page.style import colors_of
 from app.page.view import dot_html
 from app.service import Service
 
-SUMMARY, STUDY, PLOTS = Path("metrics/summary.json"), Path("metrics/study.json"), Path("plots")
+PLOTS = Path("plots")
 FIGURES = {
     "forest": "Paired differences in test loss with 95 % intervals. Filled: shown after correction.",
     "curves": "Train loss, held-out loss and learning rate, by optimizer step.",
@@ -50,7 +47,7 @@ def _stale(models: Models, root: Path) -> str:
 
 
 def _study_html(root: Path, variants: tuple[str, ...]) -> str:
-    summary, study = read_summary(root), read_study(root)
+    summary, study = summary_of(root), study_of(root)
     if summary is None:
         return f'<p class="quiet">{escape(NONE)}</p>'
     colors = colors_of(variants)
@@ -130,28 +127,3 @@ def _figure(root: Path, name: str, words: str, summary: SummaryRecord) -> str:
         f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}" loading="lazy">'
         f"<figcaption>{escape(words)}</figcaption></figure>"
     )
-
-
-def read_summary(root: Path) -> SummaryRecord | None:
-    """metrics/summary.json; None if there is none or it is another version's."""
-    document = _json(root / SUMMARY)
-    try:
-        return SummaryRecord.from_json(document) if document else None
-    except (ValidationError, AttributeError):
-        return None
-
-
-def read_study(root: Path) -> StudyRecord | None:
-    """metrics/study.json; None if there is none or it is another version's."""
-    document = _json(root / STUDY)
-    try:
-        return StudyRecord.model_validate_json(json.dumps(document)) if document else None
-    except ValidationError:
-        return None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

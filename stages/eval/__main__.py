@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import typer
 
 from abctune.core.errors import exits_with_one_line
-from abctune.core.files import atomic_output, write_jsonl
+from abctune.core.files import atomic_output
 from abctune.core.params import BASE, ItemArgument, load_params
-from abctune.core.records import write_record
+from abctune.core.records import write_record, write_records
 from abctune.llm.tokenizer import load_tokenizer
 from stages.eval.rows import COLUMNS, general_rows, test_rows
 
@@ -54,8 +54,8 @@ def main(name: ItemArgument) -> None:
         folder.mkdir()
         pq.write_table(conversations, folder / "conversations.parquet")
         pq.write_table(as_served, folder / "served.parquet")
-        write_jsonl(folder / "samples.jsonl", samples)
-        write_jsonl(folder / "tasks.jsonl", tasks)
+        write_records(folder / "samples.jsonl", samples)
+        write_records(folder / "tasks.jsonl", tasks)
         record = record_of(name, params, tokenizer, conversations, published, samples, tasks, started)
         write_record(folder / "metrics.json", record)
     for line in lines_of(record):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from abctune.core.params import Params
+from abctune.core.records import SampleRecord, TaskRecord
 from abctune.llm.prompts import PROMPTS
 from stages.eval.generation import answer_all, samples_of
 from stages.eval.lint import code_tasks
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OWN_COLUMNS = ["id", "group", "source", "messages", "extra"]
-Lines = list[dict[str, Any]]  # of samples.jsonl or tasks.jsonl
 
 
 def ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: pa.Table, params: Params
-) -> tuple[Lines, Lines]:
+) -> tuple[list[SampleRecord], list[TaskRecord]]:
     """The answers to the fixed prompts, and the checked answers to the tasks.
 
     Args:

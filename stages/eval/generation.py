@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from abctune.core.records import Generation
+from abctune.core.records import Generation, SampleRecord
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.inference import Answer, generate
 from abctune.llm.prompts import PROMPTS
@@ -83,27 +83,27 @@ def rows_at_once(model: Any, tokens: int) -> int:
     return max(1, int(GPU_SHARE * left) // bytes_of_answer(model, tokens))
 
 
-def samples_of(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """One row per fixed prompt: the answer and its form."""
-    return [_row(prompt, answer) for prompt, answer in zip(PROMPTS, answers, strict=True)]
+def samples_of(answers: Sequence[Answer]) -> list[SampleRecord]:
+    """One record per fixed prompt: the answer and its form."""
+    return [_sample(prompt, answer) for prompt, answer in zip(PROMPTS, answers, strict=True)]
 
 
-def _row(prompt: str, answer: Answer) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "answer": answer.text,
-        "n_tokens": len(answer.token_ids),
-        "stopped": answer.stopped,
-        "repetition": round(repetition(answer.token_ids), 4),
-    }
+def _sample(prompt: str, answer: Answer) -> SampleRecord:
+    return SampleRecord(
+        prompt=prompt,
+        answer=answer.text,
+        n_tokens=len(answer.token_ids),
+        stopped=answer.stopped,
+        repetition=round(repetition(answer.token_ids), 4),
+    )
 
 
-def summarise(samples: Sequence[dict[str, Any]]) -> Generation:
+def summarise(samples: Sequence[SampleRecord]) -> Generation:
     """Means over the prompts; stop_rate is the share of answers that ended by themselves."""
     count = len(samples)
     return Generation(
         n_prompts=count,
-        stop_rate=round(sum(sample["stopped"] for sample in samples) / count, 4),
-        mean_new_tokens=round(sum(sample["n_tokens"] for sample in samples) / count, 2),
-        repetition=round(sum(sample["repetition"] for sample in samples) / count, 4),
+        stop_rate=round(sum(sample.stopped for sample in samples) / count, 4),
+        mean_new_tokens=round(sum(sample.n_tokens for sample in samples) / count, 2),
+        repetition=round(sum(sample.repetition for sample in samples) / count, 4),
     )

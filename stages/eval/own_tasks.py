@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
+from abctune.core.records import TaskRecord
 from abctune.llm.conversation import Message, Tools, conversation_of, learned_turns, text_hash
 from abctune.llm.inference import Answer
 from stages.eval.calls import call_of, json_calls, json_object, tagged_calls
@@ -39,13 +40,14 @@ class OwnTask:
 
 def ask_own(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], params: Params
-) -> list[Row]:
+) -> list[TaskRecord]:
     """Lines of tasks.jsonl for every source that evaluation.checks names.
 
     Raises:
         UserError: a source has no row that its check can judge.
     """
-    rows, lines = list(rows) if params.evaluation.checks else [], []
+    rows = list(rows) if params.evaluation.checks else []
+    lines: list[TaskRecord] = []
     for source, check in params.evaluation.checks.items():
         tasks = own_tasks(source, check, rows)
         limit = check.max_new_tokens or params.active.eval.max_new_tokens
@@ -121,7 +123,7 @@ def fits(check: OwnCheck, reference: Reference) -> bool:
     return bool(reference.calls) if isinstance(check, ToolCallCheck) else True
 
 
-def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]) -> Row:
+def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]) -> TaskRecord:
     """The answers to one conversation's tasks, checked: it passes when all do, and its texts stand one below another."""
     by_task = [
         check_answer(check, task.reference, answer.text) for task, answer in zip(tasks, answers, strict=True)
@@ -129,21 +131,21 @@ def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]
     held = {name: all(one.get(name, False) for one in by_task) for one in by_task for name in one}
     labels = check.labels if isinstance(check, ChoiceCheck) else None
     last, answer = tasks[-1], "\n\n".join(one.text for one in answers)
-    return {
-        "id": last.id,
-        "kind": check.kind,
-        "source": last.source,
-        "prompt": last.reference.prompt,
-        "answer": answer,
-        "n_tokens": sum(len(one.token_ids) for one in answers),
-        "stopped": all(one.stopped for one in answers),
-        "checks": held,
-        "passed": all(held.values()),
-        "expected": label_of(last.reference.text, labels)
+    return TaskRecord(
+        id=last.id,
+        kind=check.kind,
+        source=last.source,
+        prompt=last.reference.prompt,
+        answer=answer,
+        n_tokens=sum(len(one.token_ids) for one in answers),
+        stopped=all(one.stopped for one in answers),
+        checks=held,
+        passed=all(held.values()),
+        expected=label_of(last.reference.text, labels)
         if labels
         else "\n\n".join(expected(task) for task in tasks),
-        "predicted": label_of(answer, labels) if labels else None,
-    }
+        predicted=label_of(answer, labels) if labels else None,
+    )
 
 
 def expected(task: OwnTask) -> str:

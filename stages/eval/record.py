@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from abctune.core.params import Params
-from abctune.core.records import EvalRecord
+from abctune.core.records import EvalRecord, SampleRecord, TaskRecord
 from abctune.llm.tokenizer import template_hash
 from stages.eval.generation import summarise
 from stages.eval.replicates import METRIC_RECORDS
@@ -26,8 +26,8 @@ def record_of(
     tokenizer: PreTrainedTokenizerBase,
     conversations: pa.Table,
     published: int,
-    samples: Sequence[dict[str, Any]],
-    tasks: Sequence[dict[str, Any]],
+    samples: Sequence[SampleRecord],
+    tasks: Sequence[TaskRecord],
     started: float,
 ) -> EvalRecord:
     """A model's record.
@@ -35,7 +35,7 @@ def record_of(
     Args:
         conversations: sums per replicate and conversation, as in conversations.parquet.
         published: the replicate that was asked.
-        samples, tasks: rows of samples.jsonl and tasks.jsonl.
+        samples, tasks: the lines of samples.jsonl and tasks.jsonl.
         started: `time.perf_counter()` at the stage's start.
     """
     overall, sources = scores(conversations)

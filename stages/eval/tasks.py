@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
-from abctune.core.records import CheckCount, PassRateRecord
+from abctune.core.records import CheckCount, PassRateRecord, TaskRecord
 from abctune.llm.conversation import text_hash
 from abctune.llm.inference import Answer
 from stages.eval.checks import CHECKS, word_list
@@ -53,40 +53,42 @@ def run_checks(entry: dict[str, Any], answer: str) -> dict[str, bool]:
     return held | {"own_words": word_list(answer) != word_list(entry["prompt"])}
 
 
-def results(tasks: Sequence[Task], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """One row per task: the answer, each check's outcome, and whether all held."""
-    return [_row(task, answer) for task, answer in zip(tasks, answers, strict=True)]
+def results(tasks: Sequence[Task], answers: Sequence[Answer]) -> list[TaskRecord]:
+    """One record per task: the answer, each check's outcome, and whether all held."""
+    return [_result(task, answer) for task, answer in zip(tasks, answers, strict=True)]
 
 
-def _row(task: Task, answer: Answer) -> dict[str, Any]:
+def _result(task: Task, answer: Answer) -> TaskRecord:
     checks = task.check(answer.text)
-    return {
-        "id": task.id,
-        "kind": task.kind,
-        "prompt": task.prompt,
-        "answer": answer.text,
-        "n_tokens": len(answer.token_ids),
-        "stopped": answer.stopped,
-        "checks": checks,
-        "passed": all(checks.values()),
-    }
+    return TaskRecord(
+        id=task.id,
+        kind=task.kind,
+        prompt=task.prompt,
+        answer=answer.text,
+        n_tokens=len(answer.token_ids),
+        stopped=answer.stopped,
+        checks=checks,
+        passed=all(checks.values()),
+    )
 
 
-def pass_rates(rows: Sequence[dict[str, Any]], by: Literal["kind", "source"]) -> dict[str, PassRateRecord]:
+def pass_rates(tasks: Sequence[TaskRecord], by: Literal["kind", "source"]) -> dict[str, PassRateRecord]:
     """How many were asked, how many passed, the share, and how often each check held.
 
     Args:
-        rows: of tasks.jsonl.
+        tasks: the lines of tasks.jsonl.
         by: `kind` for the project's own tasks, by kind; `source` for sources' own checks, by source.
     """
+    groups: dict[str, list[TaskRecord]] = {}
+    for task in tasks:
+        if (task.source is None) == (by == "kind"):
+            groups.setdefault(task.source or task.kind, []).append(task)
     rates = {}
-    rows = [row for row in rows if (row.get("source") is None) == (by == "kind")]
-    for name in dict.fromkeys(row[by] for row in rows):
-        of = [row for row in rows if row[by] == name]
-        passed = sum(row["passed"] for row in of)
+    for name, of in groups.items():
+        passed = sum(task.passed for task in of)
         checks: dict[str, list[bool]] = {}
-        for row in of:
-            for check, held in row["checks"].items():
+        for task in of:
+            for check, held in task.checks.items():
                 checks.setdefault(check, []).append(held)
         rates[name] = PassRateRecord(
             n=len(of),

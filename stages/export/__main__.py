@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import read_table
-from abctune.core.params import BASE, FormatArgument, exported_item, load_params
+from abctune.core.params import BASE, FormatArgument, VariantArgument, exported_item, load_params
 
 SPLIT = Path("data/split")
-VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
 
 
 @exits_with_one_line

@@ -14,6 +14,7 @@ import pyarrow as pa
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json, write_rows
 from abctune.core.params import ModelOrigin, SourceOrigin
+from abctune.core.records import SourceRecord
 from stages.fetch.model_files import count_parameters
 from stages.fetch.origins import open_model, open_source
 from stages.fetch.records import count_rows
@@ -73,5 +74,7 @@ def put_own_template(chat_template: str, key: str, folder: Path) -> None:
 
 
 def describe(folder: Path, origin: SourceOrigin | ModelOrigin, provenance: dict[str, Any]) -> None:
-    """Write source.json: what params.yaml says of the origin, and what was found there."""
-    write_json(folder / "source.json", {"origin": origin.origin, "license": origin.license, **provenance})
+    """Write source.json, a SourceRecord: what params.yaml says of the origin, and what was found there."""
+    found = {"origin": origin.origin, "license": origin.license, **provenance}
+    SourceRecord.model_validate(found)  # what its readers do not know would be an error in a later stage
+    write_json(folder / "source.json", found)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow.parquet as pq
 import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, read_table
-from abctune.core.params import BASE, FormatArgument, exported_item, load_params
+from abctune.core.params import BASE, FormatArgument, VariantArgument, exported_item, load_params
 from abctune.llm.tokenizer import load_tokenizer
 
 MODELS, EXPORTED, SPLIT, SERVED = (
     Path(name) for name in ("models", "models/exported", "data/split", "metrics/served")
 )
 COLUMNS = ["id", "group", "source", "n_supervised", "input_ids", "labels", "messages", "extra"]
-VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
 
 
 @exits_with_one_line

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from abctune.core.errors import UserError
 from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
+from abctune.core.records import LiveSampleRecord
 from abctune.llm.conversation import Message
 from abctune.llm.inference import generate
 from abctune.llm.prompts import PROMPTS
@@ -245,14 +246,11 @@ class LiveSamples(TrainerCallback):
             )[0]
         if not state.is_world_process_zero:  # it has generated along: a sharded model needs all processes
             return
-        row = {
-            "step": state.global_step,
-            "epoch": round(state.epoch or 0.0, 4),
-            "prompt": prompt,
-            "answer": answer.text,
-        }
+        sample = LiveSampleRecord(
+            step=state.global_step, epoch=round(state.epoch or 0.0, 4), prompt=prompt, answer=answer.text
+        )
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(sample.model_dump(), ensure_ascii=False) + "\n")
         print(f"\nsample at step {state.global_step}: {prompt!r}\n  -> {answer.text!r}", flush=True)
 
 

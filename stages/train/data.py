@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, parquet_errors, read_batches
 from abctune.core.params import TrainParams
+from abctune.core.records import Exposure
 from stages.train.processes import process_state
 
 if TYPE_CHECKING:  # it imports transformers, which Unsloth has to come before
@@ -73,7 +74,7 @@ def as_dataset(table: pa.Table, order: np.ndarray | None = None) -> Dataset:
     return rows if order is None else rows.select(order, new_fingerprint="ordered")
 
 
-def exposure(table: pa.Table, recipe: TrainParams, order: np.ndarray | None = None) -> dict[str, Any]:
+def exposure(table: pa.Table, recipe: TrainParams, order: np.ndarray | None = None) -> Exposure:
     """Conversations and tokens per source that the run sees.
 
     Args:
@@ -98,9 +99,9 @@ def exposure(table: pa.Table, recipe: TrainParams, order: np.ndarray | None = No
             )
         )
 
-    return {
-        "conversations": summed(times),
-        "tokens": summed(times * table["n_tokens"].to_numpy()),
-        "supervised_tokens": summed(times * table["n_supervised"].to_numpy()),
-        "epochs": round(seen / rows_in_all, 4),
-    }
+    return Exposure(
+        conversations=summed(times),
+        tokens=summed(times * table["n_tokens"].to_numpy()),
+        supervised_tokens=summed(times * table["n_supervised"].to_numpy()),
+        epochs=round(seen / rows_in_all, 4),
+    )

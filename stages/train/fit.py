@@ -20,11 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 from abctune.core.params import LoraParams, Params
 from abctune.core.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
 from abctune.core.records import (
-    Exposure,
     FinalLosses,
     Kept,
     ReplicateRecord,
-    Schedule,
     SourceRecord,
     TrainingRecord,
     TrainResources,
@@ -260,9 +258,9 @@ class Fit:
             + ("; split over the processes: " + decisions["sharded"] if "sharded" in decisions else ""),
             gradient_checkpointing=decisions["gradient_checkpointing"],
             micro_batching={"tokens_at_start": self._tokens_at_start} | asdict(trainer.micro_batching),
-            schedule=Schedule.model_validate(describe(run.recipe)),
+            schedule=describe(run.recipe),
             processes=process_state().num_processes,
-            exposure=Exposure.model_validate(exposure(rows, run.recipe, order_of(rows, self._replicate))),
+            exposure=exposure(rows, run.recipe, order_of(rows, self._replicate)),
             replicates=(replicate,),
             published=self._replicate.number,
             versions=versions(),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import TrainParams
+from abctune.core.records import Schedule
 
 
 def learning_rates(recipe: TrainParams) -> list[float]:
@@ -39,21 +38,21 @@ def learning_rates(recipe: TrainParams) -> list[float]:
     return rates
 
 
-def describe(recipe: TrainParams) -> dict[str, Any]:
+def describe(recipe: TrainParams) -> Schedule:
     """What the schedule amounts to: its peak, its sum over steps, and warnings where it is not what it seems."""
     rates = learning_rates(recipe)
     peak = max(rates)
     decays = rates[-1] < peak
-    return {
-        "learning_rate": recipe.peak_learning_rate,
-        "warmup_steps": recipe.warmup_steps,
-        "max_steps": recipe.steps,
-        "peak_learning_rate": peak,
-        "peak_share": peak / recipe.peak_learning_rate,
-        "decays": decays,
-        "sum_learning_rate": sum(rates),
-        "warnings": _warnings(recipe, peak, decays),
-    }
+    return Schedule(
+        learning_rate=recipe.peak_learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        max_steps=recipe.steps,
+        peak_learning_rate=peak,
+        peak_share=peak / recipe.peak_learning_rate,
+        decays=decays,
+        sum_learning_rate=sum(rates),
+        warnings=tuple(_warnings(recipe, peak, decays)),
+    )
 
 
 def _warnings(recipe: TrainParams, peak: float, decays: bool) -> list[str]:

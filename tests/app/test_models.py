@@ -15,6 +15,7 @@ import pytest
 
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
+from abctune.study.votes import CastVote
 from app.__main__ import read_auth
 from app.models import find_models, read_adapter
 from app.request import read_request, read_sampling
@@ -287,7 +288,7 @@ def test_the_command_starts_answers_and_never_connects_elsewhere(copy, tmp_path)
 def test_only_blind_votes_count_and_a_broken_line_costs_one_vote(tmp_path):
     path = tmp_path / "votes.jsonl"
     for preferred, blind in (("A", True), ("A", True), (None, True), ("B", False)):
-        record(path, {"models": ["A", "B"], "preferred": preferred, "blind": blind})
+        record(path, CastVote(models=("A", "B"), preferred=preferred, blind=blind))
     with path.open("a") as file:
         file.write('{"models": ["A"\n')
     assert [row[:3] for row in tally(path)] == [("A", 2, 3), ("B", 0, 3)]

@@ -3,7 +3,7 @@ import math
 import pyarrow as pa
 import pytest
 
-from abctune.core.records import GENERAL
+from abctune.core.records import GENERAL, SampleRecord
 from stages.eval.generation import repetition, summarise
 from stages.eval.scores import scores
 
@@ -48,7 +48,10 @@ def test_repetition_is_the_share_of_trigrams_seen_before():
 
 
 def test_the_stop_rate_is_the_share_of_answers_that_end_by_themselves():
-    rows = [{"stopped": stopped, "n_tokens": 10, "repetition": 0.5} for stopped in (True, False, False, True)]
+    rows = [
+        SampleRecord(prompt="", answer="", n_tokens=10, stopped=stopped, repetition=0.5)
+        for stopped in (True, False, False, True)
+    ]
     assert summarise(rows).model_dump() == {
         "n_prompts": 4,
         "stop_rate": 0.5,

@@ -8,6 +8,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
+from abctune.core.records import TaskRecord
 from stages.eval import checks
 from stages.eval.lint import check_improved, code_tasks
 from stages.eval.tasks import TASKS_FILE, pass_rates, run_checks, written_tasks
@@ -88,12 +89,18 @@ def test_a_check_says_what_it_means(check, answer, wanted, held):
 
 
 def test_a_task_is_passed_only_when_all_its_checks_hold():
+    asked = TaskRecord(
+        id="1", kind="code", prompt="", answer="", n_tokens=1, stopped=True, checks={}, passed=True
+    )
     rows = [
-        {"kind": "instructions", "checks": {"words": True, "ends": False}, "passed": False},
-        {"kind": "instructions", "checks": {"words": True}, "passed": True},
-        {"kind": "code", "checks": {"parses": True}, "passed": True},
-        # A source of the name of a kind is not mixed up with it.
-        {"kind": "exact", "source": "code", "checks": {"exact": False}, "passed": False},
+        asked.model_copy(update=changed)
+        for changed in (
+            {"kind": "instructions", "checks": {"words": True, "ends": False}, "passed": False},
+            {"kind": "instructions", "checks": {"words": True}},
+            {"checks": {"parses": True}},
+            # A source of the name of a kind is not mixed up with it.
+            {"kind": "exact", "source": "code", "checks": {"exact": False}, "passed": False},
+        )
     ]
     rates = pass_rates(rows, "kind")
     assert rates["instructions"].model_dump() == {

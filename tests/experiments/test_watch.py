@@ -91,7 +91,10 @@ def test_done_is_done(project):
 
 def test_samples_appear_newest_last_and_cannot_move_the_cursor(project):
     folder = write_training(project, "B", {10: 4.5}, began=NOW)
-    rows = [{"step": step, "prompt": "Who?", "answer": f"I am {step}.\x1b[2J\nreally"} for step in range(5)]
+    rows = [
+        {"step": step, "epoch": 0.5, "prompt": "Who?", "answer": f"I am {step}.\x1b[2J\nreally"}
+        for step in range(5)
+    ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "samples.jsonl").write_text(lines + '{"step": 5, "prom')  # half written
     shown = text(project)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import abctune
 from abctune.study.votes import VOTES
 from stages.plot.__main__ import main as plot
 from tests.plot.fake_run import write_run
@@ -67,4 +68,5 @@ def test_blind_votes_on_todays_adapters_stand_in_the_report_next_to_the_losses(
     assert "What people prefer" in report and "42 blind votes" in report
     assert "People: B is preferred to base in 9" in report
     assert any("B is preferred to base" in line for line in headlines["headlines"])
+    assert headlines["abctune"] == abctune.__version__
     assert "| B – base | 42 | 0.9" in Path("plots/report.md").read_text()

@@ -13,14 +13,14 @@ RECIPE = (
 
 def test_exposure_counts_the_rows_that_the_steps_will_see():
     found = exposure(ROWS, RECIPE.model_copy(update={"max_steps": 1}))
-    assert found["conversations"] == {"chat": 2}
-    assert found["tokens"] == {"chat": 30} and found["supervised_tokens"] == {"chat": 3}
-    assert found["epochs"] == 0.6667
+    assert found.conversations == {"chat": 2}
+    assert found.tokens == {"chat": 30} and found.supervised_tokens == {"chat": 3}
+    assert found.epochs == 0.6667
 
 
 def test_an_epochs_last_step_takes_the_rows_that_are_left_and_the_next_starts_again_from_the_first():
     found = exposure(ROWS, RECIPE.model_copy(update={"max_steps": 2}))
-    assert found["conversations"] == {"chat": 2, "instruct": 1} and found["epochs"] == 1.0
+    assert found.conversations == {"chat": 2, "instruct": 1} and found.epochs == 1.0
     found = exposure(ROWS, RECIPE.model_copy(update={"max_steps": 3}))
-    assert found["conversations"] == {"chat": 4, "instruct": 1}
-    assert found["epochs"] == 1.6667
+    assert found.conversations == {"chat": 4, "instruct": 1}
+    assert found.epochs == 1.6667

@@ -18,27 +18,27 @@ def recipe(**changes):
 
 def test_the_reports_warmup_is_longer_than_its_run_and_says_so_with_the_numbers():
     found = describe(recipe())
-    assert found["peak_share"] == pytest.approx(39 / 50)
-    assert found["decays"] is False
-    assert found["warnings"] == [
-        "warmup_steps 50 >= max_steps 40: the learning rate peaks at 1.56e-05 (78% of 2e-05) on the last step and never decays"
-    ]
+    assert found.peak_share == pytest.approx(39 / 50)
+    assert found.decays is False
+    assert found.warnings == (
+        "warmup_steps 50 >= max_steps 40: the learning rate peaks at 1.56e-05 (78% of 2e-05) on the last step and never decays",
+    )
     # A straight line from 0 to 39/50 of 2e-5 over 40 steps.
-    assert found["sum_learning_rate"] == pytest.approx(2e-5 * sum(range(40)) / 50)
+    assert found.sum_learning_rate == pytest.approx(2e-5 * sum(range(40)) / 50)
 
 
 def test_the_notebooks_schedule_is_as_it_seems():
     found = describe(PARAMS.train_of("A", "full"))
-    assert found["warnings"] == [] and found["decays"] is True
-    assert found["peak_learning_rate"] == 2e-4
+    assert found.warnings == () and found.decays is True
+    assert found.peak_learning_rate == 2e-4
 
 
 def test_a_decay_without_a_step_to_decay_in_is_warned_about():
-    assert describe(recipe(warmup_steps=39))["warnings"] == [
-        "warmup_steps 39 of max_steps 40 leave linear no step to decay in"
-    ]
-    assert describe(recipe(warmup_steps=38))["warnings"] == []
-    assert describe(recipe(warmup_steps=5, lr_scheduler_type="constant_with_warmup"))["warnings"] == []
+    assert describe(recipe(warmup_steps=39)).warnings == (
+        "warmup_steps 39 of max_steps 40 leave linear no step to decay in",
+    )
+    assert describe(recipe(warmup_steps=38)).warnings == ()
+    assert describe(recipe(warmup_steps=5, lr_scheduler_type="constant_with_warmup")).warnings == ()
 
 
 def test_the_scale_of_the_profile_scales_every_step():
@@ -57,7 +57,7 @@ OF_ITS_OWN = {"cosine_with_min_lr": {"min_lr_rate": 0.1}, "warmup_stable_decay":
 def test_every_schedule_is_described_as_the_trainer_will_run_it(name):
     changed = recipe(warmup_steps=5, lr_scheduler_type=name, lr_scheduler_kwargs=OF_ITS_OWN.get(name, {}))
     found = describe(changed)
-    assert found["peak_learning_rate"] == pytest.approx(2e-5) and found["warnings"] == []
+    assert found.peak_learning_rate == pytest.approx(2e-5) and found.warnings == ()
     if name == "cosine_with_min_lr":
         assert learning_rates(changed)[-1] == pytest.approx(0.1 * 2e-5, rel=0.1)
 

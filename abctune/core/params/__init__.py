@@ -27,7 +27,13 @@ from abctune.core.params.origins import (
 )
 from abctune.core.params.recipe import LoraParams, Optimizer, Scheduler, TrainParams
 from abctune.core.params.section import BASE, KEY, PARAMS_FILE, VARIANT_KEYS, BaseFormat, ExportFormat
-from abctune.core.params.stage import FormatArgument, ItemArgument, exported_item, key_from_dvc
+from abctune.core.params.stage import (
+    FormatArgument,
+    ItemArgument,
+    VariantArgument,
+    exported_item,
+    key_from_dvc,
+)
 from abctune.core.params.study import Params, Variant, load_params
 
 __all__ = [
@@ -62,6 +68,7 @@ __all__ = [
     "ToolCallCheck",
     "TrainParams",
     "Variant",
+    "VariantArgument",
     "WheelModel",
     "WheelSource",
     "exported_item",

@@ -37,6 +37,7 @@ ItemArgument = Annotated[
         help="a name under `variants` in params.yaml; DVC sets it",
     ),
 ]
+VariantArgument = Annotated[str, typer.Argument(help="a name under `variants` in params.yaml, or base")]
 FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(get_args(ExportFormat)))]
 
 
