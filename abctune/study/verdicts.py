@@ -142,11 +142,13 @@ def grouped(overall: list[Verdict]) -> list[str]:
 
 
 def forgetting(verdicts: list[Verdict]) -> list[str]:
-    """A sentence per variant on general text, which no variant trained on."""
+    """A sentence per variant on the loss on general text, which no variant trained on."""
     return [
         forgetting_sentence(v)
         for v in verdicts
-        if v.difference.on.name == GENERAL and v.difference.reference == BASE
+        if v.difference.on.name == GENERAL
+        and v.difference.reference == BASE
+        and v.difference.metric.name == LOSS.name
     ]
 
 

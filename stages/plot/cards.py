@@ -18,6 +18,7 @@ from abctune.study.served import Served
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict, forgetting
 from stages.plot.cautions import limits_of
+from stages.plot.rows import part_counts
 from stages.plot.templates import template
 
 
@@ -53,10 +54,21 @@ def card(
         causes=[c for c in confounds if variant in (c.model, c.reference)],
         tasks=tasks,
         task_verdicts=[d for d in tasks.differences if variant in (d.model, d.reference)],
+        parts=part_tables(variant, study),
         labels=label_tables(variant, study),
         warnings=record.schedule.warnings,
         limits=limits_of(study),
     )
+
+
+def part_tables(variant: str, study: Study) -> list[dict[str, Any]]:
+    """Per source whose check has several parts, as a call's tool and its arguments: rows that hold each."""
+    found = [(check, part_counts(check)) for check in source_checks(study)]
+    return [
+        {"source": check.source, "n": check.n, "counts": {name: counts[name] for name in (BASE, variant)}}
+        for check, counts in found
+        if counts
+    ]
 
 
 def label_tables(variant: str, study: Study) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from abctune.core.params import BASE
 from abctune.study.comparison import Comparison, pairs_of
 from abctune.study.exposure import Confound
 from abctune.study.inputs import OVERALL, Study
-from abctune.study.own import Flip, source_checks
+from abctune.study.own import Flip, SourceCheck, source_checks
 from abctune.study.rendering import readable
 from abctune.study.verdicts import Verdict
 from stages.plot.figures.bars import first_seconds, peak_gib, throughput
@@ -128,11 +128,20 @@ def task_rows(study: Study) -> list[Row]:
 
 # Parts of a check in words (stages/eval/own_checks.py names them).
 PARTS = {
-    "calls": "some call",
-    "name": "tools right",
-    "arguments": "tools and arguments right",
+    "calls": "a call",
+    "name": "the right tools",
+    "arguments": "the right tools and arguments",
     "json_object": "a JSON object",
 }
+
+
+def part_counts(check: SourceCheck) -> dict[str, dict[str, int]]:
+    """By model, how many rows hold each part of a check, in words; empty where the check has one part."""
+    return {
+        name: {PARTS.get(part, part.replace("_", " ")): n for part, n in parts.items()}
+        for name, parts in check.parts.items()
+        if len(parts) > 1
+    }
 
 
 def own_rows(study: Study) -> list[Row]:
@@ -144,11 +153,7 @@ def own_rows(study: Study) -> list[Row]:
             "labels": check.by_label,
             "macro_f1": check.macro_f1,
             "n": check.n,
-            "parts": {
-                name: {PARTS.get(part, part.replace("_", " ")): n for part, n in parts.items()}
-                for name, parts in check.parts.items()
-                if len(parts) > 1
-            },
+            "parts": part_counts(check),
             "flips": [
                 {
                     "model": flips.model,

@@ -71,11 +71,12 @@ def test_the_report_lists_the_rows_won_and_lost_and_no_answer_is_markup(checked)
     assert '<td class="wrap">ham</td><td class="n">5 of 10 <small>given 20</small></td>' in text
     # Of 40 rows base gets 20 labels; what one answer was not asked for counts as not held.
     assert re.search(r"base</span></td><td class=\"n\">20</td><td class=\"n\">39</td>", text)
-    assert "base 20 label, 39 short enough" in Path("plots/report.md").read_text()
+    assert "base: label 20, short enough 39" in Path("plots/report.md").read_text()
 
 
 def test_the_card_counts_each_label(checked):
     card = Path("plots/cards/B.md").read_text()
+    assert "| model | label | short enough |" in card and "| base | 20 | 39 |" in card
     assert "Labels of the check on chat" in card
     assert "| ham | 5 of 10 | 20 | 9 of 10 | 10 |" in card  # base, then B
     assert "| macro-F1 | 0.467 | | " in card

@@ -142,6 +142,8 @@ def test_forgetting_is_a_sentence_on_general_text(outcome, numbers, text):
     value, low, high = numbers
     d = replace(CLEAR, reference="base", on=GENERAL, value=value, low=low, high=high, outcome=outcome)
     assert forgetting([verdict(d)]) == [text]
+    in_accuracy = replace(d, metric=d.metric.model_copy(update={"name": "accuracy"}))
+    assert forgetting([verdict(in_accuracy)]) == []  # a share is no loss in nats
 
 
 @pytest.mark.parametrize(
