@@ -1,8 +1,9 @@
-"""Millions of short rows through mix and into training: `python -m benchmarks.rows [ROWS]`, 3,000,000 by default.
+"""Millions of short rows from mix into training: `python -m benchmarks.rows [ROWS]`, 3,000,000 by default.
 
-mix is run as a stage on generated rows; training's reading is what the train stage does before and during its first steps:
-rows from Parquet, memory-mapped, in a replicate's order, 50 steps of 16 conversations. Memory is each process's own: what
-is mapped from a file belongs to all of them. Writes benchmarks/results/rows.json.
+mix, format and split are run as stages, one after the other, on generated rows; training's reading is what the train
+stage does before and during its first steps: rows from Parquet, memory-mapped, in a replicate's order, 50 steps of 16
+conversations. What is mapped from a file belongs to all processes. Target: 4 GiB in each process. Writes
+benchmarks/results/rows.json after each stage.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks.measure import Used, run_measured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/rows.json"
-TOKENS, STEPS, CONVERSATIONS = 24, 50, 16
+STEPS, CONVERSATIONS = 50, 16
+MAX_GIB = 4  # in each process
 CHUNK = 100_000  # rows that are made at a time
 READ = "import benchmarks.rows as rows, sys; rows.read(sys.argv[1])"
 
@@ -46,28 +48,6 @@ def raw(folder: Path, rows: int) -> None:
             ]  # fmt: skip
             writer.write_table(pa.table({"row": list(numbers), "record": records}, schema))
     (folder / "source.json").write_text('{"origin": "local", "path": "generated", "license": "none"}')
-
-
-def split(folder: Path, rows: int) -> None:
-    """data/split/B as split leaves it: the columns that training reads."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for side, count in (("train", rows), ("val", 64)):
-        writer = None
-        for start in range(0, count, CHUNK):
-            some = min(count, start + CHUNK) - start
-            ids = pa.array(rng.integers(300, 5000, (some * TOKENS), dtype=np.int32))
-            lists = pa.ListArray.from_arrays(
-                pa.array(np.arange(0, some * TOKENS + 1, TOKENS, dtype=np.int32)), ids
-            )
-            numbers = {name: pa.array(np.full(some, TOKENS)) for name in ("n_tokens", "n_supervised")}
-            table = pa.table(
-                {"source": pa.array(["chat"] * some), "input_ids": lists, "labels": lists} | numbers
-            )
-            writer = writer or pq.ParquetWriter(folder / f"{side}.parquet", table.schema, compression="zstd")
-            writer.write_table(table)
-        if writer:
-            writer.close()
 
 
 def read(out: str) -> None:
@@ -93,7 +73,8 @@ def read(out: str) -> None:
         "mapped_gib": round(table.nbytes / 2**30, 2),
         "seconds_for_50_steps": round(time.perf_counter() - started, 2),
     }
-    assert tokens == STEPS * CONVERSATIONS * TOKENS
+    found["rows"] = table.num_rows
+    assert tokens >= STEPS * CONVERSATIONS
     Path(out).write_text(json.dumps(found))
 
 
@@ -108,22 +89,26 @@ def main() -> None:
         with (folder / "params.yaml").open("w") as file:
             YAML().dump(params, file)
         raw(folder / "data/raw/chat", rows)
-        split(folder / "data/split/B", rows)
-        command = [sys.executable, "-m", "stages.mix", "B"]
-        mixed = run_measured(command, folder, env=environment())
-        assert mixed.status == 0, "mix failed, see above"
+        (folder / "models").mkdir()
+        (folder / "models/base").symlink_to(ROOT / "models/base")
+        record: dict[str, Any] = {"rows": rows, "target_gib": MAX_GIB, "machine": hardware()}
+        for stage in ("mix", "format", "split"):
+            measured = run_measured([sys.executable, "-m", f"stages.{stage}", "B"], folder, env=environment())
+            assert measured.status == 0, f"{stage} failed, see above"
+            record[stage] = used(measured)
+            write_json(RESULTS, record)
         subprocess.run([sys.executable, "-c", READ, "found.json"], cwd=folder, check=True, env=environment())
-        found = json.loads((folder / "found.json").read_text())
-    record = {"rows": rows, "mix": used(mixed), "train": found}
-    write_json(RESULTS, record | {"machine": hardware()})
+        record["train"] = json.loads((folder / "found.json").read_text())
+    write_json(RESULTS, record)
     print(json.dumps(record))
 
 
-def used(mixed: Used) -> dict[str, float]:
+def used(measured: Used) -> dict[str, float]:
     return {
-        "seconds": round(mixed.seconds, 1),
-        "cpu_seconds": round(mixed.cpu_seconds, 1),
-        "peak_gib": round(mixed.peak_rss_gib, 2),
+        "seconds": round(measured.seconds, 1),
+        "cpu_seconds": round(measured.cpu_seconds, 1),
+        "peak_gib": round(measured.peak_rss_gib, 2),  # of the largest process
+        "peak_pss_gib": round(measured.peak_pss_gib, 2),  # of all together
     }
 
 

@@ -32,7 +32,9 @@ def main(variant: ItemArgument) -> None:
         write_subsets(
             rows_file(variant), f"format@{variant}", folder, assigner, held_out, params.active.split
         )
-        check_subsets(folder, variant, held_out, assigner, REFUSED / f"{variant}-near.jsonl")
+        check_subsets(
+            rows_file(variant), folder, variant, held_out, assigner, REFUSED / f"{variant}-near.jsonl"
+        )
         record = SplitRecord(sources=assigner.summary())
         write_record(folder / "summary.json", record)
     for line in lines(variant, record):

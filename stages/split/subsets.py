@@ -31,12 +31,10 @@ class Assigner:
         self.refused: list[
             dict[str, Any]
         ] = []  # id, source and reason of the training rows that were dropped
-        self.groups: Counter[tuple[str, str]] = Counter()  # rows by (source, group)
 
     def subset(self, row: dict[str, Any], reason: str | None) -> Subset | None:
         """The row's subset, or None for a training row that is too near to a held-out one, for the given reason."""
         counts = self._counts.setdefault(row["source"], Counter())
-        self.groups[row["source"], row["group"]] += 1
         subset = subset_of(row["group"], self._split)
         if subset == "train" and reason:
             counts.update({"contaminated": 1, f"contaminated_{reason}": 1})

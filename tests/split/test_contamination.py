@@ -1,6 +1,8 @@
 import random
 
-from stages.split.contamination import HeldOut
+from datasketch import MinHashLSH
+
+from stages.split.contamination import NUM_PERM, Bands, HeldOut, _sketch, as_array, ngrams
 from tests import small
 
 
@@ -35,6 +37,19 @@ def test_every_near_copy_among_many_is_found():
         words[seed % 100] = "changed"  # 5 of 116 5-grams: Jaccard 0.92
         found += held_out.near(row("new", " ".join(words))) == "near"
     assert found == 200
+
+
+def test_the_candidates_are_those_of_datasketchs_own_index():
+    texts = [
+        " ".join([*text(seed // 3).split()[: 120 - 15 * (seed % 3)], f"end {seed}"]) for seed in range(90)
+    ]
+    sketches = [_sketch(as_array(ngrams(one))) for one in texts]
+    theirs, ours = MinHashLSH(threshold=0.6, num_perm=NUM_PERM), Bands(sketches, 0.6)
+    for number, sketch in enumerate(sketches):
+        theirs.insert(number, sketch)
+    found = [ours.near(sketch) for sketch in sketches]
+    assert found == [set(theirs.query(sketch)) for sketch in sketches]
+    assert max(map(len, found)) > 1
 
 
 def test_another_text_from_the_same_words_is_kept():
