@@ -1,6 +1,6 @@
 """Remove outputs of variants and sources that params.yaml no longer has: `python -m tools.prune`, or `make prune`.
 
-DVC leaves such files in the workspace (a removed variant, or `git checkout` after an experiment that added one). Git
+DVC leaves such files in the workspace (of a removed variant, or after `git checkout` without `dvc checkout`). Git
 and every stage ignore them. What DVC has recorded once stays in its cache until `dvc gc`.
 """
 
