@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from abctune.core import files
 from abctune.core.errors import UserError
-from abctune.core.params import BASE, Params
+from abctune.core.params import BASE, Params, exported_stage
 from abctune.core.records import (
     GENERAL,
     EvalRecord,
@@ -173,11 +173,6 @@ def read_evaluated(model: str, folder: Path) -> Evaluated:
     return Evaluated(rows, record, samples, tasks, table.to_pandas())
 
 
-def served_by(model: str, form: str) -> str:
-    """The stage that scores a model's exported file."""
-    return f"served-base@{form}" if model == BASE else f"served@{model}-{form}"
-
-
 def with_exports(model: Evaluated, variant: str, params: Params) -> Evaluated:
     """A model with the rows of its exported files among those of the formats that it is served in.
 
@@ -186,7 +181,9 @@ def with_exports(model: Evaluated, variant: str, params: Params) -> Evaluated:
     """
     tables = [
         files.read_table(
-            SCORED_EXPORTS / variant / f"{form}.parquet", served_by(variant, form), SERVED.names
+            SCORED_EXPORTS / variant / f"{form}.parquet",
+            exported_stage("served", variant, form),
+            SERVED.names,
         ).to_pandas()
         for form in params.export.formats
     ]

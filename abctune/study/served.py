@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from abctune.core.errors import UserError
-from abctune.core.params import BASE, ExportFormat
+from abctune.core.params import BASE, ExportFormat, exported_stage
 from abctune.core.records import LOSS
 from abctune.study import statistics
 from abctune.study.comparison import ALPHA
-from abctune.study.inputs import Evaluated, Study, served_by
+from abctune.study.inputs import Evaluated, Study
 from abctune.study.wording import interval, sorted_by_size
 
 Outcome = Literal["better", "worse", "equivalent", "undecided"]
@@ -83,7 +83,7 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
     """One variant on one format."""
     judged = own_rows(study, study.models[name])
     rows = rows[rows["source"].isin(study.sources)].sort_values("id", ignore_index=True)
-    stage = served_by(name, form) if form in get_args(ExportFormat) else f"eval@{name}"
+    stage = exported_stage("served", name, form) if form in get_args(ExportFormat) else f"eval@{name}"
     if stage.startswith("served"):  # without rows whose replies the file's own chat template changes
         judged = judged[judged["id"].isin(rows["id"])].reset_index(drop=True)
     if list(rows["id"]) != list(judged["id"]) or list(rows["n_supervised"]) != list(judged["n_supervised"]):
@@ -122,7 +122,7 @@ def gain_on(study: Study, form: str, rows: pd.DataFrame) -> float | None:
         return None
     base = base[base["id"].isin(rows["id"])]
     if len(base) != len(rows):
-        stage = served_by(BASE, form) if form in get_args(ExportFormat) else "eval-base"
+        stage = exported_stage("served", BASE, form) if form in get_args(ExportFormat) else "eval-base"
         raise UserError(
             f"unfair comparison: base was scored as served ({form}) on other rows than its variants; "
             f"run `dvc repro --force --single-item {stage}`"

@@ -10,7 +10,14 @@ import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, read_table
-from abctune.core.params import BASE, FormatArgument, VariantArgument, exported_item, load_params
+from abctune.core.params import (
+    BASE,
+    FormatArgument,
+    VariantArgument,
+    exported_item,
+    exported_stage,
+    load_params,
+)
 from abctune.llm.tokenizer import load_tokenizer
 
 MODELS, EXPORTED, SPLIT, SERVED = (
@@ -30,8 +37,7 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     from stages.served.files import open_export
     from stages.served.rows import as_rendered, scored
 
-    made_by = f"export-base@{fmt}" if variant == BASE else f"export@{variant}-{fmt}"
-    served = open_export(EXPORTED / variant / fmt, made_by)
+    served = open_export(EXPORTED / variant / fmt, exported_stage("export", variant, fmt))
     template = params.active.model.template
     trained = load_tokenizer(**template) if variant == BASE else load_tokenizer(MODELS / variant)
     rows = as_rendered(rows, trained, served.template)

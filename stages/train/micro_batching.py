@@ -101,32 +101,40 @@ class MicroBatching:
         return replace(self, tokens=tokens // 2, back_offs=self.back_offs + 1)
 
 
-def packs(recipe: TrainParams, model_type: str, dtype: torch.dtype) -> bool:
-    """Whether conversations are packed; all that decides it is known before the base model is loaded.
+def require_packing(recipe: TrainParams, model_type: str, fast: bool) -> None:
+    """Refuse packed rows where they would be slow or wrong; what decides it is known before the base model is loaded.
+
+    Args:
+        fast: whether the machine's attention over packed rows is (stages.train.memory.supports_packing).
 
     Raises:
-        UserError: packed rows are asked for where they would be slow or wrong.
+        UserError: the recipe asks for packed rows, which this model or this machine cannot have.
     """
-    fast = supports_packing(capability(), dtype)
-    # Unsloth's kernels keep attention inside each conversation of a row; other models get rows of their own.
-    can_pack = fast and model_type in UNSLOTH
-    if recipe.packing is True and not can_pack:
-        why = f"Unsloth has no kernels for {model_type}" if fast else WANTS
-        raise UserError(
-            f"params.yaml: {recipe.key('packing')}: true does not work here ({why}); set it to auto"
-        )
-    return can_pack and recipe.packing is not False
+    if recipe.packing is not True or can_pack(model_type, fast):
+        return
+    why = f"Unsloth has no kernels for {model_type}" if fast else WANTS
+    raise UserError(f"params.yaml: {recipe.key('packing')}: true does not work here ({why}); set it to auto")
+
+
+def can_pack(model_type: str, fast: bool) -> bool:
+    """Whether conversations may share a row: Unsloth's kernels keep attention inside each, other models' do not."""
+    return fast and model_type in UNSLOTH
 
 
 def micro_batching_for(model: PreTrainedModel, recipe: TrainParams, max_length: int) -> MicroBatching:
-    """The first micro-batching to try: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch."""
-    packed = packs(recipe, model.config.model_type, model.dtype)
+    """The first micro-batching to try: on a GPU as much as its memory takes, on a CPU what the recipe calls a device's batch.
+
+    Raises:
+        UserError: the recipe asks for packed rows, which this model or this machine cannot have.
+    """
+    # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
+    fast = supports_packing(capability(), model.dtype)
+    require_packing(recipe, model.config.model_type, fast)
     if not torch.cuda.is_available():
         return MicroBatching(recipe.per_device_train_batch_size * max_length, packed=False)
     per_token = activation_bytes_per_token(model.config.get_text_config(), model.is_gradient_checkpointing)
-    # A card of before sm_80 takes seconds for one conversation of full length: more at once saves nothing but the launch.
-    fast = supports_packing(capability(), model.dtype)
     tokens = tokens_that_fit(free_bytes(), per_token) if fast else max_length
+    packed = can_pack(model.config.model_type, fast) and recipe.packing is not False
     return MicroBatching(max(tokens, max_length), packed)
 
 

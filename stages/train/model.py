@@ -19,8 +19,8 @@ from abctune.llm.device import capability, free_bytes, resolve_dtype, why_no_gpu
 from abctune.llm.tokenizer import BASE_MODEL
 from stages.train import plain
 from stages.train.adapter_files import sort_targets
-from stages.train.memory import choose_checkpointing, needless_4bit, worth_dequantizing
-from stages.train.micro_batching import packs
+from stages.train.memory import choose_checkpointing, needless_4bit, supports_packing, worth_dequantizing
+from stages.train.micro_batching import require_packing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,9 +51,10 @@ class Base:
         self._max_length = max_length
         self._path = path
         self._kernels = kernels_for(path)
-        packs(
-            recipe, model_type_of(path), resolve_dtype(recipe.dtype)
-        )  # checked first: loading takes minutes
+        # Checked here as well as where rows are packed: loading takes minutes.
+        require_packing(
+            recipe, model_type_of(path), supports_packing(capability(), resolve_dtype(recipe.dtype))
+        )
         self._adapted: PeftModel | None = None
         self._checkpointing = ""
         # What was decided about kernels, gradient checkpointing, 4-bit weights and layers, in words; known once loaded.

@@ -141,6 +141,14 @@ def test_the_profile_overrides_the_variant_which_overrides_the_common_recipe(tmp
     assert load_params(file).train_of("B", "full").optim == "adamw_8bit"
 
 
+def test_recipes_of_the_same_values_are_equal_wherever_these_come_from(tmp_path):
+    file = changed(tmp_path, "variants.B.train.weight_decay", 0.01)
+    here = load_params(file).train_of("B")
+    assert here.key("weight_decay") != load_params().train_of("B").key("weight_decay")
+    assert here == load_params().train_of("B")
+    assert here != here.model_copy(update={"weight_decay": 0.5})
+
+
 def test_the_reports_recipes_are_as_reported():
     params = load_params()
     for variant, (batch, accumulation, steps, rate, warmup, logging, evaluation) in {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_table
-from abctune.core.params import exported_item, load_params
+from abctune.core.params import ExportFormat, exported_item, exported_stage, load_params
 from abctune.core.schemas import SERVED
 from abctune.llm.inference import load_for_inference
 from abctune.llm.likelihood import conversation_nll
@@ -139,3 +140,10 @@ def test_what_is_not_there_is_named_with_the_stage_that_makes_it(project, capsys
     with pytest.raises(SystemExit):
         main("B", "merged_16bit")
     assert "has no chat template of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["base", "B"])
+def test_a_stage_s_name_says_what_it_scores(monkeypatch, variant):
+    for fmt in get_args(ExportFormat):
+        monkeypatch.setenv("DVC_STAGE", exported_stage("served", variant, fmt))
+        assert exported_item(load_params(), "", "") == (variant, fmt)

@@ -32,6 +32,7 @@ from abctune.core.params.stage import (
     ItemArgument,
     VariantArgument,
     exported_item,
+    exported_stage,
     key_from_dvc,
 )
 from abctune.core.params.study import Params, Variant, load_params
@@ -72,6 +73,7 @@ __all__ = [
     "WheelModel",
     "WheelSource",
     "exported_item",
+    "exported_stage",
     "key_from_dvc",
     "load_params",
 ]

@@ -70,6 +70,10 @@ class TrainParams(Section):
     sharding: Literal["auto", "fsdp", "none"]  # the base model split over the training's processes
     _places: dict[str, str] = PrivateAttr(default_factory=dict)  # setting -> the layer that it comes from
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings have the same values, wherever in params.yaml they come from."""
+        return isinstance(other, TrainParams) and dict(self) == dict(other)
+
     @model_validator(mode="after")
     def _has_the_loss_it_goes_by(self) -> TrainParams:
         if needs := self._lacks_eval_loss():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -19,6 +19,20 @@ def item_of(stage: str) -> str:
     DVC would paste it into a shell command, where a key such as `x; touch y` runs before it can be refused here.
     """
     return stage.rpartition("@")[2]
+
+
+def exported_stage(does: Literal["export", "served"], variant: str, fmt: str) -> str:
+    """The stage that writes an exported file, or scores it: `export@B-q8_0`, and of base `export-base@q8_0`."""
+    return f"{does}-{BASE}@{fmt}" if variant == BASE else f"{does}@{variant}-{fmt}"
+
+
+def _exported_by(stage: str) -> tuple[str, str]:
+    """The variant (or base) and the format that `exported_stage` made a name of; empty where there is none."""
+    name, _, item = stage.rpartition("@")
+    if name.endswith(f"-{BASE}"):
+        return BASE, item
+    variant, _, fmt = item.rpartition("-")
+    return variant, fmt
 
 
 def key_from_dvc() -> str | None:
@@ -44,15 +58,16 @@ FormatArgument = Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(
 def exported_item(params: Params, variant: str, fmt: str) -> tuple[str, str]:
     """The variant (or base) and the format, from the command line or from DVC's name of the stage.
 
-    DVC names it `export@B-q8_0`, or `export-base@q8_0`, which names base on its command line.
+    Base is named on the command line of its stage in dvc.yaml too.
 
     Raises:
         UserError: params.yaml has no such variant, or there is no such format.
     """
+    in_dvc = _exported_by(os.environ.get("DVC_STAGE", ""))
     if not variant:
-        variant, _, fmt = (key_from_dvc() or "").rpartition("-")
+        variant, fmt = in_dvc
     elif variant == BASE and not fmt:
-        fmt = key_from_dvc() or ""
+        fmt = in_dvc[1]
     if variant != BASE:
         params.require_variant(variant)
     if fmt not in get_args(ExportFormat):
