@@ -85,6 +85,9 @@ def main(
     params, target = load_params(), OWN / file.name
     if not file.exists():
         raise UserError(f"{file} not found; name a data file or a folder of them")
+    if (file / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(inner.name for inner in file.iterdir() if inner.is_dir()))
+        raise UserError(f"{file} has the splits {splits}; name the folder of one of them: FILE={file}/SPLIT")
     if target.exists() and not is_same(file, target):
         raise UserError(f"{target} exists with other contents; rename {file}, or remove that one")
     if known := source_of(params, target):

@@ -96,6 +96,8 @@ class SourceRecord(Record):
     license: str
     repo: str | None = None  # hub
     revision: str | None = None
+    config: str | None = None  # of a hub's source, where params.yaml names one
+    split: str | None = None
     package: str | None = None  # wheel
     version: str | None = None
     recipe: str | None = None  # of a wheel's source

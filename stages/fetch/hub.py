@@ -60,12 +60,12 @@ def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record]
     """
     for name in origin.files:
         if not set("*?[") & set(name):  # what a glob fits is known when the files are listed
-            check_suffix(name, f"{key}.files")
+            check_suffix(name, f"params.yaml: {key}.files")
     repository = Repository(origin, "dataset", key)
     listed = repository.files()
     names = wanted_files(origin, repository, listed, key, scratch)
     for name in names:
-        check_suffix(name, f"{key}.{'split' if origin.split else 'files'}")
+        check_suffix(name, f"params.yaml: {key}.{'split' if origin.split else 'files'}")
     files: dict[str, dict[str, Any]] = {}
 
     def downloaded() -> Iterator[DataFile]:

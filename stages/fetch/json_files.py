@@ -71,9 +71,9 @@ def is_one_object_a_line(start: list[str]) -> bool:
 
 
 def parsed(line: str) -> Any:
-    """A line's value; BROKEN if it is no JSON."""
+    """A line's value; BROKEN if it is no JSON, or a key stands twice in one object: `format` says which of the two."""
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
         return BROKEN
 

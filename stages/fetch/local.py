@@ -14,6 +14,8 @@ from stages.fetch.model_files import INDEX, needed_files
 from stages.fetch.records import SUFFIXES, DataFile, Record, check_suffix, read_files, suffix_of
 from stages.fetch.tables import is_saved_dataset
 
+NOT_ROWS = ("dataset_infos.json",)  # what a repository of a data set says about its files
+
 
 def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, Any]]:
     """The records of the user's files, and what `source.json` says about them.
@@ -21,7 +23,7 @@ def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, A
     Raises:
         UserError: a file is missing, empty, unreadable, or no row has the column that `group_by` names.
     """
-    found = data_files(origin.paths, f"{key}.path")
+    found = data_files(origin.paths, f"params.yaml: {key}.path")
     records = read_files(found, origin.group_by, origin.split, key)
     shown = ", ".join(origin.paths)
     return records, {"path": shown, "files": hashes(found)}
@@ -29,6 +31,9 @@ def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, A
 
 def data_files(paths: Iterable[str], key: str) -> list[DataFile]:
     """The files that paths, globs and folders name, sorted within each; a folder of `datasets` counts as one.
+
+    Args:
+        key: what names the paths, for messages: `params.yaml: profiles.tiny.sources.own.path`.
 
     Raises:
         UserError: one of them matches nothing that can be read.
@@ -38,17 +43,18 @@ def data_files(paths: Iterable[str], key: str) -> list[DataFile]:
         path = Path(given)
         if path.is_dir() and not is_saved_dataset(path):
             matches = sorted(
-                file for file in path.rglob("*") if suffix_of(file.name) and not _is_hidden(file)
+                file
+                for file in path.rglob("*")
+                if suffix_of(file.name) and not _is_hidden(file) and file.name not in NOT_ROWS
             )
         elif path.exists():
             matches = [path]
         else:
             matches = sorted(Path().glob(given))
         if not matches:
-            kinds = f"; a folder's files end in {', '.join(SUFFIXES)}" if path.is_dir() else ""
-            raise UserError(
-                f"params.yaml: {key}: {given} not found; put the file there, or correct the path{kinds}"
-            )
+            if path.is_dir():
+                raise UserError(f"{key}: no file in {given} ends in {', '.join(SUFFIXES)}; put one there")
+            raise UserError(f"{key}: {given} not found; put the file there, or correct the path")
         for match in matches:
             if match.is_file():
                 check_suffix(match.as_posix(), key)

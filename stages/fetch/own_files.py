@@ -42,7 +42,11 @@ def write_model(params: Params, path: Path) -> None:
 
 def of_source(origin: SourceOrigin, key: str) -> dict[str, Any]:
     """The own files that are a source; none where it comes from elsewhere."""
-    return hashes(data_files(origin.paths, f"{key}.path")) if isinstance(origin, LocalSource) else {}
+    return (
+        hashes(data_files(origin.paths, f"params.yaml: {key}.path"))
+        if isinstance(origin, LocalSource)
+        else {}
+    )
 
 
 def of_model(origin: ModelOrigin, key: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def check_suffix(name: str, key: str) -> None:
     """
     if suffix_of(name) is None:
         raise UserError(
-            f"params.yaml: {key}: {name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            f"{key}: {name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             " (text files also with .gz or .zst)"
         )
 
@@ -118,7 +118,7 @@ def read_records(
     Raises:
         UserError: the file cannot be read as what its suffix says, or none of its rows is an object.
     """
-    rows = objects = not_utf8 = 0
+    rows = objects = not_utf8 = uneven = 0
     for value, line in islice(open_rows(path, name, split, key), first_rows):
         if not rows:
             refuse_other_objects(value, name)
@@ -126,11 +126,17 @@ def read_records(
         record = record_of(value, line, group_by)
         objects += isinstance(value, dict)
         not_utf8 += has_other_bytes(line)
+        uneven += value is UNEVEN
         yield record
     if rows and not_utf8 == rows:
         raise UserError(
             f"{name} is not UTF-8 text (Windows-1252 or Latin-1?); save it as UTF-8:"
             " `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
+        )
+    if rows and uneven == rows:
+        raise UserError(
+            f"{name}: none of its rows ({rows:,}) has a cell for each column that the first line names; is the first line"
+            " missing, or a quote?"
         )
     if rows and not objects:
         raise UserError(

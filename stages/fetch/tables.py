@@ -67,17 +67,25 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
     with open_text(path, name) as text:
         header = text.readline()
         separator = "\t" if ".tsv" in Path(name.lower()).suffixes else max(SEPARATORS, key=header.count)
+        begins = 1
         try:
             columns = next(csv.reader([header], delimiter=separator), [])
             if columns and len(set(columns)) < len(columns):
                 raise UserError(f"{name}: two columns have the same name; the first line must name each once")
-            for cells in csv.reader(text, delimiter=separator):
+            # Strict, since a quote that is never closed would make one cell of all that follows.
+            reader = csv.reader(text, delimiter=separator, strict=True)
+            begins = 2
+            for cells in reader:
+                begins = reader.line_num + 2
                 if len(cells) == len(columns):
                     yield dict(zip(columns, cells, strict=True)), ""
                 elif cells:
                     yield UNEVEN, separator.join(cells)
         except csv.Error as error:
-            raise UserError(f"{name} cannot be read as CSV: {error}; is a quote missing?") from None
+            raise UserError(
+                f"{name} cannot be read as CSV: {error} in the row that begins at line {begins}; is a quote missing? One"
+                ' inside a quoted cell is written twice, as ""'
+            ) from None
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -18,6 +18,7 @@ HARMLESS = frozenset(
         "uid",
         "uuid",
         "row",
+        "__index_level_0__",
         "row_id",
         "record_id",
         "example_id",

@@ -21,6 +21,7 @@ REMEDIES = (
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),
     ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),
+    ("Python's notation", "write them with json.dumps, not as str() does"),
     ("unknown role", "name each turn's role system, user, assistant or tool"),
     ("no list of turns", "check sources.{source}.schema"),
     ("no 'instruction'", "check sources.{source}.schema and sources.{source}.columns"),

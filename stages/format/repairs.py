@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from abctune.llm.chat import system_folded
 from abctune.llm.conversation import Message, Tools
@@ -73,6 +74,33 @@ def repaired(
         repairs.append("turn marked to be learned is no reply")
     supervised = [number in learned for number in range(len(turns))]
     return Conversation([turn.message for turn in turns], supervised, tools, tuple(dict.fromkeys(repairs)))
+
+
+def without_nulls(
+    turns: Sequence[Turn], tools: Tools | None, notes: list[str]
+) -> tuple[list[Turn], Tools | None]:
+    """Turns and tools without the nulls in tool calls' arguments and in the tools, noted where there were any.
+
+    Parquet and Arrow give all objects of a column the same keys: a call of one tool has the arguments of all others as
+    null, and a model would learn to write them.
+    """
+    kept_tools = _dropped(tools) if tools else tools
+    kept = [
+        replace(turn, message=Message(**{**turn.message, "tool_calls": _dropped(turn.message["tool_calls"])}))  # type: ignore[typeddict-item]
+        if "tool_calls" in turn.message
+        else turn
+        for turn in turns
+    ]
+    if kept_tools != tools or kept != list(turns):
+        notes.append("nulls in tools and tool calls left out")
+    return kept, kept_tools
+
+
+def _dropped(value: Any) -> Any:
+    """A value without the keys whose value is null, at any depth."""
+    if isinstance(value, dict):
+        return {key: _dropped(inner) for key, inner in value.items() if inner is not None}
+    return [_dropped(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _one_thought(turn: Turn, notes: list[str]) -> Turn:

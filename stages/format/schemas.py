@@ -18,7 +18,7 @@ from abctune.core.files import RECORD_CHARACTERS
 from abctune.core.params import SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
-from stages.format.repairs import Conversation, repaired
+from stages.format.repairs import Conversation, repaired, without_nulls
 from stages.format.turns import (
     NAME_CHARACTERS,
     Rejected,
@@ -122,6 +122,7 @@ class Reader:
         notes = self._verdict(fields) + (
             ["rejected answer left out"] if any(one.rejected for one in turns) else []
         )
+        turns, tools = without_nulls(turns, tools, notes)
         conversation = repaired(system + turns, tools, self._options.supervise == "last", notes)
         self._check_all_read(fields, conversation)
         return conversation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("q
 
 # Of a name that a reason shows. A spreadsheet's column may be a whole question, and a remedy has to name all of it.
 NAME_CHARACTERS = 200
+PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")  # as str() writes a list of objects, and pandas a CSV's cell
 
 
 class Rejected(Exception):
@@ -80,6 +82,8 @@ def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:
         items = [dict(zip(items, row, strict=True)) for row in _transposed(list(items.values()), key)]
     if isinstance(items, list) and items and all(isinstance(item, list) for item in items):
         raise Rejected(f"turns under '{key}' are lists or a map, which do not say who speaks")
+    if isinstance(items, str) and PYTHON_LIST.match(items):
+        raise Rejected(f"Python's notation under '{key}', no JSON")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Rejected(f"no list of turns under '{key}'")
     return [turn for item in items for turn in _turns(Fields(item), ignore)]

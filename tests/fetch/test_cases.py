@@ -103,9 +103,12 @@ def test_a_split_of_a_saved_dataset_is_read(here: ProjectHere) -> None:
 
 def test_a_folder_or_glob_without_data_is_an_error(here: ProjectHere) -> None:
     here.own("b/notes.txt", b"no data")
-    for path in ("data/own/b", "data/own/c-*.jsonl"):
+    for path, told in (
+        ("data/own/b", "no file in data/own/b ends in .jsonl, .json,"),
+        ("data/own/c-*.jsonl", "data/own/c-*.jsonl not found"),
+    ):
         here.source(origin="local", path=path)
-        assert f"profiles.tiny.sources.chat.path: {path} not found" in here.refused("chat")
+        assert f"profiles.tiny.sources.chat.path: {told}" in here.refused("chat")
 
 
 def test_rows_may_be_grouped_by_a_nested_column(here: ProjectHere) -> None:

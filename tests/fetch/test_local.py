@@ -100,6 +100,17 @@ def test_an_empty_file_is_an_error(here: ProjectHere, name: str, content: bytes)
         ("a.json", b'[{"a": 1},\n{"b": {"c": 1, "c": 2}}]', "the key 'c' stands twice in one object"),
         ("a.json", b'{"a": "x",\n"a": "y"}', "the key 'a' stands twice in one object"),
         ("a.jsonl", b"just some\nprose", "none of its rows (2) is a JSON object"),
+        ("a.jsonl", b'{"a": "x", "a": "y"}', "the key 'a' stands twice in one object"),
+        (
+            "a.csv",
+            b'q,a\n1,2\n"3,4\n5,6\n',
+            "unexpected end of data in the row that begins at line 3; is a quote",
+        ),
+        (
+            "a.csv",
+            b"1;2\n3;4;5\n6;7;8\n",
+            "none of its rows (2) has a cell for each column that the first line names",
+        ),
         ("a.jsonl", "{}\n".encode("utf-16-le"), "is UTF-16 text without a byte order mark; save it as UTF-8"),
     ],
 )
@@ -110,6 +121,12 @@ def test_an_unreadable_file_is_one_line_that_names_it(
     line = here.refused("chat")
     assert f"data/own/{name}" in line
     assert message in line
+
+
+def test_a_line_with_a_key_twice_is_kept_as_it_stands_for_format_to_refuse(tmp_path: Path) -> None:
+    twice = '{"prompt": "b", "prompt": "c"}'
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a"}}\n{twice}\n{{"prompt": "d"}}\n')
+    assert [record.text for record in read_records(tmp_path / "a.jsonl", "a.jsonl")][1] == twice
 
 
 def test_a_file_outside_the_folder_that_dvc_watches_is_refused(here: ProjectHere) -> None:
