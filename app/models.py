@@ -15,7 +15,7 @@ from abctune.core.adapters import WEIGHTS, require_adapter
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, Params
 from abctune.core.provenance import require_same_base, sha256_of
-from abctune.core.records import Record, SourceRecord, read_record, write_record
+from abctune.core.records import Record, SourceRecord, write_record
 from app.known import known, summary_of
 
 UNSCORED = "trained again since it was scored; `dvc repro` scores it"
@@ -168,8 +168,8 @@ def read_converted(path: Path, base: Path) -> Adapter:
         UserError: it is not whole, or of another base.
     """
     remedy = "`python -m app.space` writes it anew"
-    record, gguf = read_record(path / CONVERTED_RECORD, Converted, "app.space"), path / "adapter.gguf"
-    if not gguf.exists() or sha256_of(gguf) != record.gguf_sha256:
+    record, gguf = known(path / CONVERTED_RECORD, Converted), path / "adapter.gguf"
+    if record is None or not gguf.exists() or sha256_of(gguf) != record.gguf_sha256:
         raise UserError(f"{gguf} is missing or damaged; {remedy}")
     require_same_base(path, base, remedy)
     return Adapter(path.name, path, record.sha256, record.commit, gguf)

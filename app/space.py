@@ -95,7 +95,7 @@ def main(
 def _copy_code(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "local", "Dockerfile", ".gitignore")
     shutil.copytree(ROOT / "app", folder / "app", ignore=ignore)
-    for part in ("core", "llm"):
+    for part in ("core", "llm", "study"):  # of study, a vote's record
         shutil.copytree(ROOT / "abctune" / part, folder / "abctune" / part, ignore=ignore)
     shutil.copy(ROOT / "abctune/__init__.py", folder / "abctune/__init__.py")
     shutil.copy(ROOT / "app/Dockerfile", folder)
