@@ -18,8 +18,8 @@ own: $(BIN)/.installed ## your own data: `make own FILE=path` shows what is trai
 	$(if $(FILE),,$(error name the file: `make own FILE=path`, and ARGS="--help" for options))
 	@python -m tools.own "$(FILE)" $(ARGS)
 
-check: lint ## what to run before a commit: lint, types, and the tests that run no stage
-	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not project and not faults" tests
+check: lint ## what to run before a commit: lint, types, the quick tests, and the slow ones of the code you change
+	OMP_NUM_THREADS=1 python -m pytest --quick -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder tests
 
 test: $(BIN)/.installed ## all tests, in parallel; no network needed
 	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from tests import small, warm
+from tests import quick, small, warm
 from tests.finished import make_finished
 from tests.workspace import Workspace, make_workspace
 
@@ -35,9 +35,16 @@ PROJECT_FIXTURES = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `make check`."""
+    parser.addoption("--quick", action="store_true", help="only the tests of `make check` (tests/quick.py)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let commands run in warm processes, which all workers share."""
     if not hasattr(config, "workerinput"):
+        if config.getoption("quick"):
+            quick.find_changed(config.rootpath)
         folder = Path(tempfile.mkdtemp(prefix="abctune-tests-"))
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         warm.open_home(folder)
@@ -74,13 +81,21 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, and mark the tests whose fixtures run a project."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest files, mark the tests whose fixtures run a project, and choose those of `make check`."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
     for item in items:
         if PROJECT_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("project")
+    if config.getoption("quick"):
+        slow, changed = quick.slow_tests(), os.environ[quick.CHANGED].splitlines()
+        chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            runs_project = item.get_closest_marker("project") is not None
+            chosen[quick.is_left_out(item.nodeid, runs_project, slow, changed)].append(item)
+        config.hook.pytest_deselected(items=chosen[True])
+        items[:] = chosen[False]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

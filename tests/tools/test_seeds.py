@@ -24,6 +24,7 @@ def sh(root: Path, *command: str) -> str:
 def commit_run(root: Path, seed: int, effects: dict, n: dict[str, int]) -> None:
     """A run on a tag of its own, its evaluations in the DVC cache as `dvc repro` leaves them."""
     write_run(root, effects, seed=seed, n=n)
+    (root / "dvc.yaml").unlink()  # its stages have outputs inside metrics/eval, which is added whole here
     params = root / "params.yaml"
     params.write_text(params.read_text().replace("seed: 3407", f"seed: {seed}"))
     sh(root, "dvc", "add", "--quiet", "metrics/eval")
