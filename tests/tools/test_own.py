@@ -260,6 +260,14 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
     Path("login.jsonl").write_text("<!doctype html><html></html>")
     assert "login.jsonl is a web page (HTML)" in refusal(capsys, "login.jsonl")
     assert "no.jsonl not found" in refusal(capsys, "no.jsonl")
+    Path("notes").mkdir()
+    assert "FILE: no file in notes ends in .jsonl, .json," in refusal(capsys, "notes")
+    for split in ("train", "test"):  # as `datasets` saves several splits
+        Path("saved", split).mkdir(parents=True)
+    Path("saved/dataset_dict.json").write_text("{}")
+    assert "saved has the splits test, train; name the folder of one of them: FILE=saved/SPLIT" in refusal(
+        capsys, "saved"
+    )
     Path("chat.jsonl").write_text(calls())
     assert "has a source 'chat' already; give another name by `--name NAME`" in refusal(capsys, "chat.jsonl")
 
