@@ -58,7 +58,7 @@ def main(
             help="Git revision or experiment to take the adapters from; repeatable: B@one, B@other."
         ),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Serve this variant alone beside the base.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Serve only the base and this variant.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     engine: Annotated[

@@ -93,7 +93,7 @@ def find_models(root: Path, base: Path, params: Params, only: str | None = None)
 
     Args:
         root: the workspace, or a folder that holds another revision's models/ and metrics/.
-        only: serve this variant alone beside the base.
+        only: serve only the base and this variant.
 
     Raises:
         UserError: the base is missing, or there is no such variant. A broken adapter is no error: it becomes

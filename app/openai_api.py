@@ -153,7 +153,7 @@ TEXT = Form("cmpl", "text_completion", "text_completion", chat=False)
 
 @dataclass(frozen=True)
 class News:
-    """A growing reply, and what is new in it."""
+    """A partial reply, and what is new in it."""
 
     reply: Reply
     text: str
@@ -255,7 +255,7 @@ def _read_likeliest(body: dict[str, Any], form: Form) -> int | None:
 
 
 async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncGenerator[News]:
-    """The growing reply and what is new in it.
+    """The partial reply and what is new in it.
 
     A thread drives the model and puts what comes into a queue, so that a slow reader does not keep it from
     others; when the reader goes away, the thread stops.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("app")
 WAITING = 16  # people in line behind the one being answered; a CPU answers them in a minute or two
 ANSWER_SECONDS = 120.0  # after which an answer is cut, so that the line moves
-SHOW_SECONDS = 0.05  # between two updates of a growing answer; more often costs more than it shows
+SHOW_SECONDS = (
+    0.05  # between two updates of an answer that is being written; more often costs more than it shows
+)
 POLL_SECONDS = 0.2  # while in line; also how long a cancelled call may stay in it
 BUSY = "Too many people are asking at once. Nothing is lost: try again in a minute."
 FAILED = "The model could not answer. The reason is in the log of the terminal that runs the demo."
@@ -39,7 +41,7 @@ class Reply:
     n_tokens: int = 0
     first_token_seconds: float | None = None
     seconds: float = 0.0
-    finish: str | None = None  # stop: the model ended it; length; time. None: still growing, or stopped
+    finish: str | None = None  # stop: the model ended it; length; time. None: still being written, or stopped
     scores: list[TokenScore] = field(default_factory=list)  # of each token, where the request asks for them
     # Other answers were computed in one batch with this one, so that the last digits of its scores may be others than
     # alone: a greedy answer may then differ in a near tie.
@@ -195,7 +197,7 @@ class Service:
             likeliest: alternatives per token, at most MAX_LIKELIEST.
 
         Yields:
-            Places in line, then the scores so far, growing token by token; closing it stops.
+            Places in line, then the scores so far, a token more each time; closing it stops.
 
         Raises:
             Refused: as `answer` does, or the answer does not fit the context behind its prompt.

@@ -63,7 +63,7 @@ def main(
     rev: Annotated[
         str | None, typer.Option(help="Git revision or experiment to take the adapters from.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Serve this variant alone beside the base.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Serve only the base and this variant.")] = None,
 ) -> None:
     """Write a folder with the demo, its models and what starts it."""
     if out.exists():

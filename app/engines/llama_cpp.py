@@ -10,7 +10,7 @@ slots: four answers in slots 0 to 3 came at 85 tokens/s, in slots 0, 2, 4 and 6 
 
 A greedy answer does not depend on what was asked before: READ_TOKENS and the form of the adapters (app.engines.lora_gguf)
 make llama.cpp compute a token's scores alike, whether the tokens before it were read one by one or together. It may
-depend, in a near tie, on answers by the same adapter that grow at the same time; `Piece.shared` tells.
+depend, in a near tie, on answers by the same adapter that are written at the same time; `Piece.shared` says so.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class LlamaCpp:
             "max_tokens": tokens,
             # A seed per slice, the same one for every model.
             "seed": ((job.sampling.seed or 0) + 0x9E3779B9 * answer.n_tokens) % SEEDS,
-            # The only field that tells tokens' ids. After sampling: few tokens are left to sort.
+            # The only field with tokens' ids. After sampling: few tokens are left to sort.
             "logprobs": max(job.likeliest or 0, 1),
             "post_sampling_probs": job.likeliest is None,
         }
@@ -348,7 +348,9 @@ class LlamaCpp:
         same = known == len(prompt) or 2 * known > len(slot.held)
         beside = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
         makes_a_batch = any(one.group == group for one in beside)
-        leaves_room = all(one.group == group for one in beside)  # for another answer next to one that grows
+        leaves_room = all(
+            one.group == group for one in beside
+        )  # for another answer next to one that is being written
         return known if same else 0, makes_a_batch, leaves_room, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def add_api(service: Service) -> None:
         repetition_penalty: float = DEFAULTS.repetition_penalty,
         seed: int | None = DEFAULTS.seed,
     ) -> Iterator[str]:
-        """One answer, growing. `history`: earlier messages as {"role", "content"}; errors come as `error: ...`."""
+        """One answer, as it is written. `history`: earlier messages as {"role", "content"}; errors come as `error: ...`."""
         try:
             opening = [{"role": "system", "content": system}] if system else []
             asked = [*opening, *(history or []), {"role": "user", "content": message}]

@@ -6,7 +6,7 @@ conversation.
 
 Whoever stops an answer or takes it back marks its turn, and the handler that writes it ends by itself, its last view
 being the conversation as it then is. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
-their way arrived after the stop and left the page as if the answer were growing.)
+their way arrived after the stop and left the page as if the answer were still being written.)
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def _answer(
         log.exception("the chat failed")
         fail(turn, FAILED)
     turn.growing = False
-    # After a retry or an edit another answer is growing already, and the button is its own.
+    # After a retry or an edit another answer is being written already, and the button is its own.
     yield turns, display(turns), gr.update() if turns and turns[-1].growing else gr.update(**SEND)
 
 

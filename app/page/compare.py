@@ -69,7 +69,7 @@ class Round:
     turns: list[Turn] = field(default_factory=list)
     done: bool = False
     voted: bool = False
-    stopped: bool = False  # by a person; whoever writes the answers looks here at every step
+    stopped: bool = False  # by a person; the thread that writes the answers looks here at every step
     marked: bool = False  # whether differences are highlighted
 
     @property

@@ -29,12 +29,14 @@ class Turn:
     reply: Reply | None = None
     note: str | None = None  # the demo's own words in the place of an answer; no model sees it
     growing: bool = False
-    ended: bool = False  # a person stopped it or took it back; whoever writes it looks here at every step
+    ended: bool = (
+        False  # a person stopped it or took it back; the thread that writes it looks here at every step
+    )
     record: dict[str, Any] = field(default_factory=dict)
     scores: Sequence[TokenScore] | None = None  # of its tokens, while they are shown
 
     def display(self) -> dict[str, Any]:
-        """What app.page.view draws: the raw text, and beside it what is said about it."""
+        """What app.page.view draws: the raw text, and what is said about it."""
         row: dict[str, Any] = {"role": self.role, "content": self.text}
         if self.growing and not self.ended:
             row["growing"] = True
@@ -109,7 +111,7 @@ def _turn(stored: _Stored) -> Turn:
     text = stored.content.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     if stored.role == "user":
         return Turn("user", text)
-    # An answer without a record was growing when the page was left.
+    # An answer without a record was being written when the page was left.
     record = stored.how.model_dump(exclude_unset=True) if stored.how else {"finish": "interrupted"}
     return Turn("assistant", text, record=record)
 

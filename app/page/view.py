@@ -80,7 +80,7 @@ def note_html(text: str) -> str:
 
 
 def dot_html(color: str | None) -> str:
-    """A model's mark; its name stands beside it, so that no color alone says which it is."""
+    """A model's mark; its name stands next to it, so that no color alone says which it is."""
     return (
         f'<span class="dot" style="background: {escape(color)}" aria-hidden="true"></span>' if color else ""
     )
