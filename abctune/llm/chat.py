@@ -150,7 +150,7 @@ def reply_pieces(
     through = render(tokenizer, messages, add_generation_prompt=False, tools=tools)
     if through.startswith(prompt):
         text = through[len(prompt) :]
-    elif prompt.rstrip().endswith(THINK_OPEN) and reply["content"].strip() in through:
+    elif prompt.rstrip().endswith(THINK_OPEN) and (said := reply["content"].strip()) and said in through:
         text = _thought_aloud(reply, through)
     else:
         raise TemplateError("the chat template changes earlier text; labels would be wrong")

@@ -194,6 +194,20 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected():
         Renderer(tokenizer, 100).cut(learned(messages("Hi", "Yo", "And?", "So.")))
 
 
+def test_a_reply_of_calls_alone_behind_a_prompt_that_opens_the_thoughts_is_refused_with_a_reason():
+    tokenizer = (
+        small.chatml_tokenizer()
+    )  # as DeepSeek R1's template: the prompt begins the thoughts, replies show none
+    tokenizer.chat_template = small.TOOLS_CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    turns = [
+        {"role": "user", "content": "Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+    ]
+    with pytest.raises(Rejected, match="chat template rewrites earlier turns"):
+        Renderer(tokenizer, 1000).cut(learned(turns))
+
+
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     + small.CHATML
