@@ -143,9 +143,8 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
     in_line: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
-    # "always_last": a message sent while the last one is being refused is read after that; by default Gradio drops it.
-    # Enter pressed twice sends nothing twice: the second reads the box after the first has emptied it.
-    then_answer(box.submit(drawing(_ask), [conversation, box], view, trigger_mode="always_last", **in_line))
+    # "multiple": a message sent in the moment in which the last one is refused counts; Gradio's other modes drop it.
+    then_answer(box.submit(drawing(_ask), [conversation, box], view, trigger_mode="multiple", **in_line))
     then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
     then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
     then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
@@ -253,10 +252,20 @@ def _ask(turns: Conversation, text: Any) -> Shown:
         if text:
             gr.Warning(str(refusal))
         return turns, display(turns), gr.update()
+    if _is_being_answered(turns, question.text):  # Enter was pressed twice
+        return turns, display(turns), gr.update()
     _end(turns)
     turns.append(question)
     turns.begin()
     return turns, display(turns), gr.update(value="", **STOP)
+
+
+def _is_being_answered(turns: Conversation, text: str) -> bool:
+    """Whether the last question is this one, and its answer has not come or is still being written."""
+    *_, before, last = [None, None, *turns]
+    if last is not None and last.role == "assistant":
+        return last.growing and not last.ended and before is not None and before.text == text
+    return last is not None and last.text == text
 
 
 def _example(turns: Conversation, event: gr.EventData) -> Shown:
