@@ -147,7 +147,7 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     then_answer(box.submit(drawing(_ask), [conversation, box], view, trigger_mode="multiple", **in_line))
     then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
     then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
-    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **at_once))
+    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **in_line))
     box.stop(drawing(_settle), [conversation], view, **at_once)
     chatbot.undo(drawing(_undo), [conversation], view, **at_once)
     # "multiple": scores can be hidden while they are still coming; by default Gradio drops an event whose last one runs.
@@ -297,6 +297,11 @@ def _edit(turns: Conversation, event: gr.EventData) -> Shown:
     """Replace a question of the past; what followed it goes."""
     index = event.index
     if not isinstance(index, int) or not (0 <= index < len(turns)) or turns[index].role != "user":
+        return turns, display(turns), gr.update()
+    try:
+        read_text(event.value)
+    except Refused as refusal:  # what would have been replaced stays
+        gr.Warning(str(refusal))
         return turns, display(turns), gr.update()
     for turn in turns[index:]:
         turn.ended = True

@@ -164,3 +164,11 @@ def test_a_refused_question_keeps_the_answers_before_it(service):
 def test_what_is_no_message_starts_nothing(text):
     turns, display, _ = chat._ask(Conversation(), text)
     assert turns == [] and display == []
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 200_000])
+def test_an_edit_that_is_refused_takes_nothing_away(text):
+    turns = Conversation([Turn("user", "first"), Turn("assistant", "one"), Turn("user", "second")])
+    with pytest.warns(UserWarning):
+        shown, *_ = chat._edit(turns, SimpleNamespace(index=0, value=text))
+    assert [turn.text for turn in shown] == ["first", "one", "second"]
