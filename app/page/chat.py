@@ -246,14 +246,22 @@ def _answer(
 
 def _ask(turns: Conversation, text: Any) -> Shown:
     """Put the message into the conversation, or say why not and leave it in the box."""
+    question = _question(text) if text else None
+    if question is None or _is_being_answered(turns, question.text):  # Enter was pressed twice
+        return turns, display(turns), gr.update()
+    return _put(turns, question)
+
+
+def _question(text: Any) -> Turn | None:
+    """What a person wrote as a turn; None, and a warning that says why, where it is no message."""
     try:
-        question = Turn("user", read_text(text))
+        return Turn("user", read_text(text))
     except Refused as refusal:
-        if text:
-            gr.Warning(str(refusal))
-        return turns, display(turns), gr.update()
-    if _is_being_answered(turns, question.text):  # Enter was pressed twice
-        return turns, display(turns), gr.update()
+        gr.Warning(str(refusal))
+        return None
+
+
+def _put(turns: Conversation, question: Turn) -> Shown:
     _end(turns)
     turns.append(question)
     turns.begin()
@@ -262,10 +270,9 @@ def _ask(turns: Conversation, text: Any) -> Shown:
 
 def _is_being_answered(turns: Conversation, text: str) -> bool:
     """Whether the last question is this one, and its answer has not come or is still being written."""
-    *_, before, last = [None, None, *turns]
-    if last is not None and last.role == "assistant":
-        return last.growing and not last.ended and before is not None and before.text == text
-    return last is not None and last.text == text
+    if not turns or (turns[-1].role == "assistant" and (turns[-1].ended or not turns[-1].growing)):
+        return False
+    return next((turn.text for turn in reversed(turns) if turn.role == "user"), None) == text
 
 
 def _example(turns: Conversation, event: gr.EventData) -> Shown:
@@ -298,15 +305,13 @@ def _edit(turns: Conversation, event: gr.EventData) -> Shown:
     index = event.index
     if not isinstance(index, int) or not (0 <= index < len(turns)) or turns[index].role != "user":
         return turns, display(turns), gr.update()
-    try:
-        read_text(event.value)
-    except Refused as refusal:  # what would have been replaced stays
-        gr.Warning(str(refusal))
+    question = _question(event.value)
+    if question is None:  # what would have been replaced stays
         return turns, display(turns), gr.update()
     for turn in turns[index:]:
         turn.ended = True
     del turns[index:]
-    return _ask(turns, event.value)
+    return _put(turns, question)
 
 
 def _settle(turns: Conversation) -> Shown:

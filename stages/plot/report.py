@@ -17,6 +17,7 @@ from abctune.study.statistics import LEVEL
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict
 from stages.plot.cautions import limits_of, warnings_of
+from stages.plot.colors import DARK, FAINT, INK, MUTED, PAPER
 from stages.plot.figures import Chart, styles_of
 from stages.plot.rows import (
     loss_rows,
@@ -74,6 +75,7 @@ def report_of(
         "limits": limits_of(study),
         "origins": {"data": data_origins(study), "made_with": made_with(study)},
         "charts": charts,
+        "dark": {"ink": DARK[INK], "muted": DARK[MUTED], "line": DARK[FAINT], "paper": DARK[PAPER]},
         "level": LEVEL,
     }
 

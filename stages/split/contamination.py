@@ -84,8 +84,9 @@ class Bands:
         keys = np.fromiter(
             (key for sketch in sketches for key in self._keys(sketch)), dtype=np.uint64
         ).reshape(-1, self._n_bands)
-        self._order = np.argsort(keys, axis=0).astype(np.uint32).T  # (bands, rows)
-        self._keys_sorted = np.sort(keys, axis=0).T
+        order = np.argsort(keys, axis=0)
+        self._order = order.astype(np.uint32).T  # (bands, rows)
+        self._keys_sorted = np.take_along_axis(keys, order, axis=0).T
 
     def _keys(self, sketch: MinHash) -> Iterator[int]:
         for band in range(self._n_bands):
@@ -147,7 +148,7 @@ class HeldOut:
         shared = frozenset().union(*(common_ngrams(one, common) for one in (everything, *samples.values())))
         left_out = as_array(shared)
         grams = [rest for row in everything if len(rest := row[~np.isin(row, left_out)])]
-        index = Bands(map(_sketch, grams), LSH_SLACK * near)
+        index = Bands((_sketch(row.tolist()) for row in grams), LSH_SLACK * near)
         return cls(frozenset(ids), frozenset(groups), grams, shared, near, index)
 
     def near(self, row: dict[str, Any]) -> str | None:
@@ -159,14 +160,12 @@ class HeldOut:
         mine = ngrams(text_of(row)) - self.common
         if not mine:
             return None
-        candidates = (
-            frozenset(self.grams[number].tolist()) for number in self.index.near(_sketch(as_array(mine)))
-        )
+        candidates = (frozenset(self.grams[number].tolist()) for number in self.index.near(_sketch(mine)))
         return "near" if any(jaccard(mine, one) >= self.threshold for one in candidates) else None
 
 
-def _sketch(grams: Grams) -> MinHash:
+def _sketch(grams: Iterable[int]) -> MinHash:
     # The n-grams are hashes already; MinHash takes 32 bits of each.
     sketch = MinHash(num_perm=NUM_PERM, hashfunc=lambda gram: gram & 0xFFFFFFFF)
-    sketch.update_batch(grams.tolist())
+    sketch.update_batch(list(grams))
     return sketch

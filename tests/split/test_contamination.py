@@ -2,7 +2,7 @@ import random
 
 from datasketch import MinHashLSH
 
-from stages.split.contamination import NUM_PERM, Bands, HeldOut, _sketch, as_array, ngrams
+from stages.split.contamination import NUM_PERM, Bands, HeldOut, _sketch, ngrams
 from tests import small
 
 
@@ -43,7 +43,7 @@ def test_the_candidates_are_those_of_datasketchs_own_index():
     texts = [
         " ".join([*text(seed // 3).split()[: 120 - 15 * (seed % 3)], f"end {seed}"]) for seed in range(90)
     ]
-    sketches = [_sketch(as_array(ngrams(one))) for one in texts]
+    sketches = [_sketch(ngrams(one)) for one in texts]
     theirs, ours = MinHashLSH(threshold=0.6, num_perm=NUM_PERM), Bands(sketches, 0.6)
     for number, sketch in enumerate(sketches):
         theirs.insert(number, sketch)
