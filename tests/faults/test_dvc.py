@@ -66,15 +66,16 @@ def seconds_of(project: Workspace, stage: str) -> float:
 def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: random.Random) -> int:
     """Kill a stage, with DVC or (every second time) without, at random moments of its command; how many times."""
     killed = 0
-    for attempt in range(3 * kills):
+    for attempt in range(8 * kills):
+        running: list[psutil.Process] = []
         process = start(project, "dvc", "repro", "--single-item", "--force", stage)
         if started(project, process):
             time.sleep(rng.uniform(0, seconds))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGSTOP)
             # Not while DVC writes dvc.lock: it does so in place, and half a dvc.lock has to be restored by hand.
-            if running := command_of(process.pid):
-                killed += 1
+            running = command_of(process.pid)
+            killed += bool(running)
             if attempt % 2:
                 for child in running:
                     child.kill()
@@ -86,6 +87,8 @@ def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: r
             psutil.wait_procs(
                 running, timeout=60
             )  # until someone has reaped them, their process ids are alive
+        if not running:
+            seconds /= 2  # it had ended: it takes less time than when it was measured
         if killed == kills:
             break
     return killed
