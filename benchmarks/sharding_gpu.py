@@ -141,14 +141,14 @@ def make_4bit(path: Path, dtype: Any, _load_in_4bit: bool) -> Any:
         if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
             four = bnb.nn.Linear4bit(
                 module.in_features, module.out_features, bias=False, compute_dtype=dtype,
-                quant_type="nf4", quant_storage=dtype, device="meta",
+                quant_type="nf4", quant_storage=torch.float32, device="meta",
             )  # fmt: skip
             weight = torch.randn(module.out_features, module.in_features, dtype=dtype, device=device) * 0.02
             four.weight = bnb.nn.Params4bit(
                 weight,
                 requires_grad=False,
                 quant_type="nf4",
-                quant_storage=dtype,
+                quant_storage=torch.float32,
                 compress_statistics=True,
                 module=four,
             ).to(device)
@@ -337,6 +337,9 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--eval", help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument(
+        "--add", action="store_true", help="go on with the results file, which is of such cards"
+    )
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "random-llamas")
     options = parser.parse_args()
     if options.one:
@@ -345,8 +348,9 @@ def main() -> None:
     if options.eval:
         Path(options.eval).write_text(json.dumps(evaluate(options.models)))
         return
-    results: dict[str, Any] = {}
-    for name in {shape for shape, *_ in runs().values()}:
+    results: dict[str, Any] = json.loads(RESULTS.read_text())["runs"] if options.add else {}
+    wanted = [name for name in runs() if not options.only or name in options.only]
+    for name in {runs()[name][0] for name in wanted} | {"8b"}:
         if not (options.models / name / "source.json").exists():
             shutil.rmtree(options.models / name, ignore_errors=True)
             # Of 70B without weights, which are made on the devices.

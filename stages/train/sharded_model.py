@@ -73,8 +73,10 @@ def load_whole(path: Path, dtype: torch.dtype, load_in_4bit: bool) -> PreTrained
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = str(not load_in_4bit).lower()
     quantization = nf4(dtype) if load_in_4bit else None
     if quantization:
-        # FSDP2 splits floating-point tensors: bitsandbytes stores its 4-bit numbers in such.
-        quantization.bnb_4bit_quant_storage = dtype
+        # FSDP2 splits floating-point tensors: bitsandbytes stores eight 4-bit numbers as one of float32. Not in 16 bits: CUDA's
+        # copy of many tensors (torch._foreach_copy_), by which FSDP2 gathers, takes those through float32 and makes one
+        # NaN of all; 0.08 % of a 4-bit base's bytes change (pytorch/pytorch#159333, bitsandbytes#1945).
+        quantization.bnb_4bit_quant_storage = torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,

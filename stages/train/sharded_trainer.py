@@ -49,8 +49,10 @@ class ShardedTrainer(TokenWeightedTrainer):
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
         if self.args.bf16:  # gradients are summed in float32
+            # A 4-bit base is gathered as it is stored: a cast to bfloat16 would destroy it. autocast casts the adapter.
+            packed = getattr(self.model, "is_loaded_in_4bit", False)
             state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+                param_dtype=None if packed else torch.bfloat16, reduce_dtype=torch.float32
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,8 @@ from tests.train.test_processes import ONE_THREAD, alone, project, require_same_
 
 __all__ = ["alone", "project"]  # fixtures
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 def test_a_sharded_model_trains_the_adapter_of_a_whole_one(alone, project):
@@ -50,6 +56,21 @@ def test_a_sharded_training_that_is_stopped_goes_on_to_the_same_adapter(alone, p
     done = project.stage("train", "B", PET_NPROC_PER_NODE="2", **ONE_THREAD)
     assert "going on from checkpoints/B/" in done.stderr
     require_same_run(alone, project, 2)
+
+
+@pytest.mark.faults
+def test_a_4_bit_base_has_the_same_bits_where_it_is_gathered(small_model):
+    # A GPU's copy of bfloat16 makes one NaN of all, and packed 4-bit weights have every bit pattern.
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc_per_node", "2", "-m", "tests.train.gathered", str(small_model)],
+        cwd=ROOT,
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["bytes"] > 5_000 and found["changed"] == [0, 0]
 
 
 @pytest.mark.parametrize(
