@@ -1,13 +1,18 @@
-"""requirements.txt is what `make lock` makes of pyproject.toml, as far as can be told without a network."""
+"""requirements.txt is what `make lock` makes of pyproject.toml, as far as can be told without a network; one version."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import abctune
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.txt").read_text()
@@ -53,3 +58,21 @@ def test_every_pin_has_hashes_and_no_address_is_named():
         if "==" in block.splitlines()[0]:
             assert "--hash=sha256:" in block, block.splitlines()[0]
     assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links", LOCK)
+
+
+def test_changelog_package_and_command_line_name_one_version():
+    """While a version ends in .dev0, its changes stand under "Unreleased"; once released, under its own heading."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "abctune.__version__"}
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = [Version(heading) for heading in headings if heading != "Unreleased"]
+    version = Version(abctune.__version__)
+    assert released == sorted(released, reverse=True)
+    if version.is_devrelease:
+        assert headings[0] == "Unreleased" and version > released[0]
+    else:
+        assert version == released[0]
+    shown = subprocess.run(
+        [sys.executable, "-m", "app", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert shown.stdout == f"abctune {abctune.__version__}\n"

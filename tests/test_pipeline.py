@@ -30,6 +30,7 @@ OUTPUTS = (
     "data/general",
     *(f"data/raw/{source}" for source in ("chat", "instruct")),
     *(f"data/mixed/{variant}.{kind}" for variant in "ABC" for kind in ("parquet", "json")),
+    *(f"data/split/{variant}.json" for variant in "ABC"),
     *(
         f"{room}/{v}"
         for v in "ABC"

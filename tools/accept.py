@@ -36,6 +36,7 @@ OF_THE_RUN = (
     "resources",
     "hardware",
     "versions",
+    "abctune",
     "gib",
     "per_second",
     "created",

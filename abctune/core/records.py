@@ -21,6 +21,7 @@ from pydantic import (
     model_serializer,
 )
 
+import abctune
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, read_jsonl, write_json, write_jsonl
 from abctune.core.params import VARIANT_KEYS
@@ -73,13 +74,26 @@ def _not_ours(path: Path, error: ValidationError, made_by: str) -> UserError:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as indented JSON; fields in the order of their declaration."""
+    """Write a record as indented JSON, a document with the version of abctune that made it."""
+    if isinstance(record, Document) and record.abctune is None:
+        record = record.model_copy(update={"abctune": abctune.__version__})
     write_json(path, record.model_dump(mode="json"))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write one record per line; a field that was not given is left out."""
     write_jsonl(path, (record.model_dump(mode="json", exclude_unset=True) for record in records))
+
+
+class Document(Record):
+    """Base of records that describe one run of a stage: `write_record` notes the version of abctune.
+
+    TrainingRecord has it among its `versions`. SourceRecord and SummaryRecord have none: what was fetched is the same
+    bytes in every version, and a difference in them would train everything again; and `dvc exp show` makes a column of
+    every value of the summary, next to which study.json has the version.
+    """
+
+    abctune: str | None = None  # None: made before it was recorded
 
 
 class FileHash(Record):
@@ -143,7 +157,7 @@ class DrawnRows(Counted):
     source: SourceRecord
 
 
-class MixRecord(Counted):
+class MixRecord(Document, Counted):
     """`data/mixed/<variant>.json`."""
 
     sources: dict[str, DrawnRows]
@@ -192,7 +206,7 @@ class Lengths(Counted):
     histogram: Histogram
 
 
-class FormatRecord(Counted):
+class FormatRecord(Document, Counted):
     """`data/formatted/<variant>/summary.json`: what became of a variant's records."""
 
     sources: dict[str, FormattedRows]
@@ -211,8 +225,8 @@ class FormatRecord(Counted):
         return sum(source.truncated for source in self.sources.values())
 
 
-class SplitRecord(Counted):
-    """`data/split/<variant>/summary.json`."""
+class SplitRecord(Document, Counted):
+    """`data/split/<variant>.json`."""
 
     sources: dict[str, dict[str, int]]  # train, val, test, contaminated
 
@@ -417,7 +431,7 @@ class EvalResources(Record):
     peak_reserved_gib: float | None
 
 
-class EvalRecord(Record):
+class EvalRecord(Document):
     """`metrics/eval/<model>/metrics.json`."""
 
     version: Literal[2] = 2
@@ -571,11 +585,10 @@ class ServedRecord(Record):
     text: str
 
 
-class StudyRecord(Record):
+class StudyRecord(Document):
     """`metrics/study.json`: the whole comparison, for the tools and the app. `dvc exp show` reads SummaryRecord."""
 
     version: Literal[1] = 1
-    abctune: str | None = None  # the version that wrote it; None: made before it was recorded
     profile: str
     test_of: str
     margin: float  # nats per token

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abctune
 from abctune.core.records import (
     DifferenceRecord,
     ServedRecord,
@@ -32,7 +31,6 @@ def study_record(
 ) -> StudyRecord:
     """Put a comparison and its words into a record; it follows from the inputs alone."""
     return StudyRecord(
-        abctune=abctune.__version__,
         profile=study.params.profile,
         test_of=study.params.evaluation.test_of,
         margin=comparison.margin,

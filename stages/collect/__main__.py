@@ -23,7 +23,6 @@ from abctune.core.records import (
     SplitRecord,
     TrainingRecord,
     read_record,
-    write_record,
 )
 from abctune.study.places import COLLECTED, DATA, EVAL, TRAIN
 from stages.collect.held_out import require_held_out
@@ -37,7 +36,8 @@ def main(variant: ItemArgument) -> None:
     with atomic_output(COLLECTED / variant) as folder:
         folder.mkdir()
         for path, name, record, stage in documents_of(variant):
-            write_record(folder / name, read_record(path, record, f"{stage}@{variant}"))
+            read_record(path, record, f"{stage}@{variant}")  # refuses what another version wrote
+            shutil.copyfile(path, folder / name)
         shutil.copytree(EVAL / variant, folder / "eval")
         shutil.copytree(TRAIN / variant, folder / "train")
 
@@ -49,7 +49,7 @@ def documents_of(variant: str) -> list[tuple[Path, str, type[Record], str]]:
         (EVAL / variant / "metrics.json", "metrics.json", EvalRecord, "eval"),
         (DATA / "mixed" / f"{variant}.json", "mixed.json", MixRecord, "mix"),
         (DATA / "formatted" / variant / "summary.json", "formatted.json", FormatRecord, "format"),
-        (DATA / "split" / variant / "summary.json", "split.json", SplitRecord, "split"),
+        (DATA / "split" / f"{variant}.json", "split.json", SplitRecord, "split"),
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+import abctune
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json
 from abctune.core.licenses import pass_on
@@ -64,7 +65,14 @@ def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], lic
         agreement = compare(places, expected, found)
         pass_on(license_, BASE_MODEL, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        record = {"variant": variant, "format": fmt, **agreement, "tolerance": TOLERANCE[fmt], "bytes": size}
+        record = {
+            "abctune": abctune.__version__,
+            "variant": variant,
+            "format": fmt,
+            **agreement,
+            "tolerance": TOLERANCE[fmt],
+            "bytes": size,
+        }
         if not agreement["mean_kl"] <= TOLERANCE[fmt]:  # not `>`: NaN must not pass
             raise UserError(
                 f"{variant} as {fmt} is not the adapter: mean KL {agreement['mean_kl']:.3g} nats, more than "

@@ -22,12 +22,12 @@ REFUSED = Path("data/quarantine")  # where a stopped run leaves the training row
 
 @exits_with_one_line
 def main(variant: ItemArgument) -> None:
-    """Write data/split/<variant>/: train, val and test rows and how many of each source they are."""
+    """Write data/split/<variant>, the train, val and test rows, and <variant>.json, how many of each source they are."""
     params = load_params()
     params.require_variant(variant)
     held_out = held_out_of(params)
     assigner = Assigner(params.active.split)
-    with atomic_output(SPLIT / variant) as folder:
+    with atomic_output(SPLIT / variant) as folder, atomic_output(SPLIT / f"{variant}.json") as counts:
         folder.mkdir()
         write_subsets(
             rows_file(variant), f"format@{variant}", folder, assigner, held_out, params.active.split
@@ -36,7 +36,7 @@ def main(variant: ItemArgument) -> None:
             rows_file(variant), folder, variant, held_out, assigner, REFUSED / f"{variant}-near.jsonl"
         )
         record = SplitRecord(sources=assigner.summary())
-        write_record(folder / "summary.json", record)
+        write_record(counts, record)
     for line in lines(variant, record):
         print(line)
 

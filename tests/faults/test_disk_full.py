@@ -22,7 +22,7 @@ WRITERS = (
     ("fetch", "--model", ("models/base",)),
     ("mix", "A", ("data/mixed/A.parquet", "data/mixed/A.json")),
     ("format", "A", ("data/formatted/A",)),
-    ("split", "A", ("data/split/A",)),
+    ("split", "A", ("data/split/A", "data/split/A.json")),
 )
 NAMES = [f"{stage} {key}" for stage, key, _ in WRITERS]
 # A process whose n-th write of a file fails for want of space; it exits with 77 if there were fewer.

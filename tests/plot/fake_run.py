@@ -367,12 +367,13 @@ def write_data(
         source: {"train": count - 85, "val": 15, "test": n[source], "contaminated": 5}
         for source, count in mix.items()
     }
-    write_json(root / "data/split" / variant / "summary.json", {"sources": sides})
+    write_json(root / "data/split" / f"{variant}.json", {"sources": sides})
     drawn = {
         source: {"asked": count, "available": 5000, "drawn": count, "source": source_of(source)}
         for source, count in mix.items()
     }
     train = pd.DataFrame({"id": ["t1", "t2"], "group": ["g1", "g2"]})
+    (root / "data/split" / variant).mkdir(parents=True, exist_ok=True)
     train.to_parquet(root / "data/split" / variant / "train.parquet", index=False)
     write_json(root / "data/mixed" / f"{variant}.json", {"sources": drawn, "warnings": []})
 

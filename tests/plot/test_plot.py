@@ -215,6 +215,7 @@ def test_a_missing_or_damaged_input_names_the_stage_that_makes_it(fake_run, path
         ("metrics/train/B/training.json", "train@B"),
         ("data/formatted/B/summary.json", "format@B"),
         ("data/mixed/B.json", "mix@B"),
+        ("data/split/B.json", "split@B"),
     ],
 )
 def test_what_cannot_be_collected_names_the_stage_that_makes_it(fake_run, capsys, path, made_by):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from abctune.core.params import SplitParams
+from abctune.core.provenance import dvc_folder_hash
 from abctune.core.schemas import FORMATTED_ROWS as ROWS
 from stages.split.buckets import subset_of
 from tests import small
@@ -50,7 +51,7 @@ def sides(workspace, variant):
 
 
 def counts(workspace, variant):
-    return json.loads((workspace.root / f"data/split/{variant}/summary.json").read_text())["sources"]
+    return json.loads((workspace.root / f"data/split/{variant}.json").read_text())["sources"]
 
 
 @pytest.fixture
@@ -157,3 +158,16 @@ def test_rows_that_are_all_near_name_the_thresholds_and_are_listed(workspace):
     workspace.set(split__common=0.1)  # the remedy
     workspace.stage("split", "A")
     assert not (workspace.root / "data/quarantine/A-near.jsonl").exists()
+
+
+def test_a_new_version_of_abctune_leaves_what_train_reads_as_it_was(ready_to_train):
+    """Each document of the data stages names the version; if train depended on one, a release would train everything."""
+    root = ready_to_train.root
+    before = {folder: dvc_folder_hash(root / folder) for folder in ("models/base", "data/split/B")}
+    (root / "abctune/__init__.py").write_text('__version__ = "9.9.9"\n')
+    ready_to_train.stage("fetch", "--model")
+    for stage in ("mix", "format", "split"):
+        ready_to_train.stage(stage, "B")
+    for document in ("mixed/B.json", "formatted/B/summary.json", "split/B.json"):
+        assert json.loads((root / "data" / document).read_text())["abctune"] == "9.9.9"
+    assert before == {folder: dvc_folder_hash(root / folder) for folder in before}

@@ -31,6 +31,7 @@ def test_what_belongs_to_no_variant_is_found_and_nothing_else(without_a: Path) -
         "data/mixed/A.json",
         "data/formatted/A",
         "data/split/A",
+        "data/split/A.json",
         "models/A",
         "models/replicates/A",
         "metrics/train/A",

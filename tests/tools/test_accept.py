@@ -69,6 +69,11 @@ def mixed(tmp_path: Path, split_once: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return root
 
 
+def test_the_version_that_wrote_a_document_is_no_result(mixed: Path) -> None:
+    (mixed / "abctune/__init__.py").write_text('__version__ = "9.9.9"\n')
+    rerun(MIX)
+
+
 def test_a_sample_with_the_same_outputs_passes(mixed: Path) -> None:
     append(mixed / "stages/mix/draw.py", "\nUNUSED = 1\n")
     before = {out: out.read_bytes() for out in MIX.outs}
