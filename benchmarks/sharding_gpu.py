@@ -399,7 +399,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         curves = [results.get(name, {}).get("loss") for name in (one, other)]
         if not all(curves):
             return None
-        return max(abs(a - b) for a, b in zip(*curves, strict=True) if not math.isnan(a + b))
+        return max(abs(a - b) for a, b in zip(*curves, strict=False) if not math.isnan(a + b))
 
     pairs = [("whole", "whole-2"), ("whole", "sharded-1"), ("sharded-1", "sharded-2"), ("qlora-1", "qlora-2")]
     return {

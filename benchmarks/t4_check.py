@@ -1,14 +1,22 @@
 """What a T4 decides, run to the end on real data: `python -m benchmarks.t4_check`.
 
-Variant B of profile tiny (SmolLM2, the data of data/split as `dvc repro` made it), five replicates, trained by the stage
-itself on this machine's GPU, once as it is, in bfloat16, and once taken for a T4 (sm_75: float16, padded
-rows, 15 GiB); both scored by the eval stage in bfloat16. Prints and writes to benchmarks/results/t4_check.json the test loss of each replicate, the mean difference
-between the formats with its 95 % interval (paired, as the replicates have the same seeds), and the steps that the
-gradient scaler skipped. Exits with 1 if a loss is not finite or the interval does not contain 0.
+Variant B of profile tiny (SmolLM2, the data of data/split as `dvc repro` made it), five replicates in each format, trained
+by the stage itself on this machine's GPU, the formats side by side:
+
+    bfloat16    as the card is
+    float16     the card taken for a T4: sm_75, so float16 and padded rows, and 15 GiB
+
+Every replicate is then scored on the common test rows in bfloat16, as the eval stage does it. Prints, and writes to
+benchmarks/results/t4_check.json after each format, the test loss of each replicate, the mean difference from bfloat16's
+with its 95 % interval (paired, as the replicates have the same seeds), and the steps that the gradient scaler skipped. Exits
+with 1 if a loss is not finite or the interval does not contain 0.
+
+`--folder` keeps what was trained and scored: the same command goes on there after it was cut off.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -17,111 +25,140 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/t4_check.json"
-FORMATS = ("bfloat16", "float16")
+# What a format changes in profiles.tiny.train.
+FORMATS: dict[str, dict[str, Any]] = {"bfloat16": {}, "float16": {}}
+# The recipe of profile full where a CPU had forced another.
+ON_A_GPU = {"dtype": "auto", "optim": "adamw_8bit", "load_in_4bit": True, "gradient_checkpointing": "auto"}
+REFERENCE = "bfloat16"
 REPLICATES = 5
-STUDENT_T = 2.776  # 97.5 % point for 4 degrees of freedom
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points by the number of replicates
 
 
-def stages_as(dtype: str) -> None:
-    """Train and score in this process, in this folder."""
+def train(name: str) -> None:
+    """Train in this process, in this folder."""
     import abctune.llm.environment  # noqa: F401  # isort: skip  (before torch)
-    import torch
-
     from benchmarks.train_gpu import limit_memory, pretend_t4
 
-    if dtype == "float16":
+    if name == "float16":
         limit_memory(15)
         pretend_t4()
-    import stages.train.__main__ as train
+    import stages.train.__main__ as stage
 
-    train.main(variant="B")
-    torch.cuda.empty_cache()
+    stage.main(variant="B")
 
 
-def prepare(folder: Path) -> None:
-    """A project folder with profile tiny's data, and the recipe of profile full where a CPU had forced another."""
+def score() -> None:
+    """Test loss of every replicate that is trained, nats per supervised token, into scores.json."""
+    import abctune.llm.environment  # noqa: F401  # isort: skip  (before torch)
+    import pyarrow.compute as pc
+
+    from abctune.core.params import load_params
+    from abctune.llm.device import resolve_dtype
+    from stages.eval.replicates import adapters_of, measured
+    from stages.eval.rows import test_rows
+
+    params = load_params()
+    rows, adapters = test_rows(params), adapters_of("B")
+    supervised = pc.sum(rows["n_supervised"]).as_py()
+    losses = {}
+    for number in sorted(adapters.numbers):
+        model = adapters.model(number, resolve_dtype("auto"))
+        table = measured(model, rows, number, params.active.eval.batch_tokens)
+        losses[number] = pc.sum(table["nll"]).as_py() / supervised
+    Path("scores.json").write_text(json.dumps(losses))
+
+
+def prepare(folder: Path, changes: dict[str, Any]) -> None:
+    """A project folder with profile tiny's data."""
     from ruamel.yaml import YAML
 
     params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
-    tiny = params["profiles"]["tiny"]
-    tiny["replicates"] = REPLICATES
-    tiny["train"] |= {"dtype": "auto", "optim": "adamw_8bit", "load_in_4bit": True}
-    tiny["train"]["gradient_checkpointing"] = "auto"
-    tiny["eval"] |= {"task_prompts": 0, "code_rows": 0, "max_new_tokens": 8}
+    params["profile"] = "tiny"
+    params["profiles"]["tiny"]["replicates"] = REPLICATES
+    params["profiles"]["tiny"]["train"] |= ON_A_GPU | changes
+    folder.mkdir(parents=True)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
-    for name in ("split", "general"):
-        shutil.copytree(ROOT / "data" / name, folder / "data" / name)
+    shutil.copytree(ROOT / "data/split", folder / "data/split")
     (folder / "models").mkdir()
     (folder / "models/base").symlink_to((ROOT / "models/base").absolute())
     subprocess.run("git init -q && git commit -q --allow-empty -m start", shell=True, check=True, cwd=folder)
 
 
-def run(dtype: str) -> dict[str, Any]:
-    """Test loss per replicate, and what training says of itself."""
+def run(name: str, folder: Path) -> dict[str, Any]:
+    """Test loss per replicate, and what training says of itself; what is there already is not made again."""
     identity = {f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = os.environ | identity
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder)
-        for command in (["benchmarks.t4_check", dtype], ["stages.eval", "B"]):
-            done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment)
-            if done.returncode:
-                sys.exit(f"{' '.join(command)} failed")
-        record = json.loads((folder / "models/B/training.json").read_text())
-        return {
-            "test_loss": losses(folder / "metrics/eval/B/conversations.parquet"),
-            "train_loss": [one["final"]["train_loss"] for one in record["replicates"]],
-            "skipped_steps": [one["skipped_steps"] for one in record["replicates"]],
-            "dtype": record["dtype"],
-            "micro_batching": record["micro_batching"],
-            "peak_reserved_gib": record["replicates"][0]["resources"]["peak_reserved_gib"],
-        }
+    os.environ |= identity
+    if not (folder / "params.yaml").exists():
+        prepare(folder, FORMATS[name])
+    made = {"train": "models/B/training.json", "score": "scores.json"}
+    for step, result in made.items():
+        if not (folder / result).exists():
+            command = [sys.executable, "-m", "benchmarks.t4_check", f"--{step}", name]
+            if subprocess.run(command, cwd=folder, env=environment).returncode:
+                return {"failed": step}
+    record = json.loads((folder / made["train"]).read_text())
+    return {
+        "test_loss": list(json.loads((folder / made["score"]).read_text()).values()),
+        "train_loss": [one["final"]["train_loss"] for one in record["replicates"]],
+        "skipped_steps": [one["skipped_steps"] for one in record["replicates"]],
+        "dtype": record["dtype"],
+        "base_weights": record["base_weights"],
+        "micro_batching": record["micro_batching"],
+        "peak_reserved_gib": record["replicates"][0]["resources"]["peak_reserved_gib"],
+        "seconds": [one["resources"]["seconds"] for one in record["replicates"]],
+    }
 
 
-def losses(conversations: Path) -> list[float]:
-    """Test loss of each replicate, nats per supervised token."""
-    import pyarrow.parquet as pq
-
-    rows = [row for row in pq.read_table(conversations).to_pylist() if row["source"] != "general"]
-    found = []
-    for number in sorted({row["replicate"] for row in rows}):
-        mine = [row for row in rows if row["replicate"] == number]
-        found.append(sum(row["nll"] for row in mine) / sum(row["n_supervised"] for row in mine))
-    return found
+def difference(runs: dict[str, dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """Mean of a format's test loss minus the reference's, with its interval; None while one of both is missing."""
+    pair = [runs.get(one, {}).get("test_loss") for one in (REFERENCE, name)]
+    if not all(pair):
+        return None
+    differences = [other - reference for reference, other in zip(*pair, strict=True)]
+    mean = statistics.mean(differences)
+    half = STUDENT_T[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return {"mean": mean, "interval": [mean - half, mean + half], "each": differences}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "t4-check")
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    parser.add_argument("--score", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train(options.train)
+        return
+    if options.score:
+        score()
+        return
+
     from abctune.core.files import write_json
-
-    runs = {dtype: run(dtype) for dtype in FORMATS}
-    differences = [a - b for b, a in zip(*(runs[dtype]["test_loss"] for dtype in FORMATS), strict=True)]
-    mean = statistics.mean(differences)
-    half = STUDENT_T * statistics.stdev(differences) / math.sqrt(len(differences))
-    result: dict[str, Any] = {
-        "runs": runs,
-        "float16_minus_bfloat16": mean,
-        "interval": [mean - half, mean + half],
-    }
-    print(json.dumps(result, indent=1))
-    import torch
-
     from abctune.core.provenance import hardware, versions
 
-    torch.cuda.is_available()
-    write_json(RESULTS, result | {"versions": versions(), "hardware": hardware()})
-    finite = all(math.isfinite(loss) for one in runs.values() for loss in one["test_loss"])
-    sys.exit(not (finite and mean - half <= 0 <= mean + half))
+    runs: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor() as pool:
+        started = {pool.submit(run, name, options.folder / name): name for name in options.only}
+        for done in as_completed(started):
+            runs[started[done]] = done.result()
+            apart = {name: difference(runs, name) for name in runs if name != REFERENCE}
+            result = {"runs": runs, f"minus_{REFERENCE}": apart}
+            write_json(RESULTS, result | {"versions": versions(), "hardware": hardware()})
+            print(json.dumps(result, indent=1), flush=True)
+    losses = [loss for one in runs.values() for loss in one.get("test_loss", [math.nan])]
+    equal = all(one and one["interval"][0] <= 0 <= one["interval"][1] for one in apart.values())
+    sys.exit(not (all(map(math.isfinite, losses)) and equal))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        stages_as(sys.argv[1])
-    else:
-        main()
+    main()

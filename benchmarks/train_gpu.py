@@ -15,7 +15,8 @@ cap 2048), the same 16 of them in every step, QLoRA r 16, adamw_8bit:
     t4     the same as c with what a T4 decides: sm_75, so float16 and padded rows, and 15 GiB
 
 Each runs in a process of its own, all but `again` with empty compile caches, from process start to the saved adapter. c trains
-without evaluations and live samples, which a and b do not make either. Writes benchmarks/results/train_gpu.json and prints the table.
+without evaluations and live samples, which a and b do not make either. Writes benchmarks/results/train_gpu.json (`--results`)
+after each contender and prints the table. `--only` without a name writes the model alone.
 """
 
 from __future__ import annotations
@@ -449,6 +450,7 @@ def main() -> None:
     parser.add_argument(
         "--add", action="store_true", help="go on with the results file, which is of this machine"
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write, as JSON")
     parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "llama-3b-random")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -465,11 +467,11 @@ def main() -> None:
         shutil.rmtree(options.model, ignore_errors=True)
         write_llama(options.model, rope_parameters=ROPE, **SHAPE)
         torch.cuda.empty_cache()
-    results = json.loads(RESULTS.read_text())["results"] if options.add else {}
+    results = json.loads(options.results.read_text())["results"] if options.add else {}
     for name in options.only:
         results[name] = run(name, options.model)
         print(name, results[name], flush=True)
-        write_json(RESULTS, record(results))  # at once: a lent machine can be taken back
+        write_json(options.results, record(results))  # at once: a lent machine can be taken back
     print(table(results))
 
 
