@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,20 @@ def sort_targets(model: PeftModel) -> None:
             config.target_parameters = sorted(config.target_parameters)
 
 
-def save_adapter(model: Any, folder: Path, writes: bool) -> None:
+def save_adapter(
+    model: Any, folder: Path, writes: bool, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write the adapter to `folder`, in place of what is there.
 
     Every process of a sharded training must call it, since each sends its part.
 
     Args:
         writes: whether this process is the one that writes.
+        weights: by the names of `trained`, those to write; by default the present ones.
     """
-    whole = {name: gathered(weight) for name, weight in trained(model).items()} if is_sharded(model) else None
+    if weights is None and is_sharded(model):
+        weights = trained(model)
+    whole = None if weights is None else {name: gathered(weight) for name, weight in weights.items()}
     if writes:
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder, state_dict=whole)

@@ -20,7 +20,7 @@ from abctune.core.records import LiveSampleRecord
 from abctune.llm.conversation import Message
 from abctune.llm.inference import generate
 from abctune.llm.prompts import PROMPTS
-from stages.train.adapter_files import save_adapter
+from stages.train.adapter_files import save_adapter, trained
 
 SAMPLE_TOKENS = 48  # per live sample: enough to see the style, short enough not to slow training
 CURVES = {
@@ -171,13 +171,20 @@ class Kept(NamedTuple):
 
 
 class KeepBest(TrainerCallback):
-    """Keep the adapter with the lowest train loss (the student report's callback), with the lowest eval loss, or the last one."""
+    """Keep the adapter with the lowest train loss (the student report's callback), with the lowest eval loss, or the last one.
+
+    It stays in memory until a checkpoint is saved, from which alone a lost session goes on, or the training ends: a variant
+    that logs every step has a lower loss at nearly each, and would write its adapter as often.
+    """
 
     def __init__(self, by: str, folder: Path) -> None:
         self.kept: Kept | None = None
         self.folder = folder
         self._by = by
         self._logged = {"train_loss": "loss", "eval_loss": "eval_loss"}.get(by)
+        self._held: dict[str, torch.Tensor] | None = (
+            None  # the kept adapter, where `folder` does not hold it yet
+        )
 
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, float], model: Any, **_: Any
@@ -185,12 +192,17 @@ class KeepBest(TrainerCallback):
         """Keep the adapter where its loss is the lowest so far."""
         value = logs.get(self._logged) if self._logged else None
         if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
-            self._save(model, state, Kept(self._by, state.global_step, value))
+            self._hold(model, Kept(self._by, state.global_step, value))
+
+    def on_save(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
+        """Write what is kept, which becomes a part of the checkpoint."""
+        self._write(model, state)
 
     def on_train_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
-        """Keep the last adapter where none was kept before."""
+        """Keep the last adapter where none was kept before; write what is kept."""
         if self.kept is None:  # `last`, or a run shorter than its logging interval
-            self._save(model, state, Kept("last", state.global_step, None))
+            self._hold(model, Kept("last", state.global_step, None))
+        self._write(model, state)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -200,9 +212,14 @@ class KeepBest(TrainerCallback):
         """Go on from what a checkpoint kept."""
         self.kept = saved["kept"] and Kept(**saved["kept"])
 
-    def _save(self, model: Any, state: TrainerState, kept: Kept) -> None:
-        save_adapter(model, self.folder, state.is_world_process_zero)
+    def _hold(self, model: Any, kept: Kept) -> None:
+        self._held = {name: weight.detach().clone() for name, weight in trained(model).items()}
         self.kept = kept
+
+    def _write(self, model: Any, state: TrainerState) -> None:
+        if self._held is not None:
+            save_adapter(model, self.folder, state.is_world_process_zero, self._held)
+            self._held = None
 
 
 class LiveSamples(TrainerCallback):
