@@ -3,7 +3,10 @@
 Tiny random models, one per architecture, each with a random adapter. First, before Unsloth is imported and patches
 anything, transformers and PEFT say each one's loss and gradients in float32, and in the machine's 16-bit format how much
 of them rounding takes. Then the stage's own path (stages/train/model.py) computes the same rows padded and packed, and
-trains for some steps. Prints a table and writes benchmarks/results/gpu_models.json:
+trains for some steps; the architectures that Unsloth trains come last, so that no other meets its patches.
+
+Measures the architectures named, or those that the results lack or have a fault of; each is printed and written as soon as it is known, to
+benchmarks/results/gpu_models.json or `--results FILE`, and a fault is one line of the table:
 
 loss, gradient: of the stage's path, relative to transformers' in float32
 rounding: the same of transformers' own in 16 bit: what the format alone costs
@@ -14,18 +17,19 @@ leak: change of a conversation's loss, in nats per token, when its neighbour in 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from abctune.core.files import write_json
 from tests import small
 
 RESULTS = Path(__file__).parent / "results/gpu_models.json"
@@ -51,6 +55,26 @@ LINEAR = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
+LATENT = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,  # as head_dim
+    "v_head_dim": 64,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_state": 32,
+    "mamba_chunk_size": 64,
+    "layer_types": ["mamba", "attention"] * 2,
+}
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
@@ -69,8 +93,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "glm4": {},
     "nemotron": {"hidden_act": "relu2"},
     "qwen3_moe": {"num_experts": 4, **EXPERTS},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": LOCAL_EXPERTS,
     "qwen3_5_text": LINEAR,
+    "qwen3_next": {**LINEAR, "num_experts": 4, **EXPERTS},
+    "deepseek_v3": {**EXPERTS, **LATENT},
+    "ministral3": {},
+    "mixtral": LOCAL_EXPERTS,
+    "granitemoe": {"logits_scaling": 4.0, **LOCAL_EXPERTS},
+    "granitemoehybrid": {"logits_scaling": 4.0, **LOCAL_EXPERTS, **MAMBA},
+    "glm": {},
+    "olmo3": {},
+    "phi": {"num_key_value_heads": 4},
+    "llama4_text": {**LOCAL_EXPERTS, "intermediate_size_mlp": 384},
+    "gpt2": {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 512, **NO_DROPOUT},
+    "stablelm": {},
+    "starcoder2": {},
 }
 FOUR_BITS = ("llama", "qwen3", "gemma3_text", "granite")
 Gradients = dict[str, torch.Tensor]
@@ -87,39 +124,37 @@ def conversations(seed: int = 0) -> Rows:
     return rows
 
 
-def write_models(root: Path, kinds: Sequence[str], device: torch.device) -> dict[str, dict[str, Any]]:
-    """A folder per architecture with the base and an adapter; transformers' own loss and gradients of each."""
+def reference(kind: str, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Write a folder with the base; its adapter's weights, and transformers' own loss and gradients of both."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stages.train.plain import unreached
+    from stages.train.plain import routers, unreached
 
-    wanted = {}
-    for kind in kinds:
-        torch.manual_seed(SEED)
-        config = AutoConfig.for_model(kind, **SHAPE | KINDS[kind])
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        # The same numbers in every format, so that formats are compared and not models.
-        for weight in model.parameters():
-            weight.data = weight.data.bfloat16().float()
-        model.save_pretrained(root / kind)
-        small.chatml_tokenizer().save_pretrained(root / kind)
-        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
-        adapted = get_peft_model(model, lora).to(device)
-        state = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-        for name, parameter in state.items():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
-        weights = {name: parameter.detach().clone() for name, parameter in state.items()}
-        found = {"float32": loss_and_gradients(adapted, padded_batches(), None)}
-        if device.type == "cuda":
-            for parameter in adapted.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.bfloat16()
-            found["bfloat16"] = loss_and_gradients(adapted, padded_batches(), torch.bfloat16)
-        wanted[kind] = {"adapter": weights, "unreached": unreached(adapted), **found}
-        del model, adapted
-    return wanted
+    torch.manual_seed(SEED)
+    config = AutoConfig.for_model(kind, **SHAPE | KINDS[kind])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # The same numbers in every format, so that formats are compared and not models.
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    model.save_pretrained(folder)
+    small.chatml_tokenizer().save_pretrained(folder)
+    lora = LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules="all-linear", exclude_modules=routers(model) or None
+    )
+    adapted = get_peft_model(model, lora).to(device)
+    state = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    for name, parameter in state.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    weights = {name: parameter.detach().clone() for name, parameter in state.items()}
+    found = {"float32": loss_and_gradients(adapted, padded_batches(), None)}
+    if device.type == "cuda":
+        for parameter in adapted.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        found["bfloat16"] = loss_and_gradients(adapted, padded_batches(), torch.bfloat16)
+    return {"adapter": weights, "unreached": unreached(adapted), **found}
 
 
 def padded_batches(rows: Rows | None = None) -> list[dict[str, torch.Tensor]]:
@@ -201,16 +236,16 @@ def measure(kind: str, root: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 parameter.data = wanted["adapter"][name].to(parameter.device).float()
     autocast = torch.bfloat16 if gpu else None
     loss, gradients = loss_and_gradients(model, padded_batches(), autocast)
-    reference, right = wanted["float32"]
+    true, right = wanted["float32"]
     found: dict[str, Any] = {
         "kernels": base.decisions["kernels"],
-        "loss": abs(loss - reference) / reference,
+        "loss": abs(loss - true) / true,
         "gradient": apart(gradients, right),
     }
     if "bfloat16" in wanted:
         own, own_gradients = wanted["bfloat16"]
         found |= {
-            "rounding_loss": abs(own - reference) / reference,
+            "rounding_loss": abs(own - true) / true,
             "rounding_gradient": apart(own_gradients, right),
         }
     if kind in UNSLOTH and (not gpu or supports_packing(capability(), torch.bfloat16)):
@@ -246,28 +281,58 @@ def on_four_bits(kind: str, root: Path, recipe: Any, lora: Any) -> float:
     return abs(loss - expected) / expected
 
 
-def main(only: Sequence[str]) -> None:
-    """Measure the named architectures, or all."""
-    kinds = list(only or KINDS)
+def tried(measured: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a measurement finds; one architecture's fault is a line of the table."""
+    try:
+        return measured(*arguments)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    finally:
+        gc.collect()
+
+
+def table_of(results: Path, machine: dict[str, str]) -> dict[str, Any]:
+    """The results so far, if this machine made them: numbers of two are not mixed."""
+    if results.is_file():
+        table: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+        if {name: table[name] for name in machine} == machine:
+            return table
+    return {**machine, "models": {}}
+
+
+def main(only: Sequence[str], results: Path) -> None:
+    """Measure the named architectures, or those without a result."""
+    from stages.train.plain import UNSLOTH
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    table: dict[str, Any] = {"device": name, "torch": torch.__version__, "models": {}}
+    table = table_of(results, {"device": name, "torch": torch.__version__})
+    right = {kind for kind, found in table["models"].items() if "error" not in found}
+    kinds = sorted(only or KINDS.keys() - right, key=lambda kind: (kind in UNSLOTH, kind))
+
+    def keep(kind: str, found: dict[str, Any]) -> None:
+        table["models"][kind] = found
+        shown = {key: f"{value:.2g}" if isinstance(value, float) else value for key, value in found.items()}
+        print(f"{kind:16} {shown}", flush=True)
+        results.parent.mkdir(exist_ok=True, parents=True)
+        write_json(results, table)
+
     with tempfile.TemporaryDirectory() as folder:
-        wanted = write_models(Path(folder), kinds, device)
+        root = Path(folder)
+        wanted = {kind: tried(reference, kind, root / kind, device) for kind in kinds}
         for kind in kinds:
-            try:
-                found = measure(kind, Path(folder), wanted[kind])
-            except Exception as error:  # one architecture's fault is a line of the table
-                found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-            table["models"][kind] = found
-            shown = {
-                key: f"{value:.2g}" if isinstance(value, float) else value for key, value in found.items()
-            }
-            print(f"{kind:14} {shown}", flush=True)
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(table, indent=2) + "\n")
-            gc.collect()
+            keep(kind, wanted[kind] if "error" in wanted[kind] else tried(measure, kind, root, wanted[kind]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="what training's model path computes, per architecture")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="a model_type; default: those without a result"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the file to go on with (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.kinds) - KINDS.keys():
+        parser.error(f"no such architecture: {', '.join(sorted(unknown))}; there are: {', '.join(KINDS)}")
+    main(arguments.kinds, arguments.results)

@@ -76,6 +76,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         target_modules=targets(model, lora),
+        exclude_modules=routers(model) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -98,14 +99,29 @@ def targets(model: PreTrainedModel, lora: LoraParams) -> str | list[str]:
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the language model's linear layers, without the output matrix."""
+    """Names of the language model's linear layers, without the output matrix and routers."""
     text = {id(module) for module in model.get_decoder().modules()}
+    others = routers(model)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and id(module) in text
         and module is not model.get_output_embeddings()
+        and name not in others
+    ]
+
+
+def routers(model: PreTrainedModel) -> list[str]:
+    """Names of linear layers that the architecture makes return more than a product, as Llama 4's routers do.
+
+    PEFT's `all-linear` takes them for usual ones, and the first step fails.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).forward.__module__.startswith("transformers.models.")
     ]
 
 

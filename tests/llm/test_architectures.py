@@ -88,7 +88,15 @@ ARCHITECTURES = {
     "gpt_oss": EXPERTS,
     "nemotron": {},
     "llama4_text": {**EXPERTS, "intermediate_size_mlp": 48},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    },
     "stablelm": {},
     "starcoder2": {},
 }

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks.gpu_models import KINDS
 from tests.llm.test_architectures import ARCHITECTURES
 from tests.llm.whole_path import RESULTS, STEPS, path_of
 
@@ -20,3 +21,7 @@ def test_each_step_ends_as_the_table_says(kind: str) -> None:
 
 def test_the_table_has_every_architecture_and_step() -> None:
     assert {kind: tuple(steps) for kind, steps in COMMITTED.items()} == dict.fromkeys(ARCHITECTURES, STEPS)
+
+
+def test_a_gpu_is_asked_about_every_architecture_of_the_table() -> None:
+    assert KINDS.keys() == ARCHITECTURES.keys()

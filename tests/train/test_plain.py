@@ -18,8 +18,7 @@ from stages.train.micro_batching import padded
 from stages.train.plain import UNSLOTH, add_adapter, linear_layers, load, targets, unreached
 from tests.llm.test_architectures import ARCHITECTURES, SHAPE, build
 
-RARE = ("llama4_text", "gpt2", "stablelm", "starcoder2")  # not tested, for the time it takes
-PLAIN = tuple(name for name in ARCHITECTURES if name not in (*UNSLOTH, *RARE))
+PLAIN = tuple(name for name in ARCHITECTURES if name not in UNSLOTH)
 
 
 def lora(**changes):
