@@ -19,7 +19,7 @@ from stages.plot.colors import DARK, FAINT, INK, MUTED, PAPER
 
 DVC, PAGE = Path(".dvc"), Path("plots/offline.html")
 VEGA_LITE = "5.21"  # the major version that DVC's own templates, and ours, are written for
-# DVC fills 300 into a template's width. Curves are read better on twice that, as far as the window has room beside axis
+# DVC fills 300 into a template's width. Curves are read better on twice that, as far as the window has room next to axis
 # and legend; in a narrow one the legend is below. VS Code fills in its own panel's width.
 WIDER = """const embed = vegaEmbed, narrow = innerWidth < 700, width = Math.min(600, innerWidth - (narrow ? 130 : 200))
 const below = (spec) => ({...spec, config: {...spec.config, legend: {...spec.config?.legend, orient: "bottom", columns: 3}}})

@@ -2,7 +2,7 @@
 
 Reads what training writes anyway (DVCLive's curves, live samples) and redraws it: step and time left, losses of all
 variants, the newest samples. It finds the run by itself, whether `dvc repro` or `dvc exp run` works in this folder
-or in one of its own (`--queue`, `--temp`: .dvc/tmp/exps). Looking changes nothing. Ctrl-C ends it.
+or in one of its own (`--queue`, `--temp`: .dvc/tmp/exps). It only reads. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Progress:
 
     variant: str
     curves: dict[str, pd.DataFrame]  # as in the report: step and a column named like the key
-    steps: int | None  # of a replicate; None where params.yaml does not tell
+    steps: int | None  # of a replicate; None where params.yaml does not say
     replicate: int  # which of the variant's replicates trains, or trained last, counted from 1
     replicates: int  # in all
     started: float  # time of the first log, in seconds since the epoch
@@ -183,7 +183,7 @@ def progress_of(place: Path, folder: Path) -> Progress:
 
 
 def lengths_of(place: Path, variant: str) -> tuple[int | None, int]:
-    """A replicate's optimizer steps (None where params.yaml does not tell), and how many replicates there are."""
+    """A replicate's optimizer steps (None where params.yaml does not say), and how many replicates there are."""
     try:
         params = load_params(place / "params.yaml")
         return params.train_of(variant).max_steps, params.replicates_of(variant)

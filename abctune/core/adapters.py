@@ -1,4 +1,4 @@
-"""Is this adapter there, whole, finite, the recorded one, and trained on this base? One answer for all who ask.
+"""The one check of an adapter: it exists, is complete and finite, is the recorded one, and was trained on this base.
 
 Without torch, which a Space that serves adapters does not have.
 """

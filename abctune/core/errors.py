@@ -18,7 +18,7 @@ DEBUG = "ABCTUNE_DEBUG"  # environment variable: show the traceback of an error
 
 
 class UserError(Exception):
-    """Something in params.yaml, the data or the machine that the user can mend.
+    """Something in params.yaml, the data or the machine that the user can correct.
 
     The message names the file, the key where there is one, and the remedy.
     """

@@ -56,7 +56,7 @@ def md5(content: bytes) -> str:
 
 
 def require_same_base(adapter: Path, base: Path, remedy: str) -> None:
-    """Of the same shape an adapter would load on another base than its own, and answer nonsense.
+    """Refuse an adapter on another base model than its own: where the shapes are equal it would load, and answer nonsense.
 
     Adapters and base models from elsewhere, which have no record of ours, pass.
 
@@ -120,7 +120,7 @@ def peak_rss_gib() -> float:
 def peak_reserved_gib() -> float | None:
     """The most GPU memory torch has reserved in this process, in GiB; None without a GPU.
 
-    The absolute peak, not the difference to some earlier moment: the report took C's difference to a warm
+    The absolute peak, not the difference to some earlier moment: the student report took C's difference to a warm
     start (0.461 GB) for its need.
     """
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""How sure a share is. Without scipy, which a Space that shows votes does not have."""
+"""The interval of a share, without scipy, which a Space that shows votes does not have."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class _Steps:
         self._choose(logits)
 
     def recorded(self) -> torch.cuda.CUDAGraph:
-        """The work of `next` as a graph; recording it does not do it."""
+        """`next` captured as a CUDA graph; capturing runs nothing."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.next()

@@ -30,7 +30,7 @@ def capability() -> Capability:
 def dtype_for(name: str, capability: Capability) -> torch.dtype:
     """The number format that params name; `auto` by the GPU's compute capability.
 
-    bfloat16 needs sm_80 (A100 and later); a T4 (sm_75) gets float16, as in the report, a CPU float32.
+    bfloat16 needs sm_80 (A100 and later); a T4 (sm_75) gets float16, as in the student report, a CPU float32.
     """
     if name != "auto":
         return DTYPES[name]

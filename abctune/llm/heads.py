@@ -1,7 +1,7 @@
 """From hidden states to logits exactly as a model does it, for a part of the positions at a time.
 
 A causal language model is a backbone and a head, and most heads are one matrix. Some scale the logits (Granite
-divides, Cohere multiplies) or cap them (Gemma). Nothing is taken on trust: what is computed here is compared with the
+divides, Cohere multiplies) or cap them (Gemma). What is computed here is compared with the
 logits of the model's own forward, once per model, and a model that disagrees is scored by its own forward.
 """
 

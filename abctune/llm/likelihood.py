@@ -1,4 +1,4 @@
-"""What a model makes of each conversation's supervised tokens: the sum of -log p in nats, and other sums like it.
+"""Sums over each conversation's supervised tokens: -log p in nats (the loss), and what other metrics add up.
 
 A sum per conversation and nothing averaged, so neither the batch size nor the order can change a loss:
 loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch means, which both can.

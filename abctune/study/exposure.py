@@ -52,7 +52,7 @@ class Confound:
         return f"{self._causes()} {self._kept()}".rstrip()
 
     def _kept(self) -> str:
-        """Not a cause of its own, since rule and data decide it, but part of what a difference may come from."""
+        """The step whose adapter was kept. It follows from recipe and data, but a difference may come from it."""
         ours, theirs = self.kept
         if ours == theirs:
             return ""

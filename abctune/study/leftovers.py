@@ -29,7 +29,7 @@ def leftovers(params: Params) -> list[Path]:
         SERVED: exported if params.export.formats else set(),
         **{SERVED / name: set(params.export.formats) for name in exported},
     }
-    return [path for place, known in places.items() for path in strangers(place, known)]
+    return [path for place, known in places.items() for path in unknown_entries(place, known)]
 
 
 def folders_by_item(params: Params) -> dict[Path, set[str]]:
@@ -55,7 +55,7 @@ def paths_of(stage: dict[str, Any], part: str) -> Iterator[Path]:
         yield Path(entry if isinstance(entry, str) else next(iter(entry)))
 
 
-def strangers(place: Path, known: set[str]) -> Iterator[Path]:
+def unknown_entries(place: Path, known: set[str]) -> Iterator[Path]:
     """Entries of a folder whose names are not known, .gitignore and temporary files aside."""
     if place.is_dir():
         for path in sorted(place.iterdir()):

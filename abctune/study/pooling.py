@@ -36,7 +36,7 @@ class _OneStudy:
 
     value: float
     clusters: Strings
-    pulls: Floats  # each cluster's influence on the value
+    influences: Floats  # each cluster's influence on the value
     rows_df: float
     share: float  # sum of the sources' squared shares of the weight
     n: int
@@ -101,13 +101,13 @@ def _one_study(
         np.char.add(f"{source} ", np.unique(rows.groups[m].astype(str)))
         for source, m in zip(sources, masks, strict=True)
     ]
-    value, pulls = statistics.pulls(strata)
+    value, influences = statistics.influences(strata)
     weights = np.array([stratum.tokens.sum() for stratum in strata])
     rows_df = statistics.t_df(statistics.bootstrap(strata, rng, resamples))
     return _OneStudy(
         float(value[0]),
         np.concatenate(clusters),
-        pulls[0],
+        influences[0],
         float(rows_df[0]),
         share=float(((weights / weights.sum()) ** 2).sum()),
         n=int(sum(m.sum() for m in masks)),
@@ -117,12 +117,12 @@ def _one_study(
 def _pooled(found: Sequence[_OneStudy], trained: int) -> Parts:
     """Studies as replicates: a study has influence only through its own clusters, so shared rows show as covariance."""
     clusters = np.unique(np.concatenate([one.clusters for one in found]))
-    pulls = np.zeros((len(found), len(clusters)))
-    for row, one in zip(pulls, found, strict=True):
-        row[np.searchsorted(clusters, one.clusters)] = one.pulls
+    influences = np.zeros((len(found), len(clusters)))
+    for row, one in zip(influences, found, strict=True):
+        row[np.searchsorted(clusters, one.clusters)] = one.influences
     return parts_of(
         np.array([one.value for one in found]),
-        pulls,
+        influences,
         unit=trained * float(np.mean([one.share for one in found])),
         # The smallest: one study's few groups make the whole uncertain.
         rows_df=float(np.min([one.rows_df for one in found])),

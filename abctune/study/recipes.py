@@ -268,7 +268,7 @@ def _parts_of_set(
     n, n_groups = sum(source.n for source in sources), sum(len(stratum.tokens) for stratum in means)
     return {
         quantity: parts_of(
-            *statistics.pulls([source.strata[quantity] for source in sources]),
+            *statistics.influences([source.strata[quantity] for source in sources]),
             unit=of_trainings * share,
             rows_df=float(df),
             n=n,

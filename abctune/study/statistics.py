@@ -1,4 +1,4 @@
-"""How sure a loss, or a difference of losses, is. Pure functions; docs/statistics.md explains the method.
+"""Intervals and tests for a loss or a difference of losses. Pure functions; docs/statistics.md explains the method.
 
 A loss is a ratio: the sum of nll over the sum of supervised tokens. What is random is which conversations
 were held out, so whole conversations are resampled - whole groups of them where rows share text, because the
@@ -147,10 +147,10 @@ def _resampled_sums(columns: Floats, rng: np.random.Generator, resamples: int) -
     return result
 
 
-def pulls(strata: Sequence[Stratum]) -> tuple[Floats, Floats]:
-    """Ratio of each quantity over all strata, and how much each cluster pulls on it (quantities x clusters).
+def influences(strata: Sequence[Stratum]) -> tuple[Floats, Floats]:
+    """Ratio of each quantity over all strata, and each cluster's influence on it (quantities x clusters).
 
-    The linearised parts of a ratio (Cochran 1977, 6.4): `pulls @ pulls.T` is the quantities' covariance from rows.
+    The linearised parts of a ratio (Cochran 1977, 6.4): `influences @ influences.T` is the quantities' covariance from rows.
     """
     tokens = sum(stratum.tokens.sum() for stratum in strata)
     value = np.sum([stratum.sums.sum(axis=0) for stratum in strata], axis=0) / tokens

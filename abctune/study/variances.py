@@ -47,7 +47,7 @@ class Parts:
 
 
 def parts_of(
-    by_replicate: Floats, pulls: Floats, *, unit: float, rows_df: float, n: int, n_groups: int
+    by_replicate: Floats, influences: Floats, *, unit: float, rows_df: float, n: int, n_groups: int
 ) -> Parts:
     """Split the variance of one quantity by what is random.
 
@@ -57,14 +57,14 @@ def parts_of(
 
     Args:
         by_replicate: the quantity's value, per replicate (k,).
-        pulls: how much each cluster of rows pulls on it (k x clusters); 0 where a replicate was not scored on the cluster.
+        influences: each row cluster's influence on it (k x clusters); 0 where a replicate was not scored on the cluster.
         unit: what the variance between replicates is expected to be, in multiples of the prior's.
         rows_df: degrees of freedom of the variance from rows.
         n: rows.
         n_groups: clusters of rows.
     """
     k = len(by_replicate)
-    covariance = pulls @ pulls.T
+    covariance = influences @ influences.T
     if k == 1:
         return Parts(by_replicate, None, 0.0, float(covariance[0, 0]), 0.0, rows_df, n, n_groups)
     shared = float((covariance.sum() - np.trace(covariance)) / (k * (k - 1)))

@@ -1,4 +1,4 @@
-"""What was really written and scored keeps training and test rows apart."""
+"""Check that no test row that was scored, nor a row of its group, is among the training rows as written."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def bytes_of_answer(model: Any, tokens: int) -> int:
 
 
 def rows_at_once(model: Any, tokens: int) -> int:
-    """How many conversations of so many tokens are generated side by side; the same on every run of a machine."""
+    """How many conversations of so many tokens are generated in one batch; the same on every run of a machine."""
     if model.device.type != "cuda":
         return CPU_ROWS
     total = torch.cuda.get_device_properties(model.device).total_memory

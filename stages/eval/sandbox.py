@@ -92,7 +92,7 @@ def run(
 
 
 def visible(words: Sequence[str]) -> list[str]:
-    """What the command may read besides the system's programs: this Python, and files that the command names by whole paths."""
+    """What the command may read in addition to the system's programs: this Python, and files that the command names by whole paths."""
     python = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent.parent)}
     named = {word for word in words if Path(word).is_absolute() and Path(word).is_file()}
     inside = [path for path in sorted(python) if not path.startswith("/usr")]

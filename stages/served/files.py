@@ -48,7 +48,7 @@ def open_export(folder: Path, made_by: str) -> Export:
 
 
 def _merged(folder: Path) -> Export:
-    """In the number format of the folder, as `from_pretrained` takes it."""
+    """A merged model's folder, loaded in its own number format by `from_pretrained`."""
     name = read_json(folder / "config.json", "export").get("dtype", "float32")
     template = AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template
     return Export(template, lambda: load_for_inference(getattr(torch, name), base=folder))

@@ -75,7 +75,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
 def _lend_kernels() -> None:
     """Let Unsloth have faster kernels for packed rows than it takes: `adapter_first`, and torch's FlashAttention.
 
-    That with torch 2.11 as well: Unsloth looks for an argument that came with torch 2.12; the kernel below it takes the
+    FlashAttention also with torch 2.11, where Unsloth does not use it for lack of an argument that came with torch 2.12; the kernel takes the
     same inputs. Without it, attention is one call per conversation and layer: slower than padding (measured on an H100).
     """
     from torch.nn.attention import varlen

@@ -50,7 +50,7 @@ def is_wrapper(config: PreTrainedConfig) -> bool:
 def _text_only(
     model: PreTrainedModel, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Tell a vision wrapper that all tokens are text, which Gemma's asks for while it trains."""
+    """Mark all tokens as text for a vision wrapper: Gemma's requires it in training."""
     if model.training and "input_ids" in named and model.config.model_type.startswith("gemma"):
         named.setdefault("token_type_ids", torch.zeros_like(named["input_ids"]))
     return arguments, named

@@ -239,7 +239,7 @@ class TokenWeightedTrainer(SFTTrainer):
     ) -> torch.Tensor | None:
         """The step's loss, its gradients left in the parameters; None if the GPU's memory ran out.
 
-        (None rather than the error, whose traceback would keep the activations.)
+        None instead of the exception, whose traceback would keep the activations in memory.
         """
         losses = []
         try:

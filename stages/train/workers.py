@@ -1,7 +1,7 @@
 """Several replicates at the same time where there is no GPU: each in a process of its own, on its share of the cores.
 
 A step of a small model gains a tenth from a second thread; a second process trains twice as much (docs/performance.md).
-What comes out is the same to the bit: every replicate has its own seed, checkpoints and files.
+The adapters are the same to the bit: every replicate has its own seed, checkpoints and files.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from stages.eval import generation
 from stages.eval.generation import answer_all, bytes_of_answer
 from tests import small
+from tests.llama_3b import LLAMA_3B
 
 PROMPTS = [f"{letter * (3 * i + 1)}?" for i, letter in enumerate("abcdefg")]
 
@@ -48,9 +49,7 @@ def test_a_card_s_memory_decides_and_without_one_the_number_is_fixed(monkeypatch
         total_memory = 80 * 2**30
 
     class Model:
-        config = LlamaConfig(
-            hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24
-        )
+        config = LLAMA_3B
         dtype, device = torch.bfloat16, torch.device("cuda", 0)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
@@ -67,13 +66,7 @@ def test_an_answer_s_memory_is_its_cache_and_more():
     """The 3B shape: 28 layers, 8 key-value heads of 128 in 16 bits are 114,688 bytes a token."""
 
     class Model:
-        config = LlamaConfig(
-            hidden_size=3072,
-            intermediate_size=8192,
-            num_hidden_layers=28,
-            num_attention_heads=24,
-            num_key_value_heads=8,
-        )
+        config = LLAMA_3B
         dtype = torch.bfloat16
 
     assert bytes_of_answer(Model, 1000) == 1000 * (114_688 + 4 * 8192 * 2)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from abctune.llm.device import dtype_for
 from stages.train.memory import (
@@ -13,17 +12,10 @@ from stages.train.memory import (
     tokens_that_fit,
     worth_dequantizing,
 )
+from tests.llama_3b import LLAMA_3B
 
 CPU, T4, A100, H100 = None, (7, 5), (8, 0), (9, 0)
 GIB = 2**30
-LLAMA_3B = LlamaConfig(
-    hidden_size=3072,
-    intermediate_size=8192,
-    num_hidden_layers=28,
-    num_attention_heads=24,
-    num_key_value_heads=8,
-    head_dim=128,
-)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, TrainerState
+from transformers import TrainerState
 
 from abctune.core.params import load_params
 from stages.train import micro_batching
 from stages.train.callbacks import SkippedSteps
+from tests.llama_3b import LLAMA_3B
 
 GIB = 2**30
 
@@ -16,13 +17,7 @@ GIB = 2**30
 class Model:
     """The 3B shape, without its weights."""
 
-    config = LlamaConfig(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-    )
+    config = LLAMA_3B
     dtype = torch.float16
     is_gradient_checkpointing = False
 

@@ -54,7 +54,7 @@ def main(
         )
     require_name(repo, base_of(variant))
     require_verified(params)
-    # Beside the models, since a merged model may not fit into /tmp; Git ignores *.tmp.
+    # Next to the models, since a merged model may not fit into /tmp; Git ignores *.tmp.
     with tempfile.TemporaryDirectory(dir=MODELS, prefix=f".publish-{variant}-", suffix=".tmp") as name:
         folder = Path(name)
         if merged:

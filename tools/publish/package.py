@@ -1,4 +1,4 @@
-"""The folder that goes out: an adapter, or the model it was merged into, with tokenizer, card and record."""
+"""The folder that is uploaded: an adapter, or the model it was merged into, with tokenizer, card and record."""
 
 from __future__ import annotations
 

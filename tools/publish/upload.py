@@ -1,4 +1,4 @@
-"""A folder to a model hub, with the token of the environment."""
+"""Upload a folder to a model hub, with the token from the environment."""
 
 from __future__ import annotations
 

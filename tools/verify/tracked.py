@@ -53,7 +53,7 @@ def check_tracked() -> VerificationResult:
             found += out_of_date(repo, {path for path, of_one in faults.items() if of_one})
     except (DvcException, LockError) as error:
         raise UserError(
-            f"DVC: {error}; verify runs from the repository's root, beside no other dvc"
+            f"DVC: {error}; verify runs from the repository's root, while no other dvc runs"
         ) from None
     size = sum(size for _, size in hashes.known.values())
     return VerificationResult(found, files=len(hashes.known), size=size)
