@@ -39,8 +39,8 @@ from abctune.core.params import (
 from abctune.core.plural import counted
 from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
-from stages.fetch.local import data_files
-from stages.fetch.records import read_files
+from stages.fetch.data_files import data_files
+from stages.fetch.records import DataFile, read_files
 from stages.format.examine import Examination, Record, examine
 from stages.format.limits import remedy, unread_fields, unwanted
 from stages.format.preview import lines
@@ -62,6 +62,7 @@ class New(NamedTuple):
     rows: int
     group_by: str | None
     check: dict[str, Any] | None  # the entry under `evaluation.checks`
+    split: str | None  # of a folder that holds several
 
 
 @exits_with_one_line
@@ -74,6 +75,9 @@ def main(
     group_by: Annotated[
         str | None, typer.Option(help="a column; rows with the same value stay together in the split")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="which split of a folder that holds several; default: train")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="have a program judge the models' answers (labels, tool calls)")
     ] = False,
@@ -85,9 +89,6 @@ def main(
     params, target = load_params(), OWN / file.name
     if not file.exists():
         raise UserError(f"{file} not found; name a data file or a folder of them")
-    if (file / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(inner.name for inner in file.iterdir() if inner.is_dir()))
-        raise UserError(f"{file} has the splits {splits}; name the folder of one of them: FILE={file}/SPLIT")
     if target.exists() and not is_same(file, target):
         raise UserError(f"{target} exists with other contents; rename {file}, or remove that one")
     if known := source_of(params, target):
@@ -97,8 +98,11 @@ def main(
     check_names(params, source, variant)
     options = options_of(column, ignore)
     columns: Counter[str] = Counter()
+    files, split, notes = data_files([file.as_posix()], "FILE", split)
+    for note in notes:
+        print(f"{note}. Another one: `--split NAME` (make: ARGS='--split NAME')")
     found = examine(
-        records_of(file, columns, group_by),
+        records_of(files, columns, group_by),
         SourceParams(**options),
         load_tokenizer(**params.active.model.template),
         params.active.data.max_length,
@@ -112,7 +116,7 @@ def main(
         print(line, flush=True)
     if not dry_run:
         rows = found.record.sources[source].read
-        new = New(source, variant, target, options, rows, group_by, fitting if check else None)
+        new = New(source, variant, target, options, rows, group_by, fitting if check else None, split)
         print(add(new, file, params))
 
 
@@ -164,9 +168,9 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def records_of(file: Path, columns: Counter[str], group_by: str | None) -> Iterator[Record]:
-    """The file's rows as `examine` takes them; their columns are counted."""
-    for record in read_files(data_files([file.as_posix()], "FILE"), group_by):
+def records_of(files: list[DataFile], columns: Counter[str], group_by: str | None) -> Iterator[Record]:
+    """The files' rows as `examine` takes them; their columns are counted."""
+    for record in read_files(files, group_by):
         try:
             value = json.loads(record.text)
         except ValueError:
@@ -326,8 +330,11 @@ def with_source(text: str, new: New, params: Params) -> str:
     document = yaml.load(text)
     insert(document["sources"], new.source, new.options)
     origin = {"origin": "local", "path": new.target.as_posix(), "license": "own data"}
+    for key in ("split", "group_by"):
+        if value := getattr(new, key):
+            origin[key] = value
     for profile in document["profiles"].values():
-        insert(profile["sources"], new.source, origin | ({"group_by": new.group_by} if new.group_by else {}))
+        insert(profile["sources"], new.source, origin)
     like = document["variants"][params.evaluation.test_of]
     asked = max(new.rows, -int(-new.rows // params.active.data.rows_scale))  # all rows in either profile
     recipe = {part: plain(like[part]) for part in ("lora", "replicates", "train") if part in like}

@@ -32,10 +32,11 @@ from abctune.core.errors import UserError
 from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
 from stages.fetch import cache
-from stages.fetch.hub_files import CARD, named_files, split_files
+from stages.fetch.hub_files import named_files, split_files
 from stages.fetch.model_files import INDEX, needed_files
 from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
+from stages.fetch.splits import CARD
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

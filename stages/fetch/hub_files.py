@@ -9,8 +9,8 @@ from pathlib import Path
 from abctune.core.errors import UserError
 from abctune.core.params import HubSource
 from stages.fetch.records import suffix_of
+from stages.fetch.splits import NoSplits, splits_of
 
-CARD = "README.md"  # names a repository's configs, in its YAML
 NAMED = 5  # files that a message lists
 
 
@@ -46,9 +46,6 @@ def split_files(
 ) -> list[str]:
     """The files of `split`, in the order in which `datasets.load_dataset` would read them.
 
-    `datasets` itself decides, from the repository's card and the names of its files: it is shown a folder of empty
-    files with these names, so that it downloads nothing.
-
     Args:
         card: the repository's README.md, if it has one.
         scratch: a folder that does not exist yet.
@@ -56,30 +53,20 @@ def split_files(
     Raises:
         UserError: there is no such config or split, or the repository's data need its own code.
     """
-    from datasets import load_dataset_builder  # takes a second to import
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-
-    for name in listed:
-        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-        (scratch / name).touch()
-    if card is not None:
-        (scratch / CARD).write_bytes(card.read_bytes())
-    cache = scratch.with_name(f"{scratch.name}-cache")
     try:
-        builder = load_dataset_builder(str(scratch), origin.config, cache_dir=str(cache))
-    except (DataFilesNotFoundError, DatasetNotFoundError, FileNotFoundError):
+        found = splits_of(listed, card, scratch, origin.config)
+    except NoSplits:
         raise UserError(
             f"params.yaml: {key}.repo: {origin.repo} has no data files that `datasets` knows (its own loading code is"
             " never run); name them under `files`"
         ) from None
     except ValueError as error:
         raise UserError(f"params.yaml: {key}.config: {_one_line(error)}") from None
-    found = builder.config.data_files or {}
     if origin.split not in found:
         raise UserError(
-            f"params.yaml: {key}.split: {origin.repo} has the splits {', '.join(map(str, found))}; name one of them"
+            f"params.yaml: {key}.split: {origin.repo} has the splits {', '.join(found)}; name one of them"
         )
-    return [Path(path).relative_to(scratch.resolve()).as_posix() for path in found[origin.split]]
+    return found[origin.split]
 
 
 def _one_line(error: Exception) -> str:

@@ -27,8 +27,24 @@ LINES_SEEN = 50  # by which the layout is known
 CHUNK = 1 << 18  # characters read at a time
 VALUE = 16 * RECORD_CHARACTERS  # a row that is longer is a missing quote or bracket
 # Keys below which published files keep their rows: those whose list is always of rows, and those that may hold turns.
-ROW_KEYS, MAYBE_ROW_KEYS = ("data", "rows"), ("conversations", "examples", "train")
-TURN_KEYS = {"role", "from", "content", "value"}
+ROW_KEYS = ("data", "rows")
+MAYBE_ROW_KEYS = ("conversations", "examples", "train", "instances", "samples", "records", "items", "dataset")
+SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+# Names of a conversation's parts: an object that has one is a row, whatever lists it holds.
+PARTS = (
+    "messages",
+    "system",
+    "system_prompt",
+    "instruction",
+    "prompt",
+    "question",
+    "query",
+    "output",
+    "completion",
+    "response",
+    "answer",
+)
+TURN_KEYS = {"role", "from", "content", "value", "human", "assistant"}
 WHITE = re.compile(r"[ \t\r\n]*")
 Row = tuple[Any, str]  # a value, and the line it stood in where it is BROKEN
 
@@ -169,10 +185,21 @@ class JsonStream:
                 raise self._error("Expecting ',' delimiter", self._at)
         if not holds_rows:
             yield fields
-        elif more := next((name for name, value in fields.items() if is_like(value, first)), None):
-            raise UserError(
-                f"{self._name} keeps rows under {more!r}, too; write those that belong to this source to a file of their own"
-            )
+        else:
+            self._refuse_lost(fields, first)
+
+    def _refuse_lost(self, beside: dict[str, Any], row: Any) -> None:
+        """Refuse an object that keeps more than its rows: other rows, or what belongs to a conversation."""
+        for name, value in beside.items():
+            if is_like(value, row, name):
+                raise UserError(
+                    f"{self._name} keeps rows under {name!r}, too; write those that belong to this source to a file of their own"
+                )
+            if name in PARTS and value not in (None, ""):
+                raise UserError(
+                    f"{self._name} has {name!r} beside a list of rows, and it would be lost; write one JSON object a line,"
+                    " with all that belongs to it"
+                )
 
     def _peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -246,10 +273,12 @@ def is_row(item: Any, key: str) -> bool:
     return isinstance(item, dict) and not TURN_KEYS & item.keys()
 
 
-def is_like(value: Any, row: Any) -> bool:
-    """Whether a value is a list of rows with the keys of the given one."""
+def is_like(value: Any, row: Any, name: str) -> bool:
+    """Whether a value is a list of rows as the given one is: by its keys, or by its own name, a split's."""
     first = value[0] if isinstance(value, list) and value else None
-    return isinstance(row, dict) and isinstance(first, dict) and first.keys() == row.keys()
+    if not isinstance(row, dict) or not isinstance(first, dict):
+        return False
+    return first.keys() == row.keys() or name in SPLITS
 
 
 def unwrapped(item: Any) -> Any:
@@ -261,7 +290,7 @@ def refuse_other_objects(value: Any, name: str) -> None:
     """Tell a file of JSON that holds no rows by its first object.
 
     Raises:
-        UserError: it is a ChatGPT or LM Studio export, or a table keyed by row number.
+        UserError: it is an export of ChatGPT, Claude or LM Studio, or a table keyed by row number.
     """
     if not isinstance(value, dict):
         return
@@ -269,6 +298,16 @@ def refuse_other_objects(value: Any, name: str) -> None:
         raise UserError(
             f"{name} is a ChatGPT export, which keeps each conversation as a tree of versions; convert it to one"
             ' {"messages": [...]} a line, choosing a branch'
+        )
+    if (
+        isinstance(turns := value.get("chat_messages"), list)
+        and turns
+        and isinstance(turns[0], dict)
+        and "sender" in turns[0]
+    ):
+        raise UserError(
+            f"{name} is a Claude export, which keeps attachments and several versions of a turn beside its texts; convert it"
+            ' to one {"messages": [{"role": "user", "content": ...}, ...]} a line, with the sender as the role'
         )
     messages = value.get("messages")
     if (

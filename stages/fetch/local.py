@@ -10,67 +10,31 @@ from typing import Any
 from abctune.core.errors import UserError
 from abctune.core.params import LocalModel, LocalSource
 from abctune.core.provenance import sha256_of
+from stages.fetch.data_files import data_files
 from stages.fetch.model_files import INDEX, needed_files
-from stages.fetch.records import SUFFIXES, DataFile, Record, check_suffix, read_files, suffix_of
-from stages.fetch.tables import is_saved_dataset
-
-NOT_ROWS = ("dataset_infos.json",)  # what a repository of a data set says about its files
+from stages.fetch.records import DataFile, Record, read_files
 
 
 def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, Any]]:
     """The records of the user's files, and what `source.json` says about them.
 
     Raises:
-        UserError: a file is missing, empty, unreadable, or no row has the column that `group_by` names.
+        UserError: a file is missing, empty, unreadable, there is no such split, or no row has the column that `group_by`
+            names.
     """
-    found = data_files(origin.paths, f"params.yaml: {key}.path")
-    records = read_files(found, origin.group_by, origin.split, key)
-    shown = ", ".join(origin.paths)
-    return records, {"path": shown, "files": hashes(found)}
-
-
-def data_files(paths: Iterable[str], key: str) -> list[DataFile]:
-    """The files that paths, globs and folders name, sorted within each; a folder of `datasets` counts as one.
-
-    Args:
-        key: what names the paths, for messages: `params.yaml: profiles.tiny.sources.own.path`.
-
-    Raises:
-        UserError: one of them matches nothing that can be read.
-    """
-    found: dict[Path, DataFile] = {}
-    for given in paths:
-        path = Path(given)
-        if path.is_dir() and not is_saved_dataset(path):
-            matches = sorted(
-                file
-                for file in path.rglob("*")
-                if suffix_of(file.name) and not _is_hidden(file) and file.name not in NOT_ROWS
-            )
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(Path().glob(given))
-        if not matches:
-            if path.is_dir():
-                raise UserError(f"{key}: no file in {given} ends in {', '.join(SUFFIXES)}; put one there")
-            raise UserError(f"{key}: {given} not found; put the file there, or correct the path")
-        for match in matches:
-            if match.is_file():
-                check_suffix(match.as_posix(), key)
-            found[match] = DataFile(match, match.as_posix())
-    return list(found.values())
-
-
-def _is_hidden(file: Path) -> bool:
-    return any(part.startswith(".") for part in file.parts)
+    found = data_files(origin.paths, f"params.yaml: {key}.path", origin.split)
+    for note in found.notes:
+        print(f"{note}. Another one: {key}.split in params.yaml")
+    records = read_files(found.files, origin.group_by, key)
+    about = {"path": ", ".join(origin.paths)} | ({"split": found.split} if found.split else {})
+    return records, {**about, "files": hashes(found.files)}
 
 
 def hashes(files: Iterable[DataFile]) -> dict[str, dict[str, Any]]:
     """SHA-256 and size in bytes of each file, those inside a folder included; by name below data/own/."""
     inside = (
         file
-        for path, _ in files
+        for path, *_ in files
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.is_file()
     )

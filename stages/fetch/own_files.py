@@ -11,7 +11,8 @@ from typing import Any
 
 from abctune.core.files import atomic_output, write_json
 from abctune.core.params import LocalModel, LocalSource, ModelOrigin, Params, SourceOrigin
-from stages.fetch.local import data_files, hash_of, hashes, model_files
+from stages.fetch.data_files import data_files
+from stages.fetch.local import hash_of, hashes, model_files
 
 GENERAL = "general"  # no source can have this name
 
@@ -42,11 +43,9 @@ def write_model(params: Params, path: Path) -> None:
 
 def of_source(origin: SourceOrigin, key: str) -> dict[str, Any]:
     """The own files that are a source; none where it comes from elsewhere."""
-    return (
-        hashes(data_files(origin.paths, f"params.yaml: {key}.path"))
-        if isinstance(origin, LocalSource)
-        else {}
-    )
+    if not isinstance(origin, LocalSource):
+        return {}
+    return hashes(data_files(origin.paths, f"params.yaml: {key}.path", origin.split).files)
 
 
 def of_model(origin: ModelOrigin, key: str) -> dict[str, Any]:

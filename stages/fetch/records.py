@@ -44,6 +44,7 @@ class DataFile(NamedTuple):
 
     path: Path
     name: str
+    split: str | None = None  # which is read, of a folder that holds several
 
 
 def suffix_of(name: str) -> str | None:
@@ -69,7 +70,6 @@ def check_suffix(name: str, key: str) -> None:
 def read_files(
     files: Iterable[DataFile],
     group_by: str | None = None,
-    split: str | None = None,
     key: str = "",
     first_rows: int | None = None,
 ) -> Iterator[Record]:
@@ -82,7 +82,7 @@ def read_files(
         UserError: as for `read_records`; no file has a value in `group_by`.
     """
     names, rows, grouped = [], 0, 0
-    for path, name in files:
+    for path, name, split in files:
         names.append(name)
         left = None if first_rows is None else first_rows - rows
         for record in read_records(path, name, group_by, split, key, left):

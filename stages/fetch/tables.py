@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +17,10 @@ from abctune.core.files import BATCH_ROWS, RECORD_CHARACTERS
 from stages.fetch.json_files import UNEVEN, Row
 from stages.fetch.text_files import open_text, refuse_tables
 
-SEPARATORS = (",", ";", "\t")  # a spreadsheet writes `;` where the comma is the decimal point
-SAVED = ("dataset_info.json", "dataset_dict.json")  # what a folder of `datasets` has
+SEPARATORS = (",", ";", "\t", "|")  # a spreadsheet writes `;` where the comma is the decimal point
+TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
+SPLITS = "dataset_dict.json"
+SAVED = ("dataset_info.json", SPLITS)  # what a folder of `datasets` has
 
 
 def read_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -57,26 +62,31 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
 def read_csv(path: Path, name: str) -> Iterator[Row]:
     """A CSV or TSV file's rows as objects of text; the first line names the columns.
 
-    A row with more or fewer cells than there are columns is UNEVEN.
+    A row with more or fewer cells than there are columns is UNEVEN. A column without a name is called as pandas calls it.
 
     Raises:
-        UserError: the file has no line of column names, or a quote is never closed.
+        UserError: the file has no line of column names, is JSON, or a quote is never closed.
     """
     refuse_tables(path, name)
     csv.field_size_limit(RECORD_CHARACTERS + 1)
     with open_text(path, name) as text:
-        header = text.readline()
+        lines = iter(lambda: text.readline(RECORD_CHARACTERS + 1), "")
+        skipped, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
+        if header.lstrip().startswith(("{", "[")):
+            raise UserError(f"{name} is JSON, not a table; name it .jsonl")
+        if "\r" in header.rstrip("\r\n"):
+            raise UserError(f"{name} has the line ends of old Macs (CR); save it with LF or CRLF")
         separator = "\t" if ".tsv" in Path(name.lower()).suffixes else max(SEPARATORS, key=header.count)
-        begins = 1
+        if told := TOLD_SEPARATOR.fullmatch(header):
+            skipped, separator, header = skipped + 1, told[1], text.readline()
+        begins = skipped + 1
+        # Strict, since a quote that is never closed would make one cell of all that follows.
+        reader = csv.reader(itertools.chain([header], text), delimiter=separator, strict=True)
         try:
-            columns = next(csv.reader([header], delimiter=separator), [])
-            if columns and len(set(columns)) < len(columns):
-                raise UserError(f"{name}: two columns have the same name; the first line must name each once")
-            # Strict, since a quote that is never closed would make one cell of all that follows.
-            reader = csv.reader(text, delimiter=separator, strict=True)
-            begins = 2
+            columns = columns_of(next(reader, []), name)
+            begins = skipped + reader.line_num + 1
             for cells in reader:
-                begins = reader.line_num + 2
+                begins = skipped + reader.line_num + 1
                 if len(cells) == len(columns):
                     yield dict(zip(columns, cells, strict=True)), ""
                 elif cells:
@@ -86,6 +96,27 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
                 f"{name} cannot be read as CSV: {error} in the row that begins at line {begins}; is a quote missing? One"
                 ' inside a quoted cell is written twice, as ""'
             ) from None
+
+
+def columns_of(cells: list[str], name: str) -> list[str]:
+    """The names of a table's columns.
+
+    Raises:
+        UserError: two have the same.
+    """
+    columns = [cell.strip() or f"Unnamed: {number}" for number, cell in enumerate(cells)]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{name}: two columns have the same name; the first line must name each once")
+    return columns
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder that `datasets.save_to_disk` wrote; none where it holds one dataset without splits."""
+    try:
+        splits = json.loads((folder / SPLITS).read_text(encoding="utf-8"))["splits"]
+        return [split for split in splits if isinstance(split, str)]
+    except (OSError, ValueError, KeyError, TypeError):  # of a damaged one reading tells
+        return []
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -18,6 +18,8 @@ COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 OTHER_FILES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; `git lfs pull` brings the file",
     b"PK\x03\x04": "a zip archive (or an office document); unpack it, or export it as CSV",
+    b"BZh": "bzip2 data; unpack it (`bunzip2`)",
+    b"\xfd7zXZ": "xz data; unpack it (`unxz`)",
     b"%PDF": "a PDF, from which no rows can be read",
     b"\x80\x04": "a Python pickle, which is refused because loading one runs code; save it as .jsonl or .parquet",
     b"SQLite format 3": "an SQLite database; export the table as CSV",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -170,10 +171,20 @@ HARMLESS = frozenset(
         "finish_reason",
         "stop_reason",
         "version",
+        "schemaversion",
+        "anthropic_version",
         "seed",
         "temperature",
         "top_p",
         "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "top_k",
+        "frequency_penalty",
+        "presence_penalty",
+        "service_tier",
+        "store",
+        "n",
         "stream",
         "parallel_tool_calls",
         "tool_choice",
@@ -186,6 +197,8 @@ HARMLESS = frozenset(
     ]
 )
 
+PANDAS_INDEX = re.compile(r"(Unnamed: \d+)?")  # as it is written, and as it is read again
+
 
 def is_blank(value: Any) -> bool:
     """Whether a value says nothing: null, NaN (pandas' null), white space, an empty list or object."""
@@ -194,6 +207,18 @@ def is_blank(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or value == [] or value == {}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing at any depth, as a list of nulls does."""
+    if isinstance(value, dict | list):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return is_blank(value)
+
+
+def is_row_number(name: str, value: Any) -> bool:
+    """Whether a field is the index that pandas writes into a CSV file, as a column without a name."""
+    return PANDAS_INDEX.fullmatch(name) is not None and str(value).isdecimal()
 
 
 class Fields:
@@ -224,5 +249,6 @@ class Fields:
         """Names and values of what was not read, says something, and is neither harmless nor to be ignored."""
         known = self._read.union(ignore)
         for name, value in self._values.items():
-            if name not in known and name.lower() not in HARMLESS and not is_blank(value):
-                yield name, value
+            if name in known or name.lower() in HARMLESS or is_empty(value) or is_row_number(name, value):
+                continue
+            yield name, value

@@ -18,12 +18,15 @@ from abctune.core.files import RECORD_CHARACTERS
 from abctune.core.params import SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
+from stages.format.providers import gemini_parts
 from stages.format.repairs import Conversation, repaired, without_nulls
 from stages.format.turns import (
     NAME_CHARACTERS,
+    REJECTED_NOTE,
     Rejected,
     Turn,
     from_json,
+    learn_mark,
     parsed,
     read_tools,
     read_turns,
@@ -35,12 +38,13 @@ MAX_MESSAGES = 500
 LISTS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
-    "auto": ("messages", "conversations", "conversation", "dialog", "dialogue"),
+    "auto": ("messages", "conversations", "conversation", "dialog", "dialogue", "contents"),
 }
-SYSTEM = ("system", "system_prompt")
-USER = ("instruction", "prompt", "query", "question")
+SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+USER = ("instruction", "prompt", "query", "question", "text_input", "input_text")
 CONTEXT = ("input", "context")
-REPLY = ("output", "completion", "response", "answer")
+REPLY = ("output", "completion", "response", "answer", "output_text")
+TOOLS = ("tools", "functions", "toolConfig")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of a flat row's reply
 VERDICTS = ("label", "kto_tag")  # false: this is an answer to avoid
 # What Alpaca's, Llama's and ChatML's layouts print around a row's texts.
@@ -80,7 +84,7 @@ class Names:
             "reasoning": THOUGHTS,
             "assistant": REPLY,
             "history": ("history",),
-            "tools": ("tools", "functions"),
+            "tools": TOOLS,
         }
         mapped: dict[str, tuple[str, ...]] = {part: (column,) for part, column in options.columns.items()}
         if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
@@ -119,9 +123,7 @@ class Reader:
             raise Rejected("too many messages")
         system = self._system(fields.take(*self._names.system))
         tools = read_tools(fields.take(*self._names.tools), self._ignore)
-        notes = self._verdict(fields) + (
-            ["rejected answer left out"] if any(one.rejected for one in turns) else []
-        )
+        notes = self._verdict(fields) + [note for turn in turns for note in turn.notes]
         turns, tools = without_nulls(turns, tools, notes)
         conversation = repaired(system + turns, tools, self._options.supervise == "last", notes)
         self._check_all_read(fields, conversation)
@@ -138,7 +140,11 @@ class Reader:
     def _is_flat(self, fields: Fields) -> bool:
         if self._options.schema_ == "alpaca" or not self._names.lists:
             return True
-        return self._options.schema_ == "auto" and fields.has(*self._names.user, *self._names.context)
+        asked = (*self._names.user, *self._names.context)
+        known = fields.has(*asked) or (
+            fields.has(*self._names.reply) and any(n in asked for n in fields.names())
+        )
+        return self._options.schema_ == "auto" and known
 
     def _empty_list(self, fields: Fields) -> str:
         """The key of a list of turns that is there and empty; with the reason where there is none."""
@@ -165,10 +171,13 @@ class Reader:
             known = self._options.schema_ == "alpaca" or fields.has("instruction")
             raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
         turns = self._history(fields)
+        if request is None and _is_turns(context):
+            request, context = context, None
+        reply = [reply] if isinstance(reply, dict) else reply
         if isinstance(request, list):
             if not is_blank(context):  # it has no place among turns
                 raise Rejected(f"unread field: {next(name for name in names.context if fields.has(name))}")
-            asked = [Turn(one.message, False) for one in read_turns(request, "prompt", self._ignore)]
+            asked = [replace(one, learn=False) for one in read_turns(request, "prompt", self._ignore)]
         else:
             # Alpaca's own layout: the context follows the instruction after an empty line.
             parts = [text_of(part, self._ignore) for part in (request, context) if not is_blank(part)]
@@ -204,20 +213,35 @@ class Reader:
     def _system(self, value: Any) -> list[Turn]:
         if is_blank(value):
             return []
+        if isinstance(value, dict) and "parts" in value:  # Gemini's, whose role is not read
+            value = gemini_parts(value["parts"]) if value.keys() <= {"parts", "role"} else value
         return [Turn(Message(role="system", content=text_of(value, self._ignore)))]
 
     def _verdict(self, fields: Fields) -> list[str]:
         for name in VERDICTS:
             if fields.has(name) and name not in self._options.columns.values():
                 value = fields.take(name)
+                if isinstance(value, str) and value.strip().lower() in ("true", "false"):  # out of a CSV file
+                    value = value.strip().lower() == "true"
                 if value is False:
                     raise Rejected(f"an answer to avoid ({name}: false)")
                 if value is not True and name not in self._ignore:
                     raise Rejected(f"unread field: {name}")
+        self._weight(fields)
         if fields.has("rejected_response"):
             fields.take("rejected_response")
-            return ["rejected answer left out"]
+            return [REJECTED_NOTE]
         return []
+
+    def _weight(self, fields: Fields) -> None:
+        """A row's own weight, which multiplies its loss (Fireworks'): 1 is as none, and loss has no other shares here."""
+        if not fields.has("weight") or "weight" in self._options.columns.values():
+            return
+        mark = learn_mark(fields.take("weight"))
+        if mark is False:
+            raise Rejected("marked not to be learned (weight: 0)")
+        if mark is None and "weight" not in self._ignore:
+            raise Rejected("unread field: weight")
 
     def _check_all_read(self, fields: Fields, conversation: Conversation) -> None:
         for name, value in fields.unread(self._known):
@@ -225,12 +249,21 @@ class Reader:
                 raise Rejected(f"unread field: {name[:NAME_CHARACTERS]}")
 
 
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
 def _repeats(value: Any, messages: Sequence[Message]) -> bool:
-    """Whether a text is a part of the conversation, or the conversation a part of it (Alpaca's `text` is all of it)."""
+    """Whether a text is a whole part of the conversation, or all of it, as Alpaca's `text` is.
+
+    A part is a message or paragraphs of one: a label that an answer mentions is none.
+    """
+    if not isinstance(value, str):
+        return False
     texts = [message["content"].strip() for message in messages]
-    paragraphs = [part for text in texts for part in text.split("\n\n")]
-    return isinstance(value, str) and (
-        any(value.strip() in text for text in texts) or _adds_nothing(value, paragraphs)
+    framed = f"\n\n{value.strip()}\n\n"
+    return any(framed in f"\n\n{text}\n\n" for text in texts) or _adds_nothing(
+        value, [part for text in texts for part in text.split("\n\n")]
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from abctune.core.json_text import RepeatedKey, each_key_once
 from abctune.llm.conversation import Message, Role, Tools
 from stages.format.fields import Fields, is_blank
+from stages.format.providers import gemini_parts, known_parts, known_tools
 
 # The names that roles go by in published data: LLaMA-Factory's, Axolotl's, TRL's, ms-swift's, OpenAI's, OASST's, Cohere's.
 ROLES: Mapping[str, Role] = {
@@ -44,13 +45,27 @@ CALL_ROLES = ("function_call", "tool_call")  # their text is a call in JSON
 LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight", "masked")
 MARK_VALUES = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 # Fields of content parts, tool calls and tools that a model neither reads nor writes.
-NOT_TEXT = ("type", "id", "index", "cache_control", "signature", "is_error", "strict")
+NOT_TEXT = (
+    "type",
+    "id",
+    "index",
+    "cache_control",
+    "signature",
+    "thoughtSignature",
+    "thought_signature",
+    "is_error",
+    "strict",
+)
+# Where the parts of a turn stand once it is a message: a template prints thoughts, text and calls in this order.
+PLACES = {"thinking": 0, "tool_result": 0, "tool_use": 2}
+REJECTED_NOTE, ORDER_NOTE = "rejected answer left out", "parts of a turn put in the template's order"
 # A turn that holds a whole exchange, as ms-swift's and Capybara's: (user's key, assistant's key).
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
 
 
 # Of a name that a reason shows. A spreadsheet's column may be a whole question, and a remedy has to name all of it.
 NAME_CHARACTERS = 200
+NO_TEXT = "content is not text"
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")  # as str() writes a list of objects, and pandas a CSV's cell
 
 
@@ -64,7 +79,7 @@ class Turn:
 
     message: Message
     learn: bool | None = None
-    rejected: bool = False  # it holds an answer that is not to be learned in addition to the one that is
+    notes: tuple[str, ...] = ()  # what has been mended in it, or left out of it
 
 
 def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:
@@ -145,12 +160,17 @@ def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
         raise Rejected(f"unknown role: {'none given' if is_blank(name) else _spelled(name)}")
     learn = _learn(fields, ignore)
     value = fields.take("content", "value", "text", "message")
+    if value is None and fields.has("parts"):
+        value = gemini_parts(fields.take("parts"))
+    value = known_parts(value)
     calls = tool_calls(fields.take("tool_calls", "function_call"), ignore)
     if name.strip().lower() in CALL_ROLES:
         calls, value = tool_calls(value, ignore), ""
     results: list[Turn] = []
+    disordered = False
     thoughts = _optional_text(fields.take("reasoning_content", "reasoning", "thinking", "thought"))
     if isinstance(value, list) and value and (role != "tool" or all(map(_is_part, value))):
+        disordered = _is_disordered(value)
         value, more_calls, more_thoughts, results = _blocks(value, ignore)
         calls += more_calls
         thoughts += more_thoughts
@@ -168,7 +188,8 @@ def _read(fields: Fields, ignore: Sequence[str]) -> list[Turn]:
     if isinstance(fields.take("prefix"), str):  # true: a mark of Mistral's and Qwen's; a text would be lost
         raise Rejected("unread field: prefix")
     refused = fields.has("rejected_response") and bool(fields.take("rejected_response"))
-    return [*results, Turn(message, learn, refused)]
+    notes = (*((ORDER_NOTE,) if disordered else ()), *((REJECTED_NOTE,) if refused else ()))
+    return [*results, Turn(message, learn, notes)]
 
 
 def _spelled(value: Any) -> str:
@@ -200,7 +221,7 @@ def text_of(value: Any, ignore: Sequence[str] = ()) -> str:
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         value = "".join(_part(Fields(part), ignore) for part in value)
     if not isinstance(value, str):
-        raise Rejected("content is not text")
+        raise Rejected(NO_TEXT)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -216,13 +237,20 @@ def _is_part(value: Any) -> bool:
 def _part(part: Fields, ignore: Sequence[str]) -> str:
     kind, text = part.take("type"), part.take("text", "value")
     if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
-        raise Rejected("content is not text")
+        named = kind if isinstance(kind, str) else next(iter(part.names()), "")
+        raise Rejected(f"content is not text: {_spelled(named)}" if named else NO_TEXT)
     _check_all_read(part, (*NOT_TEXT, *ignore))
     return text
 
 
 def _optional_text(value: Any) -> str:
     return "" if is_blank(value) else text_of(value)
+
+
+def _is_disordered(parts: list[Any]) -> bool:
+    """Whether a message cannot keep the order of these parts: a text behind a call, a thought behind a text."""
+    places = [PLACES.get(part.get("type") or "", 1) for part in parts if isinstance(part, dict)]
+    return places != sorted(places)
 
 
 def _blocks(parts: list[Any], ignore: Sequence[str]) -> tuple[str, list[dict[str, Any]], str, list[Turn]]:
@@ -245,12 +273,14 @@ def _blocks(parts: list[Any], ignore: Sequence[str]) -> tuple[str, list[dict[str
 
 
 def _result(part: Fields, ignore: Sequence[str]) -> Message:
-    content, call = part.take("content"), part.take("tool_use_id")
+    content, call, name = part.take("content"), part.take("tool_use_id"), part.take("name")
     text = text_of(content, ignore) if isinstance(content, list) else _content(content, "tool", False)
     _check_all_read(part, (*NOT_TEXT, *ignore))
     result = Message(role="tool", content=text)
     if isinstance(call, str):
         result["tool_call_id"] = call
+    if isinstance(name, str):
+        result["name"] = name
     return result
 
 
@@ -299,7 +329,10 @@ def read_tools(value: Any, ignore: Sequence[str] = ()) -> Tools | None:
     Raises:
         Rejected: it is no such list.
     """
-    if is_blank(value) or is_blank(given := from_json(value)):
+    given = from_json(value)
+    if isinstance(given, list):
+        given = [from_json(tool) for tool in given]  # ms-swift writes each as a JSON string
+    if is_blank(given := known_tools(given)):
         return None
     if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
         raise Rejected("tools are no list of JSON objects")
@@ -332,10 +365,14 @@ def _learn(fields: Fields, ignore: Sequence[str]) -> bool | None:
     for name in LEARN_MARKS:
         if is_blank(value := fields.take(name)):
             continue
-        value = value.strip().lower() if isinstance(value, str) else value
-        mark = None if isinstance(value, list | dict) else MARK_VALUES.get(value)
-        if mark is not None:
+        if (mark := learn_mark(value)) is not None:
             said.append(mark != (name == "masked"))
         elif name not in ignore:
             raise Rejected(f"unread field: {name}")
     return all(said) if said else None
+
+
+def learn_mark(value: Any) -> bool | None:
+    """What a mark says, true or false; None: neither."""
+    value = value.strip().lower() if isinstance(value, str) else value
+    return None if isinstance(value, list | dict) else MARK_VALUES.get(value)

@@ -96,9 +96,54 @@ def test_a_split_of_a_saved_dataset_is_read(here: ProjectHere) -> None:
     here.fetched("chat")
     assert here.records() == [{"instruction": "Name a colour", "input": "", "output": "Blue"}]
     here.source(origin="local", path="data/own/saved", split="val")
-    assert "profiles.tiny.sources.chat.split: data/own/saved has the splits train, test" in here.refused(
-        "chat"
+    told = "profiles.tiny.sources.chat.path: data/own/saved has the splits train, test; name one of them as `split`"
+    assert told in here.refused("chat")
+    here.source(origin="local", path="data/own/saved")
+    assert "data/own/saved: the split 'train' is read, and not 'test'." in here.fetched("chat").stdout
+    assert here.about(here.raw / "chat")["split"] == "train"
+
+
+def test_of_a_folder_with_a_test_file_train_alone_is_read_and_the_rest_is_named(here: ProjectHere) -> None:
+    for name in ("train-1.jsonl", "train-2.csv", "test.jsonl", "notes.jsonl"):
+        here.own(f"b/{name}", b"n\n2\n" if name.endswith("csv") else jsonl({"n": name}))
+    here.source(origin="local", path="data/own/b")
+    told = here.fetched("chat").stdout
+    assert "data/own/b: the split 'train' is read, and not 'test', notes.jsonl." in told
+    assert "profiles.tiny.sources.chat.split" in told
+    assert here.records() == [{"n": "train-1.jsonl"}, {"n": "2"}]
+    about = here.about(here.raw / "chat")
+    assert (about["split"], list(about["files"])) == ("train", ["b/train-1.jsonl", "b/train-2.csv"])
+    here.source(origin="local", path="data/own/b", split="test")
+    here.fetched("chat")
+    assert here.records() == [{"n": "test.jsonl"}]
+    here.source(origin="local", path="data/own/b/train-1.jsonl", split="test")
+    assert "data/own/b/train-1.jsonl has no splits; leave `split` out" in here.refused("chat")
+
+
+def test_a_folders_card_says_which_files_are_which_split(here: ProjectHere) -> None:
+    card = "---\nconfigs:\n- config_name: {}\n  data_files:\n  - {{split: train, path: a.jsonl}}\n  - {{split: dev, path: b.jsonl}}\n"
+    for name in ("a.jsonl", "b.jsonl"):
+        here.own(f"b/{name}", jsonl({"n": name}))
+    here.own("b/README.md", card.format("default").encode() + b"---\n")
+    here.source(origin="local", path="data/own/b", split="dev")
+    here.fetched("chat")
+    assert here.records() == [{"n": "b.jsonl"}]
+    two = card.format("one") + "- config_name: two\n  data_files: a.jsonl\n---\n"
+    here.own("b/README.md", two.encode())
+    here.source(origin="local", path="data/own/b")
+    line = here.refused("chat")
+    assert (
+        "Please pick one among the available configs: ['one', 'two']" in line
+        and "name files, or a glob" in line
     )
+
+
+def test_a_glob_may_match_folders(here: ProjectHere) -> None:
+    for name in ("x/b/1.jsonl", "x/c.jsonl"):
+        here.own(name, jsonl({"n": name}))
+    here.source(origin="local", path="data/own/x/*")
+    here.fetched("chat")
+    assert here.records() == [{"n": "x/b/1.jsonl"}, {"n": "x/c.jsonl"}]
 
 
 def test_a_folder_or_glob_without_data_is_an_error(here: ProjectHere) -> None:

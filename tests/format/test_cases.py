@@ -78,6 +78,49 @@ FLAT = st.fixed_dictionaries(
     },
 )
 
+# Gemini's and Bedrock's parts, some with a key that nobody reads.
+GEMINI_PART = st.one_of(
+    st.fixed_dictionaries({"text": WORD}, optional={"thought": st.booleans(), "videoMetadata": WORD}),
+    st.fixed_dictionaries(
+        {"functionCall": st.fixed_dictionaries({"name": WORD, "args": st.dictionaries(WORD, WORD)})},
+        optional={"text": WORD},
+    ),
+    st.fixed_dictionaries(
+        {
+            "functionResponse": st.fixed_dictionaries(
+                {"response": st.dictionaries(WORD, WORD)}, optional={"note": WORD}
+            )
+        }
+    ),
+    st.fixed_dictionaries(
+        {"toolUse": st.fixed_dictionaries({"name": WORD, "input": st.dictionaries(WORD, WORD)})}
+    ),
+    st.fixed_dictionaries(
+        {"toolResult": st.fixed_dictionaries({"content": st.lists(WORD.map(lambda w: {"text": w}))})}
+    ),
+    st.fixed_dictionaries(
+        {
+            "reasoningContent": st.fixed_dictionaries(
+                {"reasoningText": WORD.map(lambda w: {"text": w})}, optional={"x": WORD}
+            )
+        }
+    ),
+)
+GEMINI = st.builds(
+    lambda question, parts, more: {"contents": [question, {"role": "model", "parts": parts}], **more},
+    WORD.map(lambda word: {"role": "user", "parts": [{"text": word}]}),
+    st.lists(GEMINI_PART, min_size=1, max_size=3),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "systemInstruction": WORD.map(lambda word: {"parts": [{"text": word}]}),
+            "tools": WORD.map(
+                lambda word: [{"functionDeclarations": [{"name": word, "description": word[::-1]}]}]
+            ),
+        },
+    ),
+)
+
 
 def texts_of(value: Any) -> list[str]:
     """Every text in a record that is content, not a role's name or the mark of what is to be learned."""
@@ -95,7 +138,8 @@ def texts_of(value: Any) -> list[str]:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    record=st.one_of(LISTED, FLAT), template=st.sampled_from(["CHATML", "TOOLS_CHATML", "FORGETFUL_CHATML"])
+    record=st.one_of(LISTED, FLAT, GEMINI),
+    template=st.sampled_from(["CHATML", "TOOLS_CHATML", "FORGETFUL_CHATML"]),
 )
 @example(
     record={

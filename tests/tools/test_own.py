@@ -262,12 +262,6 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
     assert "no.jsonl not found" in refusal(capsys, "no.jsonl")
     Path("notes").mkdir()
     assert "FILE: no file in notes ends in .jsonl, .json," in refusal(capsys, "notes")
-    for split in ("train", "test"):  # as `datasets` saves several splits
-        Path("saved", split).mkdir(parents=True)
-    Path("saved/dataset_dict.json").write_text("{}")
-    assert "saved has the splits test, train; name the folder of one of them: FILE=saved/SPLIT" in refusal(
-        capsys, "saved"
-    )
     Path("chat.jsonl").write_text(calls())
     assert "has a source 'chat' already; give another name by `--name NAME`" in refusal(capsys, "chat.jsonl")
 
@@ -275,6 +269,18 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
 def test_bytes_that_are_no_text_count_as_refused(project, capsys):
     Path("mixed.csv").write_bytes(tickets(3).encode() + "caf\xe9,billing,9\n".encode("latin-1"))
     assert "1 of 4 rows of mixed.csv cannot be used" in refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
+
+
+def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys):
+    for name in ("train", "test"):
+        Path("mine").mkdir(exist_ok=True)
+        Path(f"mine/{name}.jsonl").write_text(calls(30 if name == "train" else 20))
+    told = "mine has the splits train, test; name one of them"
+    assert told in refusal(capsys, "mine", split="dev")
+    own("mine")
+    out = capsys.readouterr().out
+    assert "mine: the split 'train' is read, and not 'test'. Another one: `--split NAME`" in out
+    assert out.count("\n30 rows") == 1 and load_params().active.sources["mine"].split == "train"
 
 
 def test_a_dry_run_adds_nothing(project, capsys):

@@ -138,7 +138,7 @@ class LocalSource(Section):
     path: (
         str | Annotated[tuple[str, ...], Field(min_length=1)]
     )  # a file, a folder, a glob, or several of them
-    split: str | None = None  # of a folder that `datasets` saved, if it has several
+    split: str | None = None  # of a folder that holds several; train, if none is named
     license: str = "own data"
     group_by: str | None = None  # a column whose equal values must stay in one subset of the split
 
