@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from abctune.core.params import SourceParams
 from abctune.core.records import FormatRecord
@@ -46,10 +47,13 @@ class Usable:
     repairs: tuple[str, ...]
 
     def packed(self) -> Usable:
-        """The same with 4 bytes per token id instead of about 40, since several batches wait to be written."""
+        """The same with 4 bytes per token id instead of about 40, since several batches wait to be written.
+
+        NumPy's arrays, which Arrow copies as a whole: it takes 0.15 ms a row to read other ones number by number.
+        """
         examples = []
         for row, example in self.examples:
-            ids, labels = array("i", example.input_ids), array("i", example.labels)
+            ids, labels = np.array(example.input_ids, np.int32), np.array(example.labels, np.int32)
             small = replace(example, input_ids=ids, labels=labels)
             examples.append((row | {"input_ids": ids, "labels": labels}, small))
         return replace(self, examples=examples)

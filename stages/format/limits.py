@@ -23,7 +23,7 @@ REMEDIES = (
     ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),
     ("Python's notation", "write them with json.dumps, not as str() does"),
     ("unknown role", "name each turn's role system, user, assistant or tool"),
-    ("no assistant turn", "name the answers' column, as sources.{source}.columns: {{user: messages, assistant: COLUMN}}, or write each answer as the last turn"),
+    ("no assistant turn", "say under sources.{source}.columns which column holds the answers, as {{user: messages, assistant: COLUMN}}, or write each as the last turn"),
     ("an answer to avoid", "write the answer that is right in its place, and true"),
     ("marked not to be learned", "set the weight to 1"),
     ("no reply is marked", "mark in each row a reply that is to be learned, as weight: 1"),

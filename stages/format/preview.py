@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
 from abctune.llm.conversation import IGNORE
@@ -56,7 +58,8 @@ def mark_supervised(tokenizer: PreTrainedTokenizerBase, example: Example) -> str
     """The example's text with each supervised run between « and »."""
     text, supervised = "", False
     run: list[int] = []  # of tokens that are all supervised, or all not
-    for token, label in [*zip(example.input_ids, example.labels, strict=True), (None, None)]:
+    ids, labels = (np.asarray(numbers).tolist() for numbers in (example.input_ids, example.labels))
+    for token, label in [*zip(ids, labels, strict=True), (None, None)]:
         now = label is not None and label != IGNORE
         if run and (now != supervised or token is None):
             piece = tokenizer.decode(run, skip_special_tokens=False)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from abctune.llm.chat import THINK_CLOSE, Encoder, Piece, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, Message, Tools
 from abctune.llm.tokenizer import stop_token_ids
@@ -24,6 +26,7 @@ from stages.format.repairs import Conversation, folded, merged
 from stages.format.turns import Rejected
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 CONTROL_NOTE = "control token's spelling kept as characters"
@@ -33,14 +36,10 @@ CONTROL_NOTE = "control token's spelling kept as characters"
 class Example:
     """One rendered conversation: `input_ids` and `labels` of equal length, cut to max_length."""
 
-    input_ids: Sequence[int]
-    labels: Sequence[int]  # the token's own id where it is supervised, else IGNORE
+    input_ids: Sequence[int] | NDArray[np.int32]
+    labels: Sequence[int] | NDArray[np.int32]  # the token's own id where it is supervised, else IGNORE
     full_length: int  # tokens before the cut
-
-    @property
-    def n_supervised(self) -> int:
-        """Tokens with a loss."""
-        return len(self.labels) - self.labels.count(IGNORE)
+    n_supervised: int  # tokens with a loss
 
 
 @dataclass(frozen=True)
@@ -139,16 +138,17 @@ class Renderer:
             supervised = self._through_stop(ids) if piece.turn in rendered.supervised else 0
             input_ids += ids
             labels += ids[:supervised] + [IGNORE] * (len(ids) - supervised)
-        return Example(input_ids[: self.max_length], labels[: self.max_length], len(input_ids))
+        labels = labels[: self.max_length]
+        n_supervised = len(labels) - labels.count(IGNORE)
+        return Example(input_ids[: self.max_length], labels, len(input_ids), n_supervised)
 
     def _through_stop(self, ids: list[int]) -> int:
         """How many of a reply's ids to supervise: through its first stop token, at which inference ends.
 
         What some templates print behind it (a line break; Phi-3's second end token) is context.
         """
-        for position, token in enumerate(ids):
-            if token in self._stops:
-                return position + 1
+        if found := [ids.index(stop) for stop in self._stops if stop in ids]:
+            return min(found) + 1
         raise TemplateError(
             "the chat template ends a reply without a stop token, so the model would never learn to stop"
         )

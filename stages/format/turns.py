@@ -101,7 +101,7 @@ def read_turns(value: Any, key: str, ignore: Sequence[str] = ()) -> list[Turn]:
         raise Rejected(f"Python's notation under '{key}', no JSON")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Rejected(f"no list of turns under '{key}'")
-    return [turn for item in items for turn in _turns(Fields(item), ignore)]
+    return [turn for item in items for turn in _plain(item) or _turns(Fields(item), ignore)]
 
 
 def _transposed(columns: list[list[Any]], key: str) -> Iterator[tuple[Any, ...]]:
@@ -131,6 +131,17 @@ def parsed(text: str) -> Any:
         return json.loads(text, object_pairs_hook=each_key_once)
     except RepeatedKey as error:
         raise Rejected(f"the same key twice: {error.key[:60]}") from None
+
+
+def _plain(item: dict[str, Any]) -> list[Turn] | None:
+    """A question or a reply of a role and a text alone, as most turns are, without a look for what others hold."""
+    if len(item) != 2:
+        return None
+    name, text = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    role = ROLES.get(name) if isinstance(name, str) and name not in CALL_ROLES else None
+    if role not in ("user", "assistant") or not isinstance(text, str):
+        return None
+    return [Turn(Message(role=role, content=text_of(text)))]
 
 
 def _turns(fields: Fields, ignore: Sequence[str]) -> Iterable[Turn]:
