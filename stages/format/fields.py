@@ -210,10 +210,14 @@ def is_blank(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing at any depth, as a list of nulls does."""
-    if isinstance(value, dict | list):
-        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
-    return is_blank(value)
+    """Whether a value says nothing, or is a list or an object that holds nothing but nulls at any depth."""
+    return is_blank(value) or (
+        isinstance(value, dict | list)
+        and all(
+            inner is None or (isinstance(inner, dict | list) and is_empty(inner))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        )
+    )
 
 
 def is_row_number(name: str, value: Any) -> bool:
