@@ -116,6 +116,8 @@ def splits_in(folder: Path, paths: Sequence[Path], key: str) -> dict[str, set[Pa
     if len(paths) < 2:
         return {}
     card = folder / CARD if (folder / CARD).is_file() else None
+    if card and not card.read_bytes().startswith(b"---"):  # a README without YAML says nothing about splits
+        card = None
     # `datasets` reads files of one format; without a card it goes by their names, which then get one ending.
     names = {path.relative_to(folder).as_posix() + ("" if card else ".jsonl"): path for path in paths}
     try:
