@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -154,13 +157,27 @@ def load_model(gguf: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with _one_table_of_names():
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     del config.quantization_config
     config.name_or_path = ""  # else it carries the folder it was read from
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     return model.eval()
+
+
+@contextmanager
+def _one_table_of_names() -> Iterator[None]:
+    """Have gguf's table of tensor names made once: transformers asks for it anew for each of a model's modules, 5 s in all."""
+    import gguf
+
+    made = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(made)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = made
 
 
 def set_specials(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
