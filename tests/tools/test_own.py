@@ -283,6 +283,17 @@ def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys
     assert out.count("\n30 rows") == 1 and load_params().active.sources["mine"].split == "train"
 
 
+def test_the_readmes_example_prints_what_the_readme_shows(project, capsys):
+    example = ROOT / "docs/tickets.csv"
+    own(str(example), **TEXT_AND_LABEL, check=True)
+    _, _, shown = (ROOT / "README.md").read_text().partition("$ make own FILE=docs/tickets.csv")
+    shown = shown.partition("```")[0].splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    # But for what depends on the real model's tokenizer and template.
+    assert [shown[number] for number in (1, 2, 3, -1)] == [printed[number] for number in (0, 1, 2, -1)]
+    assert next(line for line in example.read_text().splitlines()[1:]).split('"')[1] + "<|im_end|>" in shown
+
+
 def test_a_dry_run_adds_nothing(project, capsys):
     Path("calls.jsonl").write_text(calls())
     before = PARAMS_FILE.read_text()
