@@ -6,7 +6,8 @@ conversation.
 
 Whoever stops an answer or takes it back marks its turn, and the handler that writes it ends by itself, its last view
 being the conversation as it then is. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
-their way arrived after the stop and left the page as if the answer were still being written.)
+their way arrived after the stop and left the page as if the answer were still being written.) Gradio sends the last view
+of a streaming handler once more when the handler ends, which could cover a newer one; so a `redraw` follows each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from abctune.llm.prompts import PROMPTS
 from app.about import facts_html, model_colors
 from app.engines import TokenScore
 from app.page.conversation import (
+    CHANGES,
     Conversation,
     Turn,
     as_json,
@@ -108,10 +110,6 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     def answer(
         turns: Conversation, name: Any, instructions: Any, *values: Any
     ) -> Iterator[tuple[Any, Any, Any]]:
-        if not turns or turns[-1].role != "user":
-            # Nothing to answer, and nothing to write: after a refusal the next message may have been sent already.
-            yield gr.skip(), gr.skip(), gr.skip()
-            return
         for shown in _answer(service, turns, name, instructions, values):
             yield draw(shown)
 
@@ -120,18 +118,17 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
         return turns, conversation_html(rows, EXAMPLES, turns.key, model_colors(models)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
-        # "multiple": an answer that was stopped may still be ending when the next question comes; by default Gradio would
-        # drop that question's answer.
-        return event.then(
-            answer, answer_inputs, view, show_progress="hidden", trigger_mode="multiple", **QUEUE, **PRIVATE
-        )
+        return settle(event.then(answer, answer_inputs, view, **in_line, **always))
+
+    def settle(event: gr.events.Dependency) -> gr.events.Dependency:
+        return event.then(drawing(_as_it_is), [conversation], view, **at_once, **always)
 
     def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
         return functools.wraps(handler)(lambda *given: draw(handler(*given)))
 
     def open_chat(turns: Conversation, text: Any) -> tuple[Any, ...]:
         shown, last = _open(turns, text)
-        return *draw(shown), *_as_asked(service, last)
+        return *draw(shown), *_settings_of(service, last)
 
     def open_kept(turns: Conversation, event: gr.EventData) -> tuple[Any, ...]:
         return open_chat(turns, event.value)
@@ -143,17 +140,18 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
     in_line: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
-    # "multiple": a message sent in the moment in which the last one is refused counts; Gradio's other modes drop it.
-    then_answer(box.submit(drawing(_ask), [conversation, box], view, trigger_mode="multiple", **in_line))
+    # "multiple": Gradio's other modes drop an event that comes while the last one of its kind is ending. What must not be
+    # done twice is checked where it is done.
+    always: dict[str, Any] = {"trigger_mode": "multiple"}
+    then_answer(box.submit(drawing(_ask), [conversation, box], view, **in_line, **always))
     then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
-    then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once))
-    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **in_line))
+    then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once, **always))
+    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **in_line, **always))
     box.stop(drawing(_settle), [conversation], view, **at_once)
     chatbot.undo(drawing(_undo), [conversation], view, **at_once)
-    # "multiple": scores can be hidden while they are still coming; by default Gradio drops an event whose last one runs.
-    chatbot.select(tokens, [conversation], view[:2], trigger_mode="multiple", **in_line)
-    gr.on([clear.click, chats.clear], drawing(_clear), [conversation], view, **at_once)
-    chats.select(open_kept, [conversation], opened, **in_line)
+    settle(chatbot.select(tokens, [conversation], view[:2], **in_line, **always))
+    gr.on([clear.click, chats.clear], drawing(_clear), [conversation], view, **at_once, **always)
+    settle(chats.select(open_kept, [conversation], opened, **in_line, **always))
     page.load(open_chat, [conversation, stored], opened, js=RESTORE, **in_line)
     model.change(lambda name: facts_html(service, name), [model], [about], **at_once)
     save.click(
@@ -165,19 +163,23 @@ def _open(turns: Conversation, text: Any) -> tuple[Shown, dict[str, Any]]:
     """Put a kept conversation in the place of the open one; also the record of its last answer."""
     if not text:
         return (turns, display(turns), gr.update()), {}
+    number = turns.begin_opening()
     try:
         found = read_stored(text)
     except Refused as refusal:
         gr.Warning(str(refusal))
         return (turns, display(turns), gr.update()), {}
-    _clear(turns)
-    turns.extend(found)  # the same list: an answer that is still being written looks at it
-    turns.key = found.key
-    last = next((turn.record for turn in reversed(turns) if turn.record), {})
+    with CHANGES:
+        if turns.opened != number:  # another was opened meanwhile
+            return (turns, display(turns), gr.update()), {}
+        _clear(turns)
+        turns.extend(found)  # the same list: an answer that is still being written looks at it
+        turns.key = found.key
+        last = next((turn.record for turn in reversed(turns) if turn.record), {})
     return (turns, display(turns), gr.update(**SEND)), last
 
 
-def _as_asked(service: Service, record: dict[str, Any]) -> list[Any]:
+def _settings_of(service: Service, record: dict[str, Any]) -> list[Any]:
     """Model, system prompt and settings as the record has them; without one all stay."""
     sampling = sampling_of_record(record) if "temperature" in record else None
     name = record.get("model")
@@ -222,15 +224,17 @@ def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[list[
 def _answer(
     service: Service, turns: Conversation, name: Any, system: Any, values: tuple[Any, ...]
 ) -> Iterator[Shown]:
-    """Answer the last message, which is a person's."""
-    turn = Turn("assistant", "", growing=True)
-    asked = messages(turns, str(system or ""))
-    turns.append(turn)
+    """Answer the last message if it is a person's; else show the conversation as it is."""
+    turn = turns.begin_answer()
+    if turn is None:
+        yield _as_it_is(turns)
+        return
+    asked = messages(turns[:-1], str(system or ""))
     try:
         request = read_request(service.models.names, name, asked, sampling_of(*values))
         with closing(service.answer([request])) as answer:
             for progress in answer:
-                if turn.ended:
+                if turn.canceled:
                     break
                 update(turn, progress, service.models)
                 yield turns, display(turns), gr.update(**STOP)
@@ -239,17 +243,22 @@ def _answer(
     except Exception:
         log.exception("the chat failed")
         fail(turn, FAILED)
-    turn.growing = False
-    # After a retry or an edit another answer is being written already, and the button is its own.
-    yield turns, display(turns), gr.update() if turns and turns[-1].growing else gr.update(**SEND)
+    turn.streaming = False
+    yield _as_it_is(turns)
+
+
+def _as_it_is(turns: Conversation) -> Shown:
+    """The conversation, and the button for its state; what is in the box stays."""
+    return turns, display(turns), gr.update(**(STOP if turns and turns[-1].streaming else SEND))
 
 
 def _ask(turns: Conversation, text: Any) -> Shown:
     """Put the message into the conversation, or say why not and leave it in the box."""
     question = _question(text) if text else None
-    if question is None or _is_being_answered(turns, question.text):  # Enter was pressed twice
-        return turns, display(turns), gr.update()
-    return _put(turns, question)
+    with CHANGES:
+        if question is None or _is_being_answered(turns, question.text):  # Enter was pressed twice
+            return turns, display(turns), gr.update()
+        return _put(turns, question)
 
 
 def _question(text: Any) -> Turn | None:
@@ -262,15 +271,16 @@ def _question(text: Any) -> Turn | None:
 
 
 def _put(turns: Conversation, question: Turn) -> Shown:
-    _end(turns)
-    turns.append(question)
-    turns.begin()
+    with CHANGES:
+        _cancel(turns)
+        turns.append(question)
+        turns.begin()
     return turns, display(turns), gr.update(value="", **STOP)
 
 
 def _is_being_answered(turns: Conversation, text: str) -> bool:
     """Whether the last question is this one, and its answer has not come or is still being written."""
-    if not turns or (turns[-1].role == "assistant" and (turns[-1].ended or not turns[-1].growing)):
+    if not turns or (turns[-1].role == "assistant" and (turns[-1].canceled or not turns[-1].streaming)):
         return False
     return next((turn.text for turn in reversed(turns) if turn.role == "user"), None) == text
 
@@ -280,23 +290,28 @@ def _example(turns: Conversation, event: gr.EventData) -> Shown:
 
 
 def _retry(turns: Conversation) -> Shown:
-    while turns and turns[-1].role != "user":
-        turns.pop().ended = True
-    return turns, display(turns), gr.update(**STOP)
+    with CHANGES:
+        while turns and turns[-1].role != "user":
+            turns.pop().canceled = True
+    # After "New conversation" there is nothing to repeat.
+    return turns, display(turns), gr.update(**(STOP if turns else SEND))
 
 
 def _clear(turns: Conversation) -> Shown:
-    for turn in turns:
-        turn.ended = True
-    turns.clear()  # the list itself: an answer that is being written looks at it
-    turns.key = ""
+    with CHANGES:
+        for turn in turns:
+            turn.canceled = True
+        turns.clear()  # the list itself: an answer that is being written looks at it
+        turns.key = ""
+        turns.begin_opening()  # one that is being opened does not come after this
     return turns, [], gr.update(value="", **SEND)
 
 
 def _undo(turns: Conversation) -> Shown:
     """Take back the last question; it returns to the box."""
-    _retry(turns)
-    text = turns.pop().text if turns else ""
+    with CHANGES:
+        _retry(turns)
+        text = turns.pop().text if turns else ""
     return turns, display(turns), gr.update(value=text, **SEND)
 
 
@@ -308,23 +323,28 @@ def _edit(turns: Conversation, event: gr.EventData) -> Shown:
     question = _question(event.value)
     if question is None:  # what would have been replaced stays
         return turns, display(turns), gr.update()
-    for turn in turns[index:]:
-        turn.ended = True
-    del turns[index:]
+    with CHANGES:
+        for turn in turns[index:]:
+            turn.canceled = True
+        del turns[index:]
     return _put(turns, question)
 
 
 def _settle(turns: Conversation) -> Shown:
     """After a stop: what is there stays."""
-    _end(turns)
+    _cancel(turns)
     return turns, display(turns), gr.update(**SEND)
 
 
-def _end(turns: Conversation) -> None:
-    if not turns or turns[-1].role != "assistant":
-        return
-    turn = turns[-1]
-    waiting = turn.growing and turn.reply is None
-    turn.ended, turn.growing = True, False
-    if waiting:
-        fail(turn, "Stopped before it was your turn.")
+def _cancel(turns: Conversation) -> None:
+    """End the answer that is being written, if one is; a question that has no answer yet gets a note."""
+    with CHANGES:
+        if turns and turns[-1].role == "user":
+            turns.append(Turn("assistant", "", streaming=True))
+        if not turns:
+            return
+        turn = turns[-1]
+        waiting = turn.streaming and turn.reply is None
+        turn.canceled, turn.streaming = True, False
+        if waiting:
+            fail(turn, "Stopped before it was your turn.")

@@ -1,6 +1,10 @@
 """The Compare tab: one question to several models, their answers side by side, and a vote, blind if wanted.
 
 A comparison may take several turns: each model goes on from its own answers. The vote is on all of them, once.
+
+Events of one browser tab run at the same time, and their views may arrive in another order than they were made. So no
+handler draws what it has just done: all change one `CompareState`, and every view shows that state as it is. Gradio sends the
+last view of a streaming handler once more when the handler ends, which could cover a newer one; a `redraw` follows each.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import difflib
 import logging
 import random
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +30,7 @@ from app.page.parts import (
     PRIVATE,
     QUEUE,
     figures,
-    in_line,
+    queue_position,
     record_of,
     sampling_controls,
     sampling_of,
@@ -33,14 +38,18 @@ from app.page.parts import (
 from app.page.style import ASSETS
 from app.page.view import body_html, dot_html, note_html
 from app.rendering import plain_html
-from app.request import MAX_CHARACTERS, Refused, read_request, read_text
+from app.request import MAX_CHARACTERS, Refused, Request, read_request, read_text
 from app.service import FAILED, Reply, Service, Waiting
 from app.votes import VOTES, record, tally
 
 log = logging.getLogger("app")
 TIE = "no difference"
 ASK, AGAIN = "Ask all", "Ask all again"
-EMPTY = note_html("Every model that is ticked answers here. The vote counts while the names are hidden.")
+EMPTY = "Every model that is ticked answers here. The vote counts while the names are hidden."
+STOPPED = "Stopped before it was your turn."
+# Handlers run in threads; what they change of a CompareState they change under this lock. One for all browser tabs, since
+# it is held for microseconds.
+CHANGES = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -61,16 +70,21 @@ class Turn:
 
 
 @dataclass
-class Round:
-    """A comparison: its turns, in the order in which the models are shown."""
+class Comparison:
+    """Questions to several models and their answers, in the order in which the models are shown."""
 
     order: list[str]
     setup: Setup
     turns: list[Turn] = field(default_factory=list)
-    done: bool = False
+    done: bool = False  # all have answered the last question
+    stopped: bool = False  # by a person, or it failed halfway; the thread that writes the answers checks this at every step
     voted: bool = False
-    stopped: bool = False  # by a person; the thread that writes the answers looks here at every step
-    marked: bool = False  # whether differences are highlighted
+    note: str = ""  # shown in place of answers that have not begun
+
+    @property
+    def running(self) -> bool:
+        """Whether answers are still being written."""
+        return not (self.done or self.stopped)
 
     @property
     def hidden(self) -> bool:
@@ -78,11 +92,16 @@ class Round:
         return self.setup.blind and not (self.voted or self.stopped)
 
     @property
+    def open_to_vote(self) -> bool:
+        """Whether a vote would count. Half an answer is nothing to vote on."""
+        return self.done and not self.voted and not self.stopped
+
+    @property
     def replies(self) -> list[Reply]:
         """The answers to the last question."""
-        return self.turns[-1].replies
+        return self.turns[-1].replies if self.turns else []
 
-    def asked(self, place: int) -> list[Message]:
+    def messages(self, place: int) -> list[Message]:
         """What the model at `place` reads: its own earlier answers and the new question."""
         read: list[Message] = (
             [{"role": "system", "content": self.setup.system}] if self.setup.system.strip() else []
@@ -94,10 +113,19 @@ class Round:
         return read
 
 
+@dataclass
+class CompareState:
+    """What the Compare tab of one browser tab shows; handlers change it in place."""
+
+    comparison: Comparison | None = None
+    marked: bool = False  # whether differences are highlighted
+    note: str = EMPTY  # shown while there is no comparison
+
+
 def compare_tab(service: Service) -> None:
     """The tab's controls, and what happens when."""
     models = service.models
-    current = gr.State(None)
+    current = gr.State(CompareState())
     with gr.Column(elem_id="compare"):
         with gr.Row(elem_id="compare-setup"):
             chosen = gr.CheckboxGroup(
@@ -109,7 +137,7 @@ def compare_tab(service: Service) -> None:
                     False, label="Mark differences", container=False, elem_id="mark-differences"
                 )
         answers = gr.HTML(
-            EMPTY,
+            note_html(EMPTY),
             js_on_load=(ASSETS / "compare.js").read_text("utf-8"),
             apply_default_css=False,
             elem_id="rounds",
@@ -129,7 +157,7 @@ def compare_tab(service: Service) -> None:
                 lines=1, max_lines=6, max_length=MAX_CHARACTERS, scale=6, min_width=240, elem_id="compare-box",
             )  # fmt: skip
             ask = gr.Button(ASK, variant="primary", size="md", scale=1, min_width=110, elem_id="ask-all")
-            stop = gr.Button("Stop", size="md", scale=0, min_width=70)
+            stop = gr.Button("Stop", size="md", scale=0, min_width=70, elem_id="stop-all")
             fresh = gr.Button("New comparison", size="md", scale=0, min_width=150, elem_id="fresh")
     gr.Examples([[text] for text in (*PROMPTS[2:4], *PROMPTS[7:9])], [box], label="Examples")
     with gr.Accordion("System prompt and sampling", open=False):
@@ -140,59 +168,54 @@ def compare_tab(service: Service) -> None:
     standing = gr.Markdown(standings(), elem_id="standings")
 
     # --- what happens when
-    outputs = [current, ballot, prefer, answers]
-    colors = model_colors(models)
-
-    def joined(row: Sequence[Any]) -> list[Any]:
-        now, shown, choice, *columns = row
-        return [now, shown, choice, rounds_html(service, now, columns, colors)]
+    outputs = [ballot, prefer, answers, ask]
 
     def run(
-        now: Round | None, prompt: Any, names: Any, instructions: Any, is_blind: Any, marks: Any, *values: Any
+        state: CompareState, prompt: Any, names: Any, instructions: Any, is_blind: Any, *values: Any
     ) -> Iterator[list[Any]]:
         setup = Setup(tuple(names or ()), str(instructions or ""), bool(is_blind))
-        text: Any = (
-            ""  # the box is emptied once: the next question may be in it before the answers have ended
-        )
-        for row in _run(service, now, prompt, setup, values):
-            if not isinstance(row[0], Round):
-                yield [*row, gr.skip(), gr.skip()]
-                continue
-            row[0].marked = bool(marks)
-            yield [*joined(row), text, AGAIN]
+        # The box is emptied once, when the question is taken: the next one may be in it before the answers have ended.
+        text: Any = ""
+        for _ in _run(service, state, prompt, setup, values):
+            yield [*_view(service, state), text]
             text = gr.skip()
+        yield [*_view(service, state), gr.skip()]
 
-    def mark(now: Round | None, marks: Any) -> Any:
-        if now is None or not now.done:
-            return gr.skip()
-        now.marked = bool(marks)
-        return rounds_html(service, now, _columns(service, now), colors)
+    def redraw(state: CompareState, marks: Any) -> list[Any]:
+        state.marked = bool(marks)
+        return _view(service, state)
 
-    def begin_anew(now: Round | None) -> list[Any]:
-        _stop(now)
-        return [None, gr.update(visible=False), None, EMPTY, "", ASK]
+    def stopped(state: CompareState) -> list[Any]:
+        _stop(state)
+        return _view(service, state)
+
+    def begin_anew(state: CompareState) -> list[Any]:
+        _stop(state)
+        state.comparison, state.note = None, EMPTY
+        return [*_view(service, state), ""]
+
+    def voted(state: CompareState, choice: Any) -> list[Any]:
+        _vote(service, state, choice)
+        return [*_view(service, state), standings()]
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
-    start: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
-    asked = [current, box, chosen, system, blind, marked, *settings]
-    gr.on([ask.click, box.submit], run, asked, [*outputs, box, ask], **start)
-    stop.click(_stop, [current], None, queue=False, **PRIVATE)
-    marked.change(mark, [current, marked], [answers], **at_once)
-    fresh.click(
-        begin_anew,
-        [current],
-        [*outputs, box, ask],
-        **at_once,
-    )
-
-    def voted(now: Round | None, choice: Any) -> list[Any]:
-        *row, places = _vote(service, now, choice)
-        if not isinstance(row[0], Round):  # refused: all stays as it is
-            return [gr.update()] * 4 + [places]
-        return [*joined(row), places]
-
     # Through the queue: Gradio shows no warning of an event that is outside it.
-    vote.click(voted, [current, prefer], [*outputs, standing], **start)
+    in_line: dict[str, Any] = {"show_progress": "hidden", **QUEUE, **PRIVATE}
+    # "multiple": Gradio's other modes drop an event that comes while the last one of its kind is ending. What must not be
+    # done twice is checked where it is done.
+    always: dict[str, Any] = {"trigger_mode": "multiple"}
+    asked = [current, box, chosen, system, blind, *settings]
+    events = [
+        gr.on([ask.click, box.submit], run, asked, [*outputs, box], **in_line, **always),
+        stop.click(stopped, [current], outputs, **at_once, **always),
+        fresh.click(begin_anew, [current], [*outputs, box], **at_once, **always),
+        vote.click(voted, [current, prefer], [*outputs, standing], **in_line, **always),
+    ]
+    for event in events:
+        event.then(redraw, [current, marked], outputs, **at_once, **always)
+    marked.change(redraw, [current, marked], outputs, **at_once, **always).then(
+        redraw, [current, marked], outputs, **at_once, **always
+    )
 
 
 def _places(names: Sequence[str]) -> list[str]:
@@ -200,106 +223,151 @@ def _places(names: Sequence[str]) -> list[str]:
 
 
 def _run(
-    service: Service, now: Round | None, prompt: Any, setup: Setup, values: tuple[Any, ...]
-) -> Iterator[list[Any]]:
-    """Ask all models of a comparison, a new one if there is none; yields [round, ballot, choice, *columns]."""
-    if now is not None and not now.done and not now.stopped:
-        gr.Warning("The models are still answering; stop them first.")
-        yield [gr.skip()] * 4
-        return
+    service: Service, state: CompareState, prompt: Any, setup: Setup, values: tuple[Any, ...]
+) -> Iterator[None]:
+    """Ask all models of the comparison, a new one if none is open; yields when there is more to show."""
+    now = None
     try:
         sampling = sampling_of(*values)
-        text = read_text(prompt)
-        if now is None or now.stopped:
-            now = _new(service, setup)
-        now.turns.append(Turn(text))
-        now.done = now.stopped = False
+        now = _take_question(service, state, prompt, setup)
+        if now is None:
+            return
         requests = [
-            read_request(service.models.names, name, now.asked(place), sampling)
+            read_request(service.models.names, name, now.messages(place), sampling)
             for place, name in enumerate(now.order)
         ]
-        with closing(service.answer(requests)) as answer:
-            for progress in answer:
-                if now.stopped:
-                    break
-                if isinstance(progress, Waiting):
-                    yield _only(now, note_html(in_line(progress.ahead)))
-                    continue
-                now.turns[-1].replies = progress
-                yield _view(service, now)
-        now.done = True
-        yield (
-            _view(service, now) if now.replies else _failed(service, now, "Stopped before it was your turn.")
-        )
+        yield from _answer_all(service, now, requests)
+        with CHANGES:
+            now.done = not now.stopped
     except Refused as refusal:
-        yield _failed(service, now, str(refusal))
+        _fail(state, now, str(refusal))
     except Exception:
         log.exception("the comparison failed")
-        yield _failed(service, now, FAILED)
+        _fail(state, now, FAILED)
 
 
-def _new(service: Service, setup: Setup) -> Round:
+def _take_question(service: Service, state: CompareState, prompt: Any, setup: Setup) -> Comparison | None:
+    """Add the question to the comparison, a new one if none is open; None while answers are still being written.
+
+    Raises:
+        Refused: the question is no text, or fewer than two models are chosen.
+    """
+    running = state.comparison is not None and state.comparison.running
+    if running and not str(prompt or "").strip():  # Enter was pressed twice, and the box is empty already
+        return None
+    text = read_text(prompt)
+    with CHANGES:
+        now = state.comparison
+        if now is None or not now.running:
+            if now is None or now.stopped:
+                now = state.comparison = _new(service, setup)
+            now.turns.append(Turn(text))
+            now.done, now.note = False, ""
+            return now
+        asked = now.turns[-1].prompt
+    if text != asked:  # else Enter was pressed twice
+        gr.Warning("The models are still answering; stop them first.")
+    return None
+
+
+def _answer_all(service: Service, now: Comparison, requests: Sequence[Request]) -> Iterator[None]:
+    with closing(service.answer(requests)) as answer:
+        for progress in answer:
+            with CHANGES:
+                if now.stopped:
+                    return
+                if isinstance(progress, Waiting):
+                    now.note = queue_position(progress.ahead)
+                else:
+                    now.turns[-1].replies = progress
+            yield
+
+
+def _new(service: Service, setup: Setup) -> Comparison:
     names = [name for name in service.models.names if name in setup.models]
     if len(names) < 2:
         raise Refused("tick at least two models to compare")
-    return Round(random.sample(names, len(names)) if setup.blind else names, setup)
+    return Comparison(random.sample(names, len(names)) if setup.blind else names, setup)
 
 
-def _failed(service: Service, now: Round | None, reason: str) -> list[Any]:
-    """The reason in the place of answers, or as a warning where earlier answers stay."""
-    if now is not None and now.turns and not now.replies:  # a question that got no answer
-        now.turns.pop()
-    if now is None or not now.turns:
-        return _only(None, note_html(reason))
-    now.done = True
+def _fail(state: CompareState, now: Comparison | None, reason: str) -> None:
+    """Say the reason in place of answers, or as a warning where there are some.
+
+    Args:
+        now: the comparison that failed; None if the question was refused before it was taken.
+    """
+    with CHANGES:
+        if now is not None and now.stopped:
+            return
+        if now is not None and now.replies:  # half written
+            now.stopped = True
+        elif now is not None:
+            _take_back(state, now)
+        if state.comparison is None:
+            state.note = reason
+            return
     gr.Warning(reason)
-    return _view(service, now)
 
 
-def _only(now: Round | None, column: str) -> list[Any]:
-    return [now, gr.update(visible=False), None, column]
+def _take_back(state: CompareState, now: Comparison) -> None:
+    """Remove a question that got no answer, and the comparison if it was the only one."""
+    now.turns.pop()
+    now.done = True
+    if not now.turns and state.comparison is now:
+        state.comparison = None
 
 
-def _view(service: Service, now: Round) -> list[Any]:
-    ballot = now.done and not now.voted and not now.stopped  # half a round is nothing to vote on
-    choices = gr.update() if now.done else gr.update(choices=_places(now.order), value=None)
-    return [now, gr.update(visible=ballot), choices, *_columns(service, now)]
+def _stop(state: CompareState) -> None:
+    with CHANGES:
+        now = state.comparison
+        if now is None or not now.running:
+            return
+        now.stopped = True
+        if not now.replies:
+            _take_back(state, now)
+            state.note = STOPPED
 
 
-def _columns(service: Service, now: Round) -> list[str]:
-    """The answers to the last question."""
-    return [_answer(service, now, now.turns[-1], place) for place in range(len(now.order))]
+def _view(service: Service, state: CompareState) -> list[Any]:
+    """The ballot, its choices, the questions with their answers, and the name of the button: the state as it is."""
+    now = state.comparison
+    if now is None:
+        return [gr.update(visible=False), gr.update(value=None), note_html(state.note), ASK]
+    # While answers are written nothing is chosen; after that the choice is the person's.
+    choices = gr.update(choices=_places(now.order), value=None) if now.running else gr.update()
+    label = ASK if now.stopped else AGAIN
+    return [gr.update(visible=now.open_to_vote), choices, comparison_html(service, now, state.marked), label]
 
 
-def _answer(service: Service, now: Round, turn: Turn, place: int) -> str:
-    reply, name = turn.replies[place], now.order[place]
-    title = f"Answer {place + 1}" if now.hidden else name
-    dot = dot_html(None if now.hidden else model_colors(service.models).get(name))
-    ended = bool(reply.finish or now.done)
-    small = figures(record_of(reply, service.models), hidden=now.hidden) if ended else ""
-    if now.marked and now.done and turn is now.turns[-1]:
-        others = [other.text for at, other in enumerate(turn.replies) if at != place]
-        text = differences_html(reply.text, others)
-    else:
-        text = body_html({"role": "assistant", "content": reply.text, "growing": not ended})
-    return f'<strong>{escape(title)}</strong>{dot}\n<div class="body">{text}</div><div class="figures">{escape(small)}</div>'
-
-
-def rounds_html(service: Service, now: Any, columns: Sequence[str], colors: dict[str, str]) -> str:
-    """All questions, each with its answers below it; the last ones are given as `columns`."""
-    if not isinstance(now, Round) or not now.turns:
-        return "".join(str(column) for column in columns)
-    waiting = len(columns) != len(now.order)
+def comparison_html(service: Service, now: Comparison, marked: bool) -> str:
+    """All questions, each with its answers below it; differences are marked in the last ones, once they are complete."""
     parts = []
-    for turn in now.turns:
-        last = turn is now.turns[-1]
-        texts = columns if last else [_answer(service, now, turn, place) for place in range(len(now.order))]
-        ids = [f' id="answer-{place}"' if last and not waiting else "" for place, _ in enumerate(texts, 1)]
+    turns = list(now.turns)
+    for turn in turns:
+        last = turn is turns[-1]
+        marks = marked and last and now.done
+        texts = [_answer(service, now, turn, place, marks) for place, _ in enumerate(turn.replies)]
+        ids = [f' id="answer-{place}"' if last else "" for place, _ in enumerate(texts, 1)]
         cells = "".join(
             f'<article class="answer"{one}>{text}</article>' for one, text in zip(ids, texts, strict=True)
         )
+        cells = cells or f'<article class="answer">{note_html(now.note or "…")}</article>'
         parts.append(f'<div class="asked">{plain_html(turn.prompt)}</div><div class="columns">{cells}</div>')
     return "".join(parts)
+
+
+def _answer(service: Service, now: Comparison, turn: Turn, place: int, marked: bool) -> str:
+    reply, name = turn.replies[place], now.order[place]
+    title = f"Answer {place + 1}" if now.hidden else name
+    dot = dot_html(None if now.hidden else model_colors(service.models).get(name))
+    ended = bool(reply.finish) or not now.running
+    small = figures(record_of(reply, service.models), hidden=now.hidden) if ended else ""
+    if marked:
+        others = [other.text for at, other in enumerate(turn.replies) if at != place]
+        text = differences_html(reply.text, others)
+    else:
+        text = body_html({"role": "assistant", "content": reply.text, "streaming": not ended})
+    return f'<strong>{escape(title)}</strong>{dot}\n<div class="body">{text}</div><div class="figures">{escape(small)}</div>'
 
 
 def differences_html(text: str, others: Sequence[str]) -> str:
@@ -317,29 +385,27 @@ def differences_html(text: str, others: Sequence[str]) -> str:
     return f'<p dir="auto" class="plain">{"".join(marked)}</p>'
 
 
-def _stop(now: Round | None) -> None:
-    if now is not None and not now.done:
-        now.stopped = True
-
-
-def _vote(service: Service, now: Round | None, choice: Any) -> list[Any]:
-    unchanged = [gr.update()] * 4
-    places = _places(now.order) if now else []
-    if now is None or not now.done or now.voted or now.stopped or choice not in places:
+def _vote(service: Service, state: CompareState, choice: Any) -> None:
+    """Record the vote, of which there is one per comparison; a second one changes nothing."""
+    with CHANGES:
+        now = state.comparison
+        if now is None or not now.open_to_vote:
+            return
+        places = _places(now.order)
+        if choice in places:
+            now.voted = True  # before it is written, so that a second vote meanwhile is none
+    if choice not in places:
         gr.Warning("Choose an answer first.")
-        return [*unchanged, standings()]
-    preferred = None if choice == TIE else now.order[places.index(choice)]
+        return
     try:
-        record(VOTES, _ballot_paper(service, now, preferred))
+        record(VOTES, _cast_vote(service, now, None if choice == TIE else now.order[places.index(choice)]))
     except OSError:
         log.exception("the vote could not be written")
+        now.voted = False
         gr.Warning("The vote could not be saved.")
-        return [*unchanged, standings()]
-    now.voted = True
-    return [*_view(service, now), standings()]
 
 
-def _ballot_paper(service: Service, now: Round, preferred: str | None) -> CastVote:
+def _cast_vote(service: Service, now: Comparison, preferred: str | None) -> CastVote:
     """The vote as it is stored; `python -m tools.votes` reads it."""
     return CastVote(
         models=tuple(now.order),

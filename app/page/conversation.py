@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from abctune.llm.conversation import Message
 from app.engines import TokenScore
 from app.models import Models
-from app.page.parts import figures, in_line, record_of
+from app.page.parts import figures, queue_position, record_of
 from app.request import MAX_CHARACTERS, MAX_MESSAGES, Refused, Sampling
 from app.service import Reply, Waiting
 
 MAX_STORED = 4_000_000  # characters of a stored conversation
+# Handlers run in threads; what they change of a conversation they change under this lock. One for all conversations, since
+# it is held for microseconds.
+CHANGES = threading.RLock()
 
 
 @dataclass
@@ -28,9 +32,9 @@ class Turn:
     text: str
     reply: Reply | None = None
     note: str | None = None  # the demo's own words in the place of an answer; no model sees it
-    growing: bool = False
-    ended: bool = (
-        False  # a person stopped it or took it back; the thread that writes it looks here at every step
+    streaming: bool = False  # whether its text is still being written
+    canceled: bool = (
+        False  # a person stopped it or took it back; the thread that writes it checks this at every step
     )
     record: dict[str, Any] = field(default_factory=dict)
     scores: Sequence[TokenScore] | None = None  # of its tokens, while they are shown
@@ -38,11 +42,11 @@ class Turn:
     def display(self) -> dict[str, Any]:
         """What app.page.view draws: the raw text, and what is said about it."""
         row: dict[str, Any] = {"role": self.role, "content": self.text}
-        if self.growing and not self.ended:
-            row["growing"] = True
+        if self.streaming and not self.canceled:
+            row["streaming"] = True
         if self.note is not None:
             return row | {"content": self.note, "note": True}
-        if "growing" in row:
+        if "streaming" in row:
             return row
         if not self.record:
             return row
@@ -54,10 +58,25 @@ class Conversation(list[Turn]):
     """Turns, and the key under which the browser keeps them; a new one at the first message."""
 
     key: str = ""
+    opened: int = 0  # how often another conversation was put in this one's place, or was about to be
 
     def begin(self) -> None:
         """Give it a key, unless it has one."""
         self.key = self.key or secrets.token_hex(8)
+
+    def begin_answer(self) -> Turn | None:
+        """Add an answer that is to be written; None unless the last message is a person's."""
+        with CHANGES:
+            if not self or self[-1].role != "user":
+                return None
+            self.append(Turn("assistant", "", streaming=True))
+            return self[-1]
+
+    def begin_opening(self) -> int:
+        """A number for a conversation that is about to be opened in the place of this one."""
+        with CHANGES:
+            self.opened += 1
+            return self.opened
 
 
 class _How(BaseModel):
@@ -142,13 +161,13 @@ def messages(conversation: Sequence[Turn], system: str) -> list[Message]:
 
 
 def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
-    """Take up what the service says, unless a person has ended the turn."""
-    if turn.ended:
+    """Take up what the service says, unless a person has canceled the turn."""
+    if turn.canceled:
         return
     if isinstance(progress, Waiting):
-        turn.note = in_line(progress.ahead)
+        turn.note = queue_position(progress.ahead)
         return
-    turn.note, turn.reply, turn.growing = None, progress[0], progress[0].finish is None
+    turn.note, turn.reply, turn.streaming = None, progress[0], progress[0].finish is None
     turn.text = turn.reply.text
     turn.record = record_of(turn.reply, models)
 

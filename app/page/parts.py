@@ -107,7 +107,7 @@ def figures(record: Mapping[str, Any], hidden: bool = False) -> str:
     return " · ".join(parts)
 
 
-def in_line(ahead: int) -> str:
+def queue_position(ahead: int) -> str:
     """How many requests are ahead, as the page says it."""
     if not ahead:  # it would be our turn
         return "the models are loading …"

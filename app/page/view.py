@@ -44,7 +44,7 @@ def _turn(place: int, row: dict[str, Any], is_last: bool, colors: Mapping[str, s
     how = f' data-how="{escape(json.dumps(row["how"]))}"' if row.get("how") else ""
     actions = ["copy"] if raw else []
     actions += ["edit"] if ours else []
-    if is_last and not ours and not row.get("growing"):
+    if is_last and not ours and not row.get("streaming"):
         actions += ["retry", "undo", "copy-all"]
     buttons = "".join(
         f'<button type="button" data-do="{what}">{what.capitalize().replace("-", " ")}</button>'
@@ -71,7 +71,7 @@ def body_html(row: dict[str, Any]) -> str:
         return scores_html(row["scores"])
     if row["role"] == "user":
         return plain_html(text)
-    return answer_html(text) or note_html("…" if row.get("growing") else SILENT)
+    return answer_html(text) or note_html("…" if row.get("streaming") else SILENT)
 
 
 def note_html(text: str) -> str:

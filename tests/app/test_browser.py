@@ -9,14 +9,16 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from app.engines import Likely, TokenScore
+from app.engines import Likely, Piece, TokenScore
 from app.engines.loading import LoadingEngine
 from app.page import chat, compare
+from app.request import Refused, Sampling, read_request
 from app.service import BUSY, FAILED, Service
 from tests.app.conftest import serving
 from tests.app.test_load import BrokenEngine, Says, SlowEngine
@@ -38,12 +40,18 @@ def browser() -> Iterator[sync_api.Browser]:
         )
 
 
+def patient(browser: sync_api.Browser, **options: object) -> sync_api.BrowserContext:
+    """A new context that waits for as long as a busy machine may take."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE)
+    return context
+
+
 @pytest.fixture
 def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
     """A page that may talk to this machine alone; whatever else it asks for fails the test, and so does a script error."""
     outside, errors = [], []
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(PATIENCE)
+    context = patient(browser, viewport={"width": 1280, "height": 900})
 
     def only_here(route: sync_api.Route) -> None:
         if re.match(r"(https?|wss?)://127\.0\.0\.1[:/]", route.request.url):
@@ -61,9 +69,34 @@ def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 
 @pytest.fixture(scope="module")
-def slow(models, tokenizer) -> Iterator[str]:
-    with serving(Service(models, SlowEngine(), tokenizer, waiting=0)) as url:
-        yield url
+def slow(models, tokenizer) -> Iterator[SimpleNamespace]:
+    """A demo that answers one person at a time, and has no line."""
+    service = Service(models, SlowEngine(), tokenizer, waiting=0)
+    with serving(service) as url:
+        yield SimpleNamespace(url=url, service=service)
+
+
+def until(page: sync_api.Page, condition: Callable[[], bool]) -> None:
+    """Wait for something that is not on the page; the page goes on meanwhile."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        page.wait_for_timeout(20)
+
+
+def until_free(page: sync_api.Page, service: Service) -> None:
+    """Wait until a new question would be answered: the page shows a stop before the model has ended."""
+
+    def is_free() -> bool:
+        answer = service.answer([read_request(["A"], "A", [{"role": "user", "content": "hi"}], Sampling())])
+        try:
+            next(answer)
+        except Refused:
+            return False
+        answer.close()
+        return True
+
+    until(page, is_free)
 
 
 def visit(page: sync_api.Page, url: str) -> None:
@@ -108,50 +141,54 @@ def test_a_message_is_answered_by_the_model_that_is_chosen(page, address):
 
 
 def test_text_streams_and_stop_keeps_what_is_there_and_frees_the_box(page, slow):
-    visit(page, slow)
+    visit(page, slow.url)
     send(page, "hello")
     says(answers(page).last, re.compile("x{3}"))
-    first = len(answers(page).last.inner_text())
-    page.wait_for_function(
-        "n => [...document.querySelectorAll('#chatbot [data-testid=bot]')].at(-1).innerText.length > n + 20",
-        arg=first,
-    )
+    longer_by_20(page)
     page.locator(".turn.user [data-do=edit]").click()
-    page.wait_for_timeout(500)  # the answer grows on, and what is being written stays
+    longer_by_20(page)  # the answer grows on, and what is being written stays
     dialog = page.get_by_role("dialog", name="Edit message")
     visible(dialog)
     assert dialog.evaluate("one => one.scrollWidth <= one.clientWidth")  # nothing of it is cut off
     page.keyboard.press("Escape")
     stop(page).click()
     says(answers(page).last, "stopped")
-    page.wait_for_timeout(1000)  # what was on its way arrives
-    kept = answers(page).last.inner_text()
-    page.wait_for_timeout(500)
-    assert answers(page).last.inner_text() == kept
+    until_free(page, slow.service)
+    kept = answers(page).first.inner_text()
     send(page, "again")
     sync_api.expect(answers(page)).to_have_count(2)
     says(answers(page).last, re.compile("x{3}"))
     stop(page).click()
     says(answers(page).last, "stopped")
+    assert answers(page).first.inner_text() == kept  # nothing has come after the stop
+    until_free(page, slow.service)
+
+
+def longer_by_20(page: sync_api.Page) -> None:
+    """Wait until the last answer has 20 characters more."""
+    length = "[...document.querySelectorAll('#chatbot [data-testid=bot]')].at(-1).innerText.length"
+    page.wait_for_function(f"n => {length} > n + 20", arg=page.evaluate(length))
 
 
 def test_a_full_line_and_a_failing_model_are_messages_and_the_page_stays_usable(
     page, slow, models, tokenizer, browser
 ):
-    visit(page, slow)
+    visit(page, slow.url)
     send(page, "hello")
     says(answers(page).last, re.compile("x{3}"))
-    second = browser.new_page()
-    visit(second, slow)
+    second = patient(browser).new_page()
+    visit(second, slow.url)
     send(second, "me too")
     says(answers(second).last, BUSY)
     stop(page).click()
     says(answers(page).last, "stopped")
+    until_free(page, slow.service)
     send(second, "now?")
     says(answers(second).last, re.compile("x{3}"))
     stop(second).click()
     says(answers(second).last, "stopped")
-    second.close()
+    until_free(second, slow.service)
+    second.context.close()
     with serving(Service(models, BrokenEngine(), tokenizer)) as url:
         visit(page, url)
         for count in (1, 2):  # the box is free after a failure
@@ -180,25 +217,30 @@ def test_every_refusal_is_seen_and_locks_nothing(page, address):
 
 
 def test_a_message_sent_while_another_is_being_refused_is_answered(page, address, monkeypatch):
-    warn = chat.gr.Warning
-    monkeypatch.setattr(chat.gr, "Warning", lambda text: (warn(text), time.sleep(0.5)))
+    warn, answered = chat.gr.Warning, threading.Event()
+    monkeypatch.setattr(chat.gr, "Warning", lambda text: (warn(text), answered.wait(PATIENCE / 1000)))
     visit(page, address)
     send(page, "   ")
     says(page.get_by_test_id("toast-body"), "empty message")
     send(page, "hello")
     says(answers(page).last, re.compile("c{20}"))
+    answered.set()
 
 
 def test_enter_pressed_twice_asks_once(page, address, monkeypatch):
-    read = chat.read_text
-    monkeypatch.setattr(chat, "read_text", lambda text: (time.sleep(0.5), read(text))[1])
+    read, twice = chat.read_text, threading.Barrier(2, timeout=PATIENCE / 1000)
+    monkeypatch.setattr(chat, "read_text", lambda text: (twice.wait(), read(text))[1])
     visit(page, address)
     send(page, "hello")
     page.locator("#box textarea").press("Enter")
     says(answers(page).last, "tokens/s")
-    page.wait_for_timeout(1000)  # the second time has been read by now
-    assert page.locator(".turn.user").count() == answers(page).count() == 1
+    monkeypatch.setattr(chat, "read_text", read)
+    send(page, "and now?")  # whatever the second time did is there when this is answered
     says(answers(page).last, "tokens/s")
+    says(page.locator(".turn.user").last, "and now?")
+    sync_api.expect(answers(page)).to_have_count(2)
+    says(answers(page).last, "tokens/s")
+    assert page.locator(".turn.user").count() == 2
 
 
 def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, address, monkeypatch, tmp_path):
@@ -221,21 +263,135 @@ def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, addre
     assert (tmp_path / "votes.jsonl").read_text().count("\n") == 1
 
 
+class Lingers(SlowEngine):
+    """Says `first` to the first question until it is stopped, and then goes on ending until it is let go."""
+
+    places = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go, self.asked = threading.Event(), 0
+
+    def stream(self, jobs):
+        self.asked += 1
+        if self.asked > 1:
+            yield from (Piece(index, "second", 1, "stop") for index, _ in enumerate(jobs))
+            return
+        try:
+            for n in range(10**6):
+                yield from (Piece(index, "first ", n) for index, _ in enumerate(jobs))
+                time.sleep(0.005)
+        finally:
+            self.let_go.wait(PATIENCE / 1000)
+
+
+def test_a_question_to_all_is_answered_though_the_answers_before_it_are_still_ending(
+    page, models, tokenizer, monkeypatch
+):
+    engine, run, ended = Lingers(), compare._run, []
+
+    def watched(*given):
+        yield from run(*given)
+        ended.append(given)
+
+    monkeypatch.setattr(compare, "_run", watched)
+    with serving(Service(models, engine, tokenizer)) as url:
+        visit(page, url)
+        page.get_by_role("tab", name="Compare").click()
+        ask = page.locator("#compare-box textarea")
+        ask.fill("one")
+        ask.press("Enter")
+        says(page.locator("#answer-4"), "first first")
+        ask.fill("two")
+        ask.press("Enter")
+        says(page.get_by_test_id("toast-body"), "still answering")
+        assert ask.input_value() == "two"
+        page.locator("#stop-all").click()
+        says(page.locator("#answer-4"), "stopped")
+        ask.press("Enter")
+        says(page.locator("#answer-4"), "second")
+        visible(page.locator("#prefer"))
+        with page.expect_response(
+            re.compile("/gradio_api/run/")
+        ):  # of the last step of the first one's event
+            engine.let_go.set()
+        until(page, lambda: len(ended) == 3)
+        page.locator("#vote").click()
+        says(page.get_by_test_id("toast-body").last, "Choose an answer first")
+        says(page.locator("#rounds .asked"), "two")
+        says(page.locator("#answer-4"), "second")
+        page.get_by_label("Answer 1", exact=True).check()
+
+
+def test_a_vote_counts_while_a_refused_one_is_ending_and_counts_once(page, address, monkeypatch, tmp_path):
+    warn, record, voted = compare.gr.Warning, compare.record, threading.Event()
+
+    def wait() -> bool:
+        return voted.wait(PATIENCE / 1000)
+
+    monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
+    monkeypatch.setattr(compare.gr, "Warning", lambda text: (warn(text), wait()))
+    visit(page, address)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-box textarea").fill("hello")
+    page.locator("#ask-all").click()
+    visible(page.locator("#prefer"))
+    page.locator("#vote").click()
+    says(page.get_by_test_id("toast-body"), "Choose an answer first")
+    page.get_by_label("Answer 1", exact=True).check()
+    monkeypatch.setattr(compare, "record", lambda *given: (record(*given), wait()))
+    with page.expect_request(re.compile("/gradio_api/queue/join")):
+        page.locator("#vote").click()
+    until(page, (tmp_path / "votes.jsonl").exists)
+    with page.expect_response(re.compile("/gradio_api/queue/join")):
+        page.locator("#vote").click()  # once more, while the first is being written
+    voted.set()
+    says(page.locator("#standings"), re.compile("[01] of 1"))
+    sync_api.expect(page.locator("#vote")).to_be_hidden()
+    assert page.get_by_test_id("toast-body").count() <= 1
+    assert (tmp_path / "votes.jsonl").read_text().count("\n") == 1
+
+
+def test_differences_that_are_ticked_while_answers_are_written_are_marked(page, models, tokenizer):
+    ticked = threading.Event()
+
+    class Differs(Says):
+        places = 8
+
+        def stream(self, jobs):
+            yield from (Piece(index, f"the same but word{index}", 1) for index, _ in enumerate(jobs))
+            yield Piece(0, " ", 1)
+            ticked.wait(PATIENCE / 1000)
+            yield from (Piece(index, "", 2, "stop") for index, _ in enumerate(jobs))
+
+    with serving(Service(models, Differs([]), tokenizer)) as url:
+        visit(page, url)
+        page.get_by_role("tab", name="Compare").click()
+        page.locator("#compare-box textarea").fill("hello")
+        page.locator("#ask-all").click()
+        says(page.locator("#answer-1"), "the same")
+        with page.expect_response(re.compile("/gradio_api/run/")):
+            page.locator("#mark-differences input").check()
+        ticked.set()
+        sync_api.expect(page.locator("#rounds mark")).to_have_count(4)
+        assert page.locator("#rounds mark").first.inner_text() == "word0"
+
+
 def test_a_phone_shows_everything_without_scrolling_sideways(page, address):
     page.set_viewport_size({"width": 360, "height": 740})
     visit(page, address)
     send(page, "hello " * 12 + "x" * 80)
     says(answers(page).last, re.compile("c{20}"))
     visible(page.locator("#box"))
-    for tab in ("Chat", "Compare"):
+    for tab, shown in (("Chat", "#box"), ("Compare", "#ask-all")):
         page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    box = page.locator("#ask-all").bounding_box()
-    assert box and box["x"] >= 0 and box["x"] + box["width"] <= 360
+        visible(page.locator(shown))
+        page.wait_for_function("document.documentElement.scrollWidth <= 360")
+    inside(page, "#ask-all", 360, 740)
 
 
 def test_the_dark_theme_is_dark_and_its_text_readable(browser, address):
-    context = browser.new_context(color_scheme="dark")
+    context = patient(browser, color_scheme="dark")
     page = context.new_page()
     visit(page, address)
     send(page, "hello")
@@ -255,8 +411,10 @@ def test_the_dark_theme_is_dark_and_its_text_readable(browser, address):
         "#chatbot [data-testid=bot]",
         "#chatbot [data-testid=user]",
     ):
-        text, behind = page.evaluate(light, selector)
-        assert text - behind > 0.4, (selector, text, behind)
+        is_light = (
+            f"selector => {{ const [text, behind] = ({light})(selector); return text - behind > 0.4; }}"
+        )
+        page.wait_for_function(is_light, arg=selector)
     context.close()
 
 
@@ -324,22 +482,108 @@ def test_a_question_is_answered_though_the_answer_before_it_is_still_ending(page
         says(answers(page), "fine")
 
 
+def test_a_view_of_an_answer_that_ends_late_does_not_cover_a_new_conversation(
+    page, models, tokenizer, monkeypatch
+):
+    """Gradio sends the last view again when a streaming handler ends; here that is after "New conversation"."""
+    answer, cleared = chat._answer, threading.Event()
+
+    def ends_late(*given):
+        yield from answer(*given)
+        cleared.wait(PATIENCE / 1000)
+
+    monkeypatch.setattr(chat, "_answer", ends_late)
+    with serving(Service(models, Says(["fine"]), tokenizer)) as url:
+        visit(page, url)
+        send(page, "hello")
+        says(answers(page), "fine")
+        visible(page.locator("[data-do=retry]"))
+        page.get_by_role("button", name="New conversation").click()
+        visible(page.locator(".start"))
+        with page.expect_response(re.compile("/gradio_api/run/")):  # the view that follows the late one
+            cleared.set()
+        visible(page.locator(".start"))
+        sync_api.expect(answers(page)).to_have_count(0)
+
+
+def test_retry_that_comes_after_new_conversation_leaves_the_box_free(page, models, tokenizer, monkeypatch):
+    retry, cleared, retried = chat._retry, threading.Event(), threading.Event()
+
+    def late(turns):
+        cleared.wait(PATIENCE / 1000)
+        retried.set()
+        return retry(turns)
+
+    monkeypatch.setattr(chat, "_retry", late)
+    with serving(Service(models, Says(["fine"]), tokenizer)) as url:
+        visit(page, url)
+        send(page, "hello")
+        says(answers(page), "fine")
+        page.locator("[data-do=retry]").click()
+        page.get_by_role("button", name="New conversation").click()
+        visible(page.locator(".start"))
+        with page.expect_response(
+            re.compile("/gradio_api/queue/join")
+        ):  # behind the retry: an answer, to nothing
+            cleared.set()
+        until(page, retried.is_set)
+        send(page, "and now?")
+        says(answers(page), "fine")
+        sync_api.expect(stop(page)).to_have_count(0)
+        page.get_by_role("button", name="New conversation").click()
+        sync_api.expect(stop(page)).to_have_count(0)
+
+
+def test_of_two_conversations_opened_quickly_the_second_is_shown(page, models, tokenizer, monkeypatch):
+    read, opened, ended = chat.read_stored, threading.Event(), threading.Event()
+
+    def slowly(text):
+        if "the first" in text:
+            opened.wait(PATIENCE / 1000)
+            ended.set()
+        return read(text)
+
+    with serving(Service(models, Says(["fine"]), tokenizer)) as url:
+        visit(page, url)
+        for question in ("the first", "the second"):
+            page.get_by_role("button", name="New conversation").click()
+            visible(page.locator(".start"))
+            send(page, question)
+            says(answers(page), "fine")
+        page.get_by_role("button", name="New conversation").click()
+        visible(page.locator(".start"))
+        monkeypatch.setattr(chat, "read_stored", slowly)
+        chats = page.locator("#chats")
+        with page.expect_request(re.compile("/gradio_api/queue/join")):
+            chats.get_by_role("button", name="the first", exact=True).click()
+        chats.get_by_role("button", name="the second", exact=True).click()
+        says(page.locator("#chatbot [data-testid=user]"), "the second")
+        with page.expect_response(re.compile("/gradio_api/run/")):  # the view that follows the first one's
+            opened.set()
+        until(page, ended.is_set)
+        says(page.locator("#chatbot [data-testid=user]"), "the second")
+        send(page, "more")
+        sync_api.expect(answers(page)).to_have_count(2)
+
+
 def test_retry_asks_with_another_seed_and_a_set_seed_is_kept(page, models, tokenizer):
-    engine = Says(["x"])
+    class Counts(Says):
+        def stream(self, jobs):
+            self.pieces = [f"answer {len(self.asked) + 1}"]
+            return super().stream(jobs)
+
+    engine = Counts([])
     with serving(Service(models, engine, tokenizer)) as url:
         visit(page, url)
         send(page, "hello")
-        for count in (2, 3):
+        for count in (1, 2):
+            says(answers(page).last, f"answer {count}")
             page.locator("[data-do=retry]").click()
-            page.wait_for_function("() => document.querySelectorAll('[data-do=retry]').length === 1")
-            while len(engine.asked) < count:
-                page.wait_for_timeout(50)
+        says(answers(page).last, "answer 3")
         assert len({jobs[0].sampling.seed for jobs in engine.asked}) == 3
         page.get_by_role("textbox", name="Seed").first.fill("7")
-        sync_api.expect(page.locator("[data-do=retry]")).to_have_count(1)
         page.locator("[data-do=retry]").click()
-        while len(engine.asked) < 4:
-            page.wait_for_timeout(50)
+        says(answers(page).last, "answer 4")
         assert engine.asked[-1][0].sampling.seed == 7
 
 
@@ -417,11 +661,9 @@ def test_wide_code_tables_and_formulas_scroll_inside_the_bubble(page, saying):
             send(page, "more")
             sync_api.expect(answers(page)).to_have_count(count + 1)
             says(answers(page).last, "1 token")
-        page.wait_for_timeout(300)
-        last = page.locator(".turn").last.bounding_box()
-        assert last["y"] + last["height"] <= talk["y"] + talk["height"] + 1 <= box["y"] + 2, (
-            "nothing covers the composer"
-        )
+        assert talk["y"] + talk["height"] <= box["y"] + 1, "nothing covers the composer"
+        bottom = "[...document.querySelectorAll('.turn')].at(-1).getBoundingClientRect().bottom"
+        page.wait_for_function(f"end => {bottom} <= end + 1", arg=talk["y"] + talk["height"])
 
 
 def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_back(
@@ -429,7 +671,7 @@ def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_bac
 ):
     """The server is asked through a wire that is pulled out for four seconds while an answer grows."""
     chats = page.locator("#chats li")
-    wire = Wire(int(slow.rsplit(":", 1)[1]))
+    wire = Wire(int(slow.url.rsplit(":", 1)[1]))
     visit(page, wire.address)
     page.locator("#model input").click()
     page.get_by_role("option", name="A", exact=True).click()
@@ -443,6 +685,7 @@ def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_bac
     says(page.locator("#chatbot [data-testid=user]"), "the first question")
     page.get_by_role("button", name="New conversation").click()
     visible(page.locator(".start"))
+    until_free(page, slow.service)  # of whom the wire was cut off from
     send(page, "the second question")
     says(answers(page).last, re.compile("x{3}"))
     stop(page).click()
@@ -467,8 +710,10 @@ def test_conversations_outlive_a_reload_and_a_lost_connection_and_files_come_bac
     file.write_text('{"messages": [{"role": "nobody", "content": "x"}]}')
     page.locator("#chats input[type=file]").set_input_files(file)
     says(page.get_by_test_id("toast-body"), "no conversation of this demo")
-    for _ in range(2):  # once to ask, once to do it
-        page.get_by_role("button", name="Delete about x").click()
+    delete = page.get_by_role("button", name="Delete about x")
+    delete.click()
+    says(delete, "sure?")  # for four seconds, which a busy machine may need between two clicks
+    until(page, lambda: delete.count() == 0 or delete.click())
     sync_api.expect(page.locator("#chats")).not_to_contain_text("about x")
 
 
@@ -478,7 +723,9 @@ def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(pag
             self.scored = job
             for token in ids:
                 yield TokenScore(token, tokenizer.decode([token]), math.log(0.04), (Likely(1, "y", -0.1),))
-            hidden.wait(5)  # all tokens are shown and the scoring has not ended: "Hide" works then too
+            hidden.wait(
+                PATIENCE / 1000
+            )  # all tokens are shown and the scoring has not ended: "Hide" works then too
 
     hidden = threading.Event()
     engine = Scores(["so $x^2$ and ", "\\[\\frac{1}{2}\\]", " and $\\oops{$"])
@@ -497,6 +744,7 @@ def test_formulas_are_typeset_and_strength_and_probabilities_reach_the_model(pag
         assert engine.scored.sampling.adapter_strength == 0.5
         page.get_by_role("button", name="Hide probabilities").click()
         sync_api.expect(answers(page).last.locator(".katex")).to_have_count(2)
+        hidden.set()
 
 
 def test_two_of_the_models_are_compared_over_turns_and_voted_on_by_keys(page, address, monkeypatch, tmp_path):
@@ -543,15 +791,15 @@ def test_the_composer_is_in_view_and_nothing_is_covered_on_a_desk_and_on_a_phone
 
 
 def inside(page: sync_api.Page, selector: str, width: int, height: int) -> None:
-    """Its whole box is in the window, and a click in its middle hits it."""
-    box = page.locator(selector).first.bounding_box()
-    assert box and box["x"] >= 0 and box["y"] >= 0, selector
-    assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= height, (selector, box)
-    hit = "([s, x, y]) => document.querySelector(s)?.contains(document.elementFromPoint(x, y))"
-    if not selector.startswith("button"):
-        assert page.evaluate(hit, [selector, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]), (
-            selector
-        )
+    """Wait until its whole box is in the window, and a click in its middle hits it."""
+    locator = page.locator(selector).first
+    visible(locator)
+    fits = """([element, width, height]) => {
+        const {left, right, top, bottom} = element.getBoundingClientRect();
+        const hit = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+        return left >= 0 && top >= 0 && right <= width && bottom <= height && element.contains(hit);
+    }"""
+    page.wait_for_function(fits, arg=[locator.element_handle(), width, height])
 
 
 AXE = os.environ.get("AXE_CORE")
@@ -561,8 +809,8 @@ AXE = os.environ.get("AXE_CORE")
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_any_tab(browser, address, scheme, width):
-    context = browser.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+    context = patient(
+        browser, viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
     visit(page, address)
@@ -588,7 +836,7 @@ def test_axe_finds_nothing_serious_on_any_tab(browser, address, scheme, width):
 
 def faults(page: sync_api.Page, where: str) -> list[str]:
     """What axe-core calls serious or critical, WCAG 2.2 AA and its 24 px targets included."""
-    page.wait_for_timeout(400)
+    page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
     page.evaluate(Path(AXE).read_text())
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     result = page.evaluate("tags => axe.run(document, {runOnly: tags})", tags)

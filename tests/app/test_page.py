@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 
+from app.engines import Piece
 from app.page import chat, compare
 from app.page.conversation import Conversation, Turn, messages
 from app.service import FAILED, Service
@@ -59,7 +61,7 @@ def test_the_box_is_free_again_after_every_kind_of_failure(models, tokenizer, se
 
 def test_a_full_line_is_a_message_in_the_chat(models, tokenizer):
     service = Service(models, SlowEngine(), tokenizer, waiting=0)
-    holding = chat._answer(service, [Turn("user", "hi")], "A", "", SETTINGS)
+    holding = chat._answer(service, Conversation([Turn("user", "hi")]), "A", "", SETTINGS)
     next(holding)
     _, display, box = talk(service, Conversation(), "hello")
     assert "Too many people" in display[-1]["content"] and box["submit_btn"] is True
@@ -101,15 +103,62 @@ def test_an_answer_that_is_cleared_or_retried_while_it_grows_does_not_come_back(
 
 
 def test_a_stopped_comparison_keeps_what_is_there_and_asks_for_no_vote(models, tokenizer):
-    round_ = compare._run(Service(models, SlowEngine(), tokenizer), None, "hello", ALL, SETTINGS)
+    service, state = Service(models, SlowEngine(), tokenizer), compare.CompareState()
+    run = compare._run(service, state, "hello", ALL, SETTINGS)
     for _ in range(3):
-        now, *_ = next(round_)
-    compare._stop(now)
-    *_, (now, ballot, _, *answers) = round_
-    assert ballot["visible"] is False and any("x" in text and "stopped" in text for text in answers)
-    assert all(
-        text.startswith(f"<strong>{name}</strong>") for text, name in zip(answers, now.order, strict=True)
-    )
+        next(run)
+    compare._stop(state)
+    list(run)
+    ballot, answers = shown(service, state)
+    assert not ballot and any("x" in text and "stopped" in text for text in answers)
+    for text, name in zip(answers, state.comparison.order, strict=True):
+        assert f"<strong>{name}</strong>" in text
+
+
+def shown(service, state):
+    """Whether the ballot is there, and the HTML of each of the last answers."""
+    ballot, _, html, _ = compare._view(service, state)
+    return ballot["visible"], html.rsplit('<div class="columns">', 1)[-1].split("</article>")[:-1]
+
+
+def ask(service, state, text="hello"):
+    for _ in compare._run(service, state, text, ALL, SETTINGS):
+        pass
+    return shown(service, state)
+
+
+def test_a_question_while_answers_are_written_is_refused_and_after_a_stop_begins_a_new_comparison(
+    models, tokenizer
+):
+    service, state = Service(models, SlowEngine(), tokenizer), compare.CompareState()
+    first = compare._run(service, state, "one", ALL, SETTINGS)
+    next(first)
+    assert list(compare._run(service, state, "one", ALL, SETTINGS)) == []  # Enter was pressed twice
+    with pytest.warns(UserWarning, match="still answering"):
+        assert list(compare._run(service, state, "two", ALL, SETTINGS)) == []
+    old = state.comparison
+    assert [turn.prompt for turn in old.turns] == ["one"]
+    compare._stop(state)
+    second = compare._run(service, state, "two", ALL, SETTINGS)
+    next(second)  # in line behind the first, which has not ended yet
+    list(first)  # what it does at its end touches the new one not
+    assert state.comparison is not old and [turn.prompt for turn in state.comparison.turns] == ["two"]
+    assert state.comparison.running
+    compare._stop(state)
+    list(second)
+
+
+def test_a_comparison_that_is_stopped_before_its_turn_leaves_nothing_behind(models, tokenizer):
+    service, state = Service(models, SlowEngine(), tokenizer), compare.CompareState()
+    holding = compare._run(service, compare.CompareState(), "one", ALL, SETTINGS)
+    next(holding)
+    waiting = compare._run(service, state, "two", ALL, SETTINGS)
+    next(waiting)
+    assert "before yours" in compare._view(service, state)[2]
+    compare._stop(state)
+    list(waiting)
+    holding.close()
+    assert state.comparison is None and compare.STOPPED in compare._view(service, state)[2]
 
 
 def test_a_question_that_got_an_error_is_not_read_by_the_model_again():
@@ -131,33 +180,91 @@ def test_a_blind_comparison_hides_names_and_speed_until_the_vote_and_then_counts
     service, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(compare, "VOTES", tmp_path / "votes.jsonl")
-    *_, last = compare._run(service, None, "hello", ALL, SETTINGS)
-    now, answers = last[0], last[3:]
-    assert sorted(now.order) == ["A", "B", "C", "base"]
+    state = compare.CompareState()
+    ballot, answers = ask(service, state)
+    now = state.comparison
+    assert ballot and sorted(now.order) == ["A", "B", "C", "base"]
     for place, text in enumerate(answers):
-        assert text.startswith(f"<strong>Answer {place + 1}</strong>") and "tokens/s" not in text
+        assert f"<strong>Answer {place + 1}</strong>" in text and "tokens/s" not in text
     choice = f"Answer {now.order.index('C') + 1}"
-    *shown, standing = compare._vote(service, now, choice)
+    with pytest.warns(UserWarning, match="Choose an answer first"):
+        compare._vote(service, state, None)
+    compare._vote(service, state, choice)
+    standing = compare.standings()
     assert "| C | 1 of 1 |" in standing and "| base | 0 of 1 |" in standing
-    assert any(str(text).startswith("<strong>C</strong>") for text in shown[3:])
-    *_, again = compare._vote(service, now, choice)
-    assert "| C | 1 of 1 |" in again, "a second vote in one round must not count"
+    ballot, answers = shown(service, state)
+    assert not ballot and any("<strong>C</strong>" in text for text in answers)
+    compare._vote(service, state, choice)  # without a warning: the button was pressed twice
+    assert compare.standings() == standing, "a second vote in one comparison must not count"
     [vote] = votes_of(tmp_path / "votes.jsonl", {name: (service.models.sha256(name), "t") for name in "ABC"})
     assert vote.preferred == "C" and vote.shown == tuple(now.order) and set(vote.trained) == set("ABC")
 
 
 def test_a_comparison_that_fails_says_so_in_place_of_the_answers(models, tokenizer, service):
-    *_, last = compare._run(Service(models, BrokenEngine(), tokenizer), None, "hello", ALL, SETTINGS)
-    assert FAILED in last[3]
-    *_, last = compare._run(service, None, "", ALL, SETTINGS)
-    assert "empty message" in last[3]
+    for served, text, says in (
+        (Service(models, BrokenEngine(), tokenizer), "hello", FAILED),
+        (service, "", "empty message"),
+    ):
+        state = compare.CompareState()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ask(served, state, text)
+        assert state.comparison is None and says in compare._view(served, state)[2]
+
+
+def test_a_comparison_that_fails_halfway_keeps_what_is_there_and_asks_for_no_vote(models, tokenizer):
+    class Breaks(SlowEngine):
+        def stream(self, jobs):
+            yield Piece(0, "half", 1)
+            raise RuntimeError("broken")
+
+    service, state = Service(models, Breaks(), tokenizer), compare.CompareState()
+    with pytest.warns(UserWarning, match="could not answer"):
+        ballot, answers = ask(service, state)
+    assert not ballot and "half" in answers[0]
 
 
 def test_a_refused_question_keeps_the_answers_before_it(service):
-    *_, first = compare._run(service, None, "hello", ALL, SETTINGS)
+    state = compare.CompareState()
+    before = ask(service, state)
     with pytest.warns(UserWarning, match="empty message"):
-        *_, after = compare._run(service, first[0], " ", ALL, SETTINGS)
-    assert after[0] is first[0] and after[3:] == first[3:] and len(after[0].turns) == 1
+        after = ask(service, state, " ")
+    assert after == before and len(state.comparison.turns) == 1
+
+
+def test_a_question_is_answered_once_and_a_stop_before_its_answer_begins_counts(service):
+    turns = Conversation()
+    chat._ask(turns, "hello")
+    first, second = (chat._answer(service, turns, "B", "", SETTINGS) for _ in range(2))
+    next(first)
+    list(second)
+    list(first)
+    assert [turn.role for turn in turns] == ["user", "assistant"]
+    chat._ask(turns, "and now?")
+    chat._settle(turns)
+    list(chat._answer(service, turns, "B", "", SETTINGS))
+    assert "Stopped" in turns[-1].note and len(turns) == 4
+
+
+def test_of_two_conversations_that_are_opened_the_later_one_stays(monkeypatch):
+    kept = {key: f'{{"key": "{key}", "messages": [{{"role": "user", "content": "{key}"}}]}}' for key in "ab"}
+    turns, read = Conversation(), chat.read_stored
+
+    def slowly(text):  # while the first one is read, the second one is opened
+        monkeypatch.setattr(chat, "read_stored", read)
+        chat._open(turns, kept["b"])
+        return read(text)
+
+    monkeypatch.setattr(chat, "read_stored", slowly)
+    (_, display, _), _ = chat._open(turns, kept["a"])
+    assert turns.key == "b" and display[0]["content"] == "b"
+
+
+def test_retry_of_a_cleared_conversation_leaves_the_box_free(service):
+    turns, _, box = chat._retry(Conversation())
+    assert box["submit_btn"] is True and box["stop_btn"] is False
+    *_, (_, display, box) = chat._answer(service, turns, "B", "", SETTINGS)
+    assert display == [] and box["submit_btn"] is True
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", 7, "x" * 200_000])
