@@ -12,8 +12,8 @@ from typing import Any
 from abctune.core.params import BASE
 from abctune.core.records import SourceRecord, TrainingRecord
 from app.engines.choose import gguf_of_base
-from app.known import known, summary_of
 from app.models import UNSCORED, Models
+from app.optional_records import optional_record, summary_of
 from app.page.style import colors_of
 from app.service import Service
 
@@ -81,7 +81,7 @@ def origin(root: Path) -> str:
 
 
 def _base(models: Models) -> str:
-    source = known(models.base / "source.json", SourceRecord)
+    source = optional_record(models.base / "source.json", SourceRecord)
     return (
         "" if source is None else f"{_file_of(source) or source.full_name} {_short(source.revision)}".strip()
     )
@@ -100,7 +100,7 @@ def _served_as(service: Service) -> str:
     base, name = service.models.base, service.engine.name
     if name != "llama.cpp":
         return f"{name}, weights in {dtype}" if (dtype := _dtype_of(base)) else name
-    gguf, source = gguf_of_base(base), known(base / "source.json", SourceRecord)
+    gguf, source = gguf_of_base(base), optional_record(base / "source.json", SourceRecord)
     file = str(source.file) if source and gguf == base / "base.gguf" else gguf.name if gguf else ""
     found = QUANTIZED.search(file)
     return f"{name}, {found[1].upper()}" if found else name
@@ -108,7 +108,7 @@ def _served_as(service: Service) -> str:
 
 def _training(models: Models, name: str) -> dict[str, str]:
     """Data, steps and replicate of a variant."""
-    record = known(models.adapters[name].path / "training.json", TrainingRecord)
+    record = optional_record(models.adapters[name].path / "training.json", TrainingRecord)
     if record is None:
         return {}
     seen = ", ".join(f"{n:,} {source}" for source, n in record.exposure.conversations.items() if n)

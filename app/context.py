@@ -21,7 +21,7 @@ class Prompt:
 
     ids: list[int]
     dropped: int  # messages left out, oldest first
-    room: int  # tokens left for the answer
+    max_new_tokens: int  # tokens left for the answer
 
 
 def fit(
@@ -60,7 +60,7 @@ def fit(
         start = starts[position]
         fits(start)
     ids = rendered[start]
-    return Prompt(ids, dropped=start, room=min(max_new_tokens, context - len(ids)))
+    return Prompt(ids, dropped=start, max_new_tokens=min(max_new_tokens, context - len(ids)))
 
 
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int, context: int) -> Prompt:
@@ -74,4 +74,4 @@ def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int,
         raise Refused("an empty prompt; write something first")
     if len(ids) + min(max_new_tokens, context // 2) > context:
         raise Refused(f"your prompt is too long: it takes {len(ids):,} tokens of the context's {context:,}")
-    return Prompt(ids, dropped=0, room=min(max_new_tokens, context - len(ids)))
+    return Prompt(ids, dropped=0, max_new_tokens=min(max_new_tokens, context - len(ids)))

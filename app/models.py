@@ -16,7 +16,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import BASE, Params
 from abctune.core.provenance import require_same_base, sha256_of
 from abctune.core.records import Record, SourceRecord, write_record
-from app.known import known, summary_of
+from app.optional_records import optional_record, summary_of
 
 UNSCORED = "trained again since it was scored; `dvc repro` scores it"
 CONVERTED_RECORD = "converted.json"
@@ -62,7 +62,9 @@ class Models:
 
     def about(self) -> dict[str, Any]:
         """What answers come from, for the record: abctune's version, the base, each adapter's bytes and commit."""
-        source = known(self.base / "source.json", SourceRecord)  # None: a base that fetch-model did not bring
+        source = optional_record(
+            self.base / "source.json", SourceRecord
+        )  # None: a base that fetch-model did not bring
         return {
             "abctune": abctune.__version__,
             "base": {"source": source and source.model_dump(mode="json"), "sha256": self.base_sha256},
@@ -168,7 +170,7 @@ def read_converted(path: Path, base: Path) -> Adapter:
         UserError: it is not whole, or of another base.
     """
     remedy = "`python -m app.space` writes it anew"
-    record, gguf = known(path / CONVERTED_RECORD, Converted), path / "adapter.gguf"
+    record, gguf = optional_record(path / CONVERTED_RECORD, Converted), path / "adapter.gguf"
     if record is None or not gguf.exists() or sha256_of(gguf) != record.gguf_sha256:
         raise UserError(f"{gguf} is missing or damaged; {remedy}")
     require_same_base(path, base, remedy)

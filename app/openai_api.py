@@ -152,7 +152,7 @@ TEXT = Form("cmpl", "text_completion", "text_completion", chat=False)
 
 
 @dataclass(frozen=True)
-class News:
+class Delta:
     """A partial reply, and what is new in it."""
 
     reply: Reply
@@ -254,14 +254,14 @@ def _read_likeliest(body: dict[str, Any], form: Form) -> int | None:
     return asked
 
 
-async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncGenerator[News]:
+async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncGenerator[Delta]:
     """The partial reply and what is new in it.
 
     A thread drives the model and puts what comes into a queue, so that a slow reader does not keep it from
     others; when the reader goes away, the thread stops.
     """
     loop, gone = asyncio.get_running_loop(), threading.Event()
-    arrived: asyncio.Queue[News | Refused | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Delta | Refused | None] = asyncio.Queue()
 
     def drive() -> None:
         outcome: Refused | None = None
@@ -274,7 +274,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
                 if isinstance(progress, Waiting):
                     continue
                 text, scores = progress[0].text, tuple(progress[0].scores[scored:])
-                loop.call_soon_threadsafe(arrived.put_nowait, News(progress[0], text[sent:], scores))
+                loop.call_soon_threadsafe(arrived.put_nowait, Delta(progress[0], text[sent:], scores))
                 sent, scored = max(sent, len(text)), scored + len(scores)
         except Refused as refusal:
             outcome = refusal
@@ -288,7 +288,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
     threading.Thread(target=drive, name="openai-api", daemon=True).start()
     left = asyncio.create_task(_until_left(http, arrived))
     try:
-        while isinstance(item := await arrived.get(), News):
+        while isinstance(item := await arrived.get(), Delta):
             yield item
         if item is not None:
             raise item
@@ -297,7 +297,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
         left.cancel()
 
 
-async def _until_left(http: HttpRequest, arrived: asyncio.Queue[News | Refused | None]) -> None:
+async def _until_left(http: HttpRequest, arrived: asyncio.Queue[Delta | Refused | None]) -> None:
     """Put an end into the queue when the client goes away; its request has been read, so nothing else comes."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
@@ -305,7 +305,7 @@ async def _until_left(http: HttpRequest, arrived: asyncio.Queue[News | Refused |
 
 
 async def _events(
-    form: Form, head: dict[str, Any], first: News, rest: AsyncGenerator[News], with_usage: bool
+    form: Form, head: dict[str, Any], first: Delta, rest: AsyncGenerator[Delta], with_usage: bool
 ) -> AsyncIterator[str]:
     offset = 0
 
@@ -324,11 +324,11 @@ async def _events(
     reply = first.reply
     yield chunk(form.delta(first.text, first=True), first.scores)
     try:
-        async for news in rest:
-            reply = news.reply
-            if news.text or news.scores:
-                yield chunk(form.delta(news.text), news.scores)
-        yield chunk(form.delta(None), finish=_finish(reply), abctune=_how(reply))
+        async for delta in rest:
+            reply = delta.reply
+            if delta.text or delta.scores:
+                yield chunk(form.delta(delta.text), delta.scores)
+        yield chunk(form.delta(None), finish=_finish(reply), abctune=_provenance(reply))
         if with_usage:
             yield _event(head | {"object": form.part, "choices": [], "usage": _usage(reply)})
     except Refused as refusal:  # the status line is out already
@@ -351,16 +351,16 @@ def _completion(form: Form, head: dict[str, Any], reply: Reply) -> dict[str, Any
         "object": form.whole,
         "choices": choices,
         "usage": _usage(reply),
-        "abctune": _how(reply),
+        "abctune": _provenance(reply),
     }
 
 
-def _how(reply: Reply) -> dict[str, Any]:
+def _provenance(reply: Reply) -> dict[str, Any]:
     """What reproduces the answer; clients read past fields that they do not know."""
     return {
         "seed": reply.request.sampling.seed,
         "shared_batch": reply.shared_batch,
-        "kept_tokens": reply.kept_tokens,
+        "cached_tokens": reply.cached_tokens,
     }
 
 

@@ -48,7 +48,7 @@ class Reply:
     shared_batch: bool = False
     # Tokens of the prompt that an earlier answer has left computed: those that it generated were computed one by one, which
     # rounds otherwise than reading them together.
-    kept_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -97,7 +97,7 @@ class Ticket:
     size: int
 
 
-class Line:
+class RequestQueue:
     """First come, first served, as many at a time as there are places, with a limit to those who wait."""
 
     def __init__(self, waiting: int, places: int = 1) -> None:
@@ -161,7 +161,7 @@ class Service:
     ) -> None:
         """`tokenizer`: None means the engine's own."""
         self.models, self.engine, self._tokenizer = models, engine, tokenizer
-        self._line = Line(waiting, engine.places)
+        self._queue = RequestQueue(waiting, engine.n_parallel)
 
     def answer(self, requests: Sequence[Request]) -> Generator[Waiting | list[Reply]]:
         """Yield places in line, then the same replies again and again as they grow; closing it stops them.
@@ -171,13 +171,13 @@ class Service:
         Raises:
             Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
         """
-        with self._line.place(len(requests)) as ticket:
+        with self._queue.place(len(requests)) as ticket:
             yield from self._until_loaded()  # prompts are read by the engine's tokenizer
             replies, jobs = self._prepare(requests)
             yield from self._until_served(ticket)
             pieces = self.engine.stream(jobs)
             try:
-                yield from _growing(replies, pieces)
+                yield from _stream(replies, pieces)
             except Refused:
                 raise
             except Exception:
@@ -204,7 +204,7 @@ class Service:
         """
         if not 0 <= likeliest <= MAX_LIKELIEST:
             raise Refused(f"likeliest: at most {MAX_LIKELIEST} alternatives per token")
-        with self._line.place() as ticket:
+        with self._queue.place() as ticket:
             yield from self._until_loaded()
             prompt = self._prompt(request)
             ids = self.tokenizer.encode(answer, add_special_tokens=False)
@@ -224,7 +224,7 @@ class Service:
                 raise Refused(FAILED) from None
 
     def _until_served(self, ticket: Ticket) -> Iterator[Waiting]:
-        while ahead := self._line.ahead(ticket, POLL_SECONDS):
+        while ahead := self._queue.ahead(ticket, POLL_SECONDS):
             yield Waiting(ahead)
 
     def _until_loaded(self) -> Iterator[Waiting]:
@@ -248,7 +248,7 @@ class Service:
                 Job(
                     request.model,
                     prompt.ids,
-                    prompt.room,
+                    prompt.max_new_tokens,
                     request.sampling,
                     request.likeliest,
                     request.grammar,
@@ -263,7 +263,7 @@ class Service:
         return fit(self.tokenizer, request.messages, wanted, self.engine.context)
 
 
-def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:
+def _stream(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:
     started, shown = time.perf_counter(), 0.0
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
     for piece in pieces:
@@ -275,7 +275,7 @@ def _growing(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Rep
         if reply.finish != "stop":  # what follows a stop string is no part of the answer
             reply.scores += piece.scores
         reply.shared_batch |= piece.shared
-        reply.kept_tokens = max(reply.kept_tokens, piece.kept)
+        reply.cached_tokens = max(reply.cached_tokens, piece.cached_tokens)
         if piece.text and reply.first_token_seconds is None:
             reply.first_token_seconds = reply.seconds
         reply.finish = piece.finish or reply.finish

@@ -4,7 +4,8 @@ On the models of this workspace and on the same prompts:
 - speed: time to first token, tokens/s and memory by engine and precision, with and without an adapter, compared with
   llama.cpp's own server and the report's way; and of all models at once
 - start: how long the demo takes to start
-- agreement: whether llama.cpp says what transformers says (greedy answers, test loss, the adapters' effect on it)
+- agreement: whether llama.cpp says what transformers says (greedy answers), and how near a tie it was where it does not
+- loss: the same of the test loss, and of the adapters' effect on it
 - load: turns 1 to 30 of a conversation, and 1, 4 and 16 clients at once, next to llama.cpp's own server
 
 Writes benchmarks/results/app.json, each part as soon as it is measured, and prints the tables of docs/app.md. What
@@ -40,6 +41,7 @@ from abctune.core.files import read_rows, write_json
 from abctune.core.params import BASE, load_params
 from abctune.core.provenance import hardware, versions
 from abctune.llm.tokenizer import BASE_MODEL
+from app.engines.llama_cpp import shared_prefix
 from benchmarks import app_engines as engines
 from benchmarks import app_load
 from benchmarks.app_engines import Way
@@ -121,18 +123,36 @@ def starts(rounds: int) -> list[dict[str, Any]]:
 
 
 def agreement(folder: Path, prompts: int) -> dict[str, dict[str, Any]]:
-    """By precision and model: on how many prompts the first tokens are transformers' own (float32, PEFT)."""
+    """By precision and model: on how many prompts the first tokens are transformers' own (float32, PEFT), and where
+    they are not, by how many nats transformers preferred its token to the second best."""
     reference = alone(engines.greedy_answers, ("transformers", "float32"), folder, prompts, AGREEING_TOKENS)
     found = {}
     for precision in PRECISIONS:
         ours = alone(engines.greedy_answers, ("llama.cpp", precision), folder, prompts, AGREEING_TOKENS)
         found[precision] = {
             name: {
-                "same": sum(a == b for a, b in zip(ours[name], expected, strict=True)),
+                "same": sum(a.text == b.text for a, b in zip(ours[name], expected, strict=True)),
                 "prompts": prompts,
+                "differences": differences(ours[name], expected),
             }
             for name, expected in reference.items()
         }
+    return found
+
+
+def differences(
+    ours: list[engines.GreedyAnswer], expected: list[engines.GreedyAnswer]
+) -> list[dict[str, Any]]:
+    """Of each answer that is another: the prompt, the first token that differs, and the reference's margin there, in nats.
+
+    A margin near zero is a near tie, which rounding decides.
+    """
+    found = []
+    for prompt, (one, other) in enumerate(zip(ours, expected, strict=True)):
+        if one.text != other.text:
+            token = shared_prefix(one.ids, other.ids)
+            margin = other.margins[token] if token < len(other.margins) else None  # None: it ended there
+            found.append({"prompt": prompt, "token": token, "margin_nats": margin})
     return found
 
 
@@ -222,25 +242,38 @@ def report_start(result: dict[str, Any]) -> list[str]:
 
 
 def report_agreement(result: dict[str, Any]) -> list[str]:
-    """llama.cpp's answers and losses next to transformers'."""
+    """On how many prompts llama.cpp's greedy answer is transformers', and how near a tie it was where it is not."""
+    lines = [
+        f"| base | first {AGREEING_TOKENS} tokens equal | margin where they part: median (smallest to largest), nats |",
+        "|---|---|---|",
+    ]
+    for precision, by_model in result["agreement"].items():
+        equal = ", ".join(f"{name} {row['same']}/{row['prompts']}" for name, row in by_model.items())
+        lines.append(f"| {precision} | {equal} | {_margins(by_model)} |")
+    return lines
+
+
+def report_loss(result: dict[str, Any]) -> list[str]:
+    """llama.cpp's losses next to transformers'."""
     loss = result["loss"]
     names = list(loss["loss"]["transformers"])
-    lines = [
-        f"| base | first {AGREEING_TOKENS} tokens equal | {' | '.join(f'test loss {name}' for name in names)} | effect, r |",
-        "|---|---|" + "---:|" * (len(names) + 1),
-    ]
+    lines = [f"| base | {' | '.join(f'test loss {name}' for name in names)} | effect, r |",
+             "|---|" + "---:|" * (len(names) + 1)]  # fmt: skip
     for key, values in loss["loss"].items():
-        same = result["agreement"].get(key, {})
-        equal = (
-            ", ".join(f"{name} {row['same']}/{row['prompts']}" for name, row in same.items())
-            or "(the reference)"
-        )
         effect = loss["effect_correlation"].get(key)
-        lines.append(
-            f"| {key} | {equal} | {' | '.join(f'{values[name]:.4f}' for name in names)} "
-            f"| {'' if effect is None else f'{effect:.4f}'} |"
-        )
+        cells = [f"{values[name]:.4f}" for name in names] + ["" if effect is None else f"{effect:.4f}"]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
     return lines
+
+
+def _margins(by_model: dict[str, Any]) -> str:
+    """Smallest, median and largest margin of all models' answers that differ."""
+    found = [one["margin_nats"] for row in by_model.values() for one in row["differences"]]
+    known = [margin for margin in found if margin is not None]
+    if not known:
+        return ""
+    low, middle, high = min(known), float(np.median(known)), max(known)
+    return f"{middle:.3f}" if len(known) == 1 else f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def report_load(result: dict[str, Any]) -> list[str]:
@@ -256,6 +289,7 @@ class Part(StrEnum):
     speed = "speed"
     start = "start"
     agreement = "agreement"
+    loss = "loss"
     load = "load"
 
 
@@ -277,7 +311,7 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, max=10, help="Fixed prompts to ask.")] = 10,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer at most.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every speed is measured.")] = 3,
-    rows: Annotated[int | None, typer.Option(help="agreement: test rows to score; all if left out.")] = None,
+    rows: Annotated[int | None, typer.Option(help="loss: test rows to score; all if left out.")] = None,
     turns: Annotated[int, typer.Option(min=0, help="load: turns of the long conversation.")] = 30,
     clients: Annotated[list[int], typer.Option(help="load: clients at once; repeatable.")] = [1, 4, 16],  # noqa: B006
     results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
@@ -297,7 +331,11 @@ def main(
 
     def agreement_part() -> None:
         with precisions() as folder:
-            result["agreement"], result["loss"] = agreement(folder, prompts), losses(folder, rows)
+            result["agreement"] = agreement(folder, prompts)
+
+    def loss_part() -> None:
+        with precisions() as folder:
+            result["loss"] = losses(folder, rows)
 
     def load_part() -> None:
         measured = app_load.measure(turns, min(prompts, 3), clients, tokens, rounds)
@@ -305,7 +343,8 @@ def main(
         result["load"] = result.get("load", {}) | measured.found
 
     every = {Part.speed: (speed_part, report_speed), Part.start: (start_part, report_start),
-             Part.agreement: (agreement_part, report_agreement), Part.load: (load_part, report_load)}  # fmt: skip
+             Part.agreement: (agreement_part, report_agreement), Part.loss: (loss_part, report_loss),
+             Part.load: (load_part, report_load)}  # fmt: skip
     how = {
         "prompts": prompts,
         "tokens_at_most": tokens,

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -30,6 +30,14 @@ from app.request import CONTEXT_TOKENS, Sampling
 GREEDY = Sampling(temperature=0, repetition_penalty=1)
 Way = tuple[str, str]
 Ask = Callable[[Job], Iterator[int]]  # yields the number of tokens so far whenever there are more
+
+
+class GreedyAnswer(NamedTuple):
+    """An answer at temperature 0."""
+
+    text: str
+    ids: list[int]
+    margins: list[float]  # nats by which each token was likelier than the second best
 
 
 def served() -> tuple[Models, Any]:
@@ -236,22 +244,20 @@ def comparison(way: Way, folder: Path, tokens: int) -> dict[str, Any]:
     return {"engine": way[0], "precision": way[1], "models": len(jobs), "tokens_per_second": round(rate, 1)}
 
 
-def greedy_answers(way: Way, folder: Path, prompts: int, tokens: int) -> dict[str, list[str]]:
-    """Each model's first tokens on the fixed prompts, as text."""
+def greedy_answers(way: Way, folder: Path, prompts: int, tokens: int) -> dict[str, list[GreedyAnswer]]:
+    """Each model's first tokens on the fixed prompts."""
     models, tokenizer = served()
     engine = load(way, models, tokenizer, folder)
-    return {
-        name: [
-            "".join(
-                piece.text
-                for piece in engine.stream(
-                    [Job(name, prompt_ids(tokenizer, [{"role": "user", "content": text}]), tokens, GREEDY)]
-                )
-            )
-            for text in PROMPTS[:prompts]
-        ]
-        for name in models.names
-    }
+
+    def answer(name: str, text: str) -> GreedyAnswer:
+        prompt = prompt_ids(tokenizer, [{"role": "user", "content": text}])
+        pieces = list(engine.stream([Job(name, prompt, tokens, GREEDY, likeliest=2)]))
+        scores = [score for piece in pieces for score in piece.scores]
+        margins = [score.likeliest[0].logprob - score.likeliest[1].logprob for score in scores]
+        words = "".join(piece.text for piece in pieces)
+        return GreedyAnswer(words, [score.id for score in scores], [round(one, 5) for one in margins])
+
+    return {name: [answer(name, text) for text in PROMPTS[:prompts]] for name in models.names}
 
 
 def conversation_nll(

@@ -56,7 +56,7 @@ class Piece:
     finish: Literal["stop", "length"] | None = None  # set on the job's last piece
     scores: tuple[TokenScore, ...] = ()  # of the tokens that are new, where the job asks for them
     shared: bool = False  # other answers have been computed in one batch with this one
-    kept: int = 0  # tokens of the prompt that an earlier answer has left computed
+    cached_tokens: int = 0  # tokens of the prompt that an earlier answer has left computed
 
 
 class Engine(Protocol):
@@ -68,7 +68,7 @@ class Engine(Protocol):
 
     name: str
     context: int
-    places: int  # jobs that it takes at a time; a caller with more is served alone
+    n_parallel: int  # jobs that it takes at a time; a caller with more is served alone
     grammars: bool  # whether it can keep an answer to a grammar
 
     @property

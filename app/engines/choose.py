@@ -11,7 +11,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.core.params import BASE
 from app.engines import Engine
-from app.engines.llama_cpp import places_for
+from app.engines.llama_cpp import n_parallel_for
 from app.engines.loading import LoadingEngine
 from app.models import Models
 from app.request import CONTEXT_TOKENS
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
     name: str
     context: int
-    places: int
+    n_parallel: int
     grammars: bool
     load: Callable[[Tokenizer], Engine]
 
@@ -49,7 +49,7 @@ def plan(wanted: EngineName, models: Models, cache: Path = CACHE) -> Plan:
     return Plan(
         "llama.cpp",
         context,
-        places_for(len(models.names)),
+        n_parallel_for(len(models.names)),
         True,
         lambda tokenizer: _llama_cpp(gguf, adapters, tokenizer, context),
     )
@@ -74,7 +74,7 @@ def load_behind(
         failed: called, in a thread of its own, with what goes wrong after that.
     """
     planned = plan(wanted, models, cache)
-    known = (planned.name, planned.context, planned.places, planned.grammars)
+    known = (planned.name, planned.context, planned.n_parallel, planned.grammars)
     return LoadingEngine(*known, lambda: planned.load(tokenizer()), failed)
 
 

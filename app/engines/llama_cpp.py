@@ -1,14 +1,14 @@
 """llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request.
 
 Several answers at a time: each has a slot of llama.cpp's for as long as it grows, and runs in slices of a few tokens
-(app.engines.turns). Slices of one adapter at one strength are one batch to llama.cpp.
+(app.engines.scheduler). Slices of one adapter at one strength are one batch to llama.cpp.
 
 A slot keeps what it has read of a conversation, so that the next turn costs its new tokens. What a model has read is no
 use to another: llama.cpp forgets it when a slot's adapter changes, and we look for a slot by model and strength.
 llama.cpp computes slots as one batch only if their numbers follow one another, so answers that grow together get such
 slots: four answers in slots 0 to 3 came at 85 tokens/s, in slots 0, 2, 4 and 6 at 65.
 
-A greedy answer does not depend on what was asked before: READ_TOKENS and the form of the adapters (app.engines.lora_gguf)
+A greedy answer does not depend on what was asked before: BATCH_TOKENS and the form of the adapters (app.engines.lora_gguf)
 make llama.cpp compute a token's scores alike, whether the tokens before it were read one by one or together. It may
 depend, in a near tie, on answers by the same adapter that are written at the same time; `Piece.shared` says so.
 """
@@ -28,7 +28,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import BASE
 from abctune.llm.tokenizer import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
-from app.engines.turns import Left, Turns
+from app.engines.scheduler import Canceled, Scheduler
 from app.request import CONTEXT_TOKENS, Refused, Sampling
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Slots, so answers that grow at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
 # SmolLM2-135M and 235 MB with Llama-3.2-3B.
-PLACES = 8
+N_PARALLEL = 8
 # Tokens of an answer between two questions whose turn it is: a fifth of a second with SmolLM2-135M on two cores. A
 # greedy answer is asked more often where it begins, so that a comparison's first words come together.
 SLICE = 16
@@ -44,19 +44,19 @@ GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Each cut costs one of several answers about a step of the batch, so a sampled answer, which always has all its cuts,
 # gets longer slices once its beginning is there.
 SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
-PROMPT_PART = 128  # and of a prompt
+PROMPT_CHUNK = 128  # and of a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
 # on what of a prompt is read already (measured: by up to 0.2 nats).
-READ_TOKENS = 32
+BATCH_TOKENS = 32
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
 
 Group = tuple[str, float]  # a model and its adapter's strength
 
 
-def places_for(models: int) -> int:
+def n_parallel_for(models: int) -> int:
     """How many answers grow at a time, with so many models: a comparison of all of them must fit."""
-    return max(PLACES, models)
+    return max(N_PARALLEL, models)
 
 
 @dataclass
@@ -89,16 +89,16 @@ class LlamaCpp:
 
         self.context, self.tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
         self._models = [BASE, *adapters]
-        self.places = places_for(len(self._models))
-        self._slots, self._uses = [_Slot(place) for place in range(self.places)], 0
+        self.n_parallel = n_parallel_for(len(self._models))
+        self._slots, self._uses = [_Slot(place) for place in range(self.n_parallel)], 0
         self._free = threading.Condition()
-        self._turns = Turns()
+        self._scheduler = Scheduler()
 
         params = xllamacpp.CommonParams()
         params.model.path = str(base)
-        params.n_parallel = self.places
+        params.n_parallel = self.n_parallel
         params.n_ctx = context * params.n_parallel
-        params.n_batch = params.n_ubatch = READ_TOKENS
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters.values()]
@@ -122,11 +122,11 @@ class LlamaCpp:
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
         """All jobs grow together, a thread each; those of one adapter as one batch, adapters in turns."""
         pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-        left, compared = threading.Event(), len({_group(job) for job in jobs}) > 1
+        canceled, compared = threading.Event(), len({_group(job) for job in jobs}) > 1
         workers = [
             threading.Thread(
                 target=self._work,
-                args=(_Growing(index, job, pieces, left, compared),),
+                args=(_Generation(index, job, pieces, canceled, compared),),
                 name="llama.cpp",
                 daemon=True,
             )
@@ -145,19 +145,19 @@ class LlamaCpp:
                 else:
                     yield piece
         finally:
-            left.set()
-            self._turns.wake()
+            canceled.set()
+            self._scheduler.wake()
             for worker in workers:
                 worker.join()
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
         """Each token of `ids` behind the job's prompt; costs what generating them costs."""
-        left = threading.Event()
+        canceled = threading.Event()
         with self._slot(job) as slot:
-            self._read(slot, job, left)
+            self._read(slot, job, canceled)
             for place, token in enumerate(ids):
                 read = [*job.prompt, *ids[:place]]
-                with self._turns.take(_group(job), left):
+                with self._scheduler.take(_group(job), canceled):
                     scores = self._scores(job, slot, read, token, likeliest)
                 order = sorted(scores, key=scores.__getitem__, reverse=True)[:likeliest]
                 yield TokenScore(
@@ -173,28 +173,28 @@ class LlamaCpp:
 
     # --- one answer
 
-    def _work(self, answer: _Growing) -> None:
+    def _work(self, answer: _Generation) -> None:
         """Generate one answer into its queue, with None behind the last piece."""
         try:
             with self._slot(answer.job) as slot:
                 self._answer(answer, slot)
-        except Left:
+        except Canceled:
             pass
         except Exception as error:  # raised where the pieces are read
             answer.pieces.put(error)
         finally:
             answer.pieces.put(None)
 
-    def _answer(self, answer: _Growing, slot: _Slot) -> None:
+    def _answer(self, answer: _Generation, slot: _Slot) -> None:
         job = answer.job
-        answer.kept = min(shared_prefix(slot.held, job.prompt), len(job.prompt) - 1)
+        answer.cached_tokens = min(shared_prefix(slot.held, job.prompt), len(job.prompt) - 1)
         answer.put()  # it begins
-        self._read(slot, job, answer.left)
+        self._read(slot, job, answer.canceled)
         stuck = 0  # slices that brought nothing, as they ended within a character
         while answer.finish is None:
             before, remaining = answer.n_tokens, job.max_new_tokens - answer.n_tokens
-            with self._turns.take(_group(job), answer.left) as turn:
-                if job.grammar is not None or self._may_go_on(
+            with self._scheduler.take(_group(job), answer.canceled) as turn:
+                if job.grammar is not None or self._needs_no_cut(
                     answer
                 ):  # llama.cpp cannot go on within a grammar
                     size = remaining
@@ -206,25 +206,25 @@ class LlamaCpp:
                 answer.finish = "stop" if finish == "stop" else "length"
         answer.put()
 
-    def _may_go_on(self, answer: _Growing) -> bool:
+    def _needs_no_cut(self, answer: _Generation) -> bool:
         """Whether an answer need not be cut into slices for now: no other adapter waits, and cuts change no word.
 
         A sampled answer is always cut at the same places, where it gets a new seed, or it would depend on who else asks.
         """
-        alone = not answer.compared and not self._turns.others_wait(_group(answer.job))
+        alone = not answer.compared and not self._scheduler.others_wait(_group(answer.job))
         return _is_greedy(answer.job) and alone
 
-    def _read(self, slot: _Slot, job: Job, left: threading.Event) -> None:
+    def _read(self, slot: _Slot, job: Job, canceled: threading.Event) -> None:
         """Let the slot read all but the last part of the prompt, from where it differs from what the slot holds.
 
         A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
         """
         known = shared_prefix(slot.held, job.prompt)
-        for end in range(known + PROMPT_PART, len(job.prompt), PROMPT_PART):
-            with self._turns.take(_group(job), left):
-                self._call(slot, job, job.prompt[:end], left, max_tokens=0)
+        for end in range(known + PROMPT_CHUNK, len(job.prompt), PROMPT_CHUNK):
+            with self._scheduler.take(_group(job), canceled):
+                self._call(slot, job, job.prompt[:end], canceled, max_tokens=0)
 
-    def _slice(self, slot: _Slot, answer: _Growing, turn: Any, tokens: int) -> str | None:
+    def _slice(self, slot: _Slot, answer: _Generation, turn: Any, tokens: int) -> str | None:
         """Generate some tokens; the reason why llama.cpp ended."""
         job = answer.job
         options: dict[str, Any] = {
@@ -249,10 +249,10 @@ class LlamaCpp:
             scores = () if job.likeliest is None else tuple(_score(entry, job.likeliest) for entry in found)
             if ids and (text or ids[0] not in self._stops):
                 answer.add(text, ids, scores, turn.shared)
-            waited_for = _is_greedy(job) and job.grammar is None and self._turns.others_wait(_group(job))
+            waited_for = _is_greedy(job) and job.grammar is None and self._scheduler.others_wait(_group(job))
             return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
-        finish = self._call(slot, job, job.prompt + answer.ids, answer.left, received, **options)
+        finish = self._call(slot, job, job.prompt + answer.ids, answer.canceled, received, **options)
         slot.held = job.prompt + answer.ids
         return finish
 
@@ -261,7 +261,7 @@ class LlamaCpp:
         slot: _Slot,
         job: Job,
         prompt: list[int],
-        left: threading.Event,
+        canceled: threading.Event,
         received: Any = None,
         **options: Any,
     ) -> str | None:
@@ -276,7 +276,7 @@ class LlamaCpp:
             finish = chunk["choices"][0].get("finish_reason") or finish
             if received is not None:
                 enough = received(chunk)
-            return left.is_set() or enough  # True ends the generation
+            return canceled.is_set() or enough  # True ends the generation
 
         body = self._body(slot, job) | {"prompt": prompt, "stream": True, "return_progress": True} | options
         self._server.handle_completions(body, take)
@@ -287,10 +287,10 @@ class LlamaCpp:
             )
         if failure is not None:
             raise RuntimeError(f"llama.cpp: {failure}")
-        if finish is None and not left.is_set() and not enough:
+        if finish is None and not canceled.is_set() and not enough:
             raise RuntimeError("llama.cpp ended without a finish reason")
-        if left.is_set():
-            raise Left
+        if canceled.is_set():
+            raise Canceled
         return finish
 
     # --- scores
@@ -380,18 +380,18 @@ class LlamaCpp:
 
 
 @dataclass
-class _Growing:
+class _Generation:
     """One answer while it grows."""
 
     index: int
     job: Job
     pieces: queue.SimpleQueue
-    left: threading.Event
+    canceled: threading.Event
     compared: bool  # with answers by other adapters, which are to grow together
     ids: list[int] = field(default_factory=list)
     finish: Any = None
     shared: bool = False
-    kept: int = 0
+    cached_tokens: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -403,7 +403,9 @@ class _Growing:
         self.put(text, scores)
 
     def put(self, text: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
-        self.pieces.put(Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared, self.kept))
+        self.pieces.put(
+            Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared, self.cached_tokens)
+        )
 
 
 def _group(job: Job) -> Group:

@@ -20,11 +20,11 @@ class LoadingEngine:
     """
 
     def __init__(
-        self, name: str, context: int, places: int, grammars: bool, load: Callable[[], Engine],
+        self, name: str, context: int, n_parallel: int, grammars: bool, load: Callable[[], Engine],
         failed: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         """`failed` is called in the loading thread, with what `load` raised."""
-        self.name, self.context, self.places, self.grammars = name, context, places, grammars
+        self.name, self.context, self.n_parallel, self.grammars = name, context, n_parallel, grammars
         self._load, self._failed = load, failed
         self._started, self._ready = time.perf_counter(), threading.Event()
         self._engine: Engine | None = None

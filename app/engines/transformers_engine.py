@@ -28,7 +28,7 @@ from app.request import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPT_PART = 256  # prompt tokens per forward pass, so that `stop` takes effect during a long prompt
+PROMPT_CHUNK = 256  # prompt tokens per forward pass, so that `stop` takes effect during a long prompt
 
 
 class BrokenAdapter(UserError):
@@ -43,7 +43,7 @@ class TransformersEngine:
     """The base model with every adapter on it; which one applies is said row by row."""
 
     name = "transformers"
-    places = 1
+    n_parallel = 1
     grammars = False
 
     def __init__(
@@ -140,8 +140,8 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (width - len(job.prompt)) + [1] * len(job.prompt) for job in jobs])
         yield from (Piece(index, "", 0) for index in range(len(jobs)))
         cache = None
-        for start in range(0, width, PROMPT_PART):
-            part = slice(start, min(start + PROMPT_PART, width))
+        for start in range(0, width, PROMPT_CHUNK):
+            part = slice(start, min(start + PROMPT_CHUNK, width))
             logits, cache = self._forward(jobs, ids[:, part], mask[:, : part.stop], cache)
             yield Piece(0, "", 0)
         while True:

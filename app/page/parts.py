@@ -76,7 +76,7 @@ def record_of(reply: Reply, models: Models) -> dict[str, Any]:
         "answer_tokens": reply.n_tokens,
         "finish": reply.finish or "stopped",
         "shared_batch": reply.shared_batch,
-        "kept_tokens": reply.kept_tokens,
+        "cached_tokens": reply.cached_tokens,
         "tokens_per_second": reply.tokens_per_second,
         "first_token_seconds": reply.first_token_seconds,
     }

@@ -10,8 +10,8 @@ from pathlib import Path
 from abctune.core.params import BASE
 from abctune.core.records import StudyRecord, SummaryRecord
 from app.about import origin, root_of, studies
-from app.known import study_of, summary_of
 from app.models import Models
+from app.optional_records import study_of, summary_of
 from app.page.style import colors_of
 from app.page.view import dot_html
 from app.service import Service

@@ -266,7 +266,7 @@ def test_a_blind_comparison_shows_names_after_the_vote_and_counts_it(page, addre
 class Lingers(SlowEngine):
     """Says `first` to the first question until it is stopped, and then goes on ending until it is let go."""
 
-    places = 8
+    n_parallel = 8
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ def test_differences_that_are_ticked_while_answers_are_written_are_marked(page, 
     ticked = threading.Event()
 
     class Differs(Says):
-        places = 8
+        n_parallel = 8
 
         def stream(self, jobs):
             yield from (Piece(index, f"the same but word{index}", 1) for index, _ in enumerate(jobs))

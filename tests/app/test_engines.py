@@ -308,7 +308,7 @@ def test_a_turn_reads_its_new_tokens_alone_and_an_adapter_nothing_of_anothers(
     talk += [{"role": "assistant", "content": text}, {"role": "user", "content": "and then?"}]
     _, longer, read = turn("A", talk)
     assert read <= longer - length + 8, (length, longer, read)
-    assert next(engine.stream([Job("A", prompt_ids(tokenizer, talk), 1, GREEDY)])).kept == longer - 1
+    assert next(engine.stream([Job("A", prompt_ids(tokenizer, talk), 1, GREEDY)])).cached_tokens == longer - 1
     talk[-1]["content"] = "and now? " * 18  # longer than a part that is read at a time
     _, longer, read = turn("A", talk)
     assert read <= longer - length + 8, (length, longer, read)

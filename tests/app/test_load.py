@@ -74,7 +74,7 @@ def test_a_hundred_callers_at_once_and_fifty_who_leave_get_no_wrong_answer_and_n
 class SlowEngine:
     """Says `x` for ever, and tells how often it has been entered at once."""
 
-    name, context, places, grammars = "slow", 512, 1, False
+    name, context, n_parallel, grammars = "slow", 512, 1, False
 
     def __init__(self) -> None:
         self.inside = self.most = self.ended = self.said = 0

@@ -43,7 +43,7 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
     assert chunks[-2].choices[0].finish_reason and chunks[-2].abctune.keys() == {
         "seed",
         "shared_batch",
-        "kept_tokens",
+        "cached_tokens",
     }
 
 

@@ -38,7 +38,7 @@ def test_old_turns_are_left_out_whole_and_the_system_message_and_the_question_st
     kept = [messages[0], *messages[1 + prompt.dropped :]]
     assert prompt.dropped and prompt.dropped % 2 == 0 and kept[1]["role"] == "user"
     assert prompt.ids == prompt_ids(tokenizer, kept)
-    assert len(prompt.ids) + prompt.room <= 400
+    assert len(prompt.ids) + prompt.max_new_tokens <= 400
     longer = [messages[0], *messages[prompt.dropped - 1 :]]
     assert len(prompt_ids(tokenizer, longer)) + 64 > 400, "more was left out than needed"
 

@@ -11,7 +11,7 @@ from abctune.core.records import AnyRecord, StudyRecord, SummaryRecord, read_rec
 SUMMARY, STUDY = Path("metrics/summary.json"), Path("metrics/study.json")
 
 
-def known(path: Path, record: type[AnyRecord]) -> AnyRecord | None:
+def optional_record(path: Path, record: type[AnyRecord]) -> AnyRecord | None:
     """The record in a file; None if it is missing or another version's."""
     try:
         return read_record(path, record, made_by="")
@@ -29,4 +29,4 @@ def summary_of(root: Path) -> SummaryRecord | None:
 
 def study_of(root: Path) -> StudyRecord | None:
     """metrics/study.json of a study; None if there is none or it is another version's."""
-    return known(root / STUDY, StudyRecord)
+    return optional_record(root / STUDY, StudyRecord)

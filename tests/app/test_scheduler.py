@@ -10,14 +10,14 @@ from abctune.llm.chat import prompt_ids
 from app.engines import Job
 from app.engines.llama_cpp import slice_size
 from app.engines.loading import LoadingEngine
-from app.engines.turns import Left, Turns
+from app.engines.scheduler import Canceled, Scheduler
 from app.request import Sampling, read_request, read_sampling
-from app.service import Line, Service, Waiting
+from app.service import RequestQueue, Service, Waiting
 from tests.app.test_load import Says
 
 
 def test_groups_take_turns_and_one_groups_slices_run_together():
-    turns, log, lock = Turns(), [], threading.Lock()
+    turns, log, lock = Scheduler(), [], threading.Lock()
     begun = threading.Barrier(6)
 
     def work(group: str) -> None:
@@ -47,13 +47,13 @@ def test_groups_take_turns_and_one_groups_slices_run_together():
 
 
 def test_who_leaves_while_waiting_is_gone_and_the_others_go_on():
-    turns, left, seen = Turns(), threading.Event(), []
+    turns, left, seen = Scheduler(), threading.Event(), []
 
     def wait() -> None:
         try:
             with turns.take("b", left):
                 seen.append("in")
-        except Left:
+        except Canceled:
             seen.append("left")
 
     with turns.take("a", threading.Event()):
@@ -70,7 +70,7 @@ def test_who_leaves_while_waiting_is_gone_and_the_others_go_on():
 
 
 def test_a_slice_says_whether_others_were_computed_with_it():
-    turns, event = Turns(), threading.Event()
+    turns, event = Scheduler(), threading.Event()
     with turns.take("a", event) as first:
         assert not first.shared
         with turns.take("a", event) as second:
@@ -108,7 +108,7 @@ def test_a_long_greedy_answer_makes_way_for_another_adapter_and_is_the_one_it_is
 
 
 def test_a_line_with_places_serves_as_many_as_fit_and_nobody_overtakes():
-    line = Line(waiting=2, places=4)
+    line = RequestQueue(waiting=2, places=4)
     with line.place() as one, line.place(3) as three:
         assert line.ahead(one, 0) == line.ahead(three, 0) == 0
         with line.place(4) as four, line.place() as last:

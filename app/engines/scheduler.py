@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
-class Left(Exception):
+class Canceled(Exception):
     """Nobody wants the answer any more."""
 
 
@@ -24,7 +24,7 @@ class Slice:
     shared: bool = False  # whether another one of the same group ran at the same time
 
 
-class Turns:
+class Scheduler:
     """Lets slices of one group in at a time, groups in the order in which they began to wait."""
 
     def __init__(self) -> None:
@@ -34,26 +34,26 @@ class Turns:
         self._waiting: dict[Hashable, int] = {}  # group: slices that wait; in the order of their first one
 
     @contextmanager
-    def take(self, group: Hashable, left: threading.Event) -> Iterator[Slice]:
+    def take(self, group: Hashable, canceled: threading.Event) -> Iterator[Slice]:
         """Wait for the group's turn; the block is one slice.
 
         Args:
-            left: set, with a call of `wake`, when nobody wants the answer any more.
+            canceled: set, with a call of `wake`, when nobody wants the answer any more.
 
         Raises:
-            Left: it was set while waiting.
+            Canceled: it was set while waiting.
         """
         one = Slice()
         with self._changed:
             if (self._inside and self._group != group) or self._others_wait(group):
                 self._waiting[group] = self._waiting.get(group, 0) + 1
-                self._changed.wait_for(lambda: left.is_set() or self._is_next(group))
+                self._changed.wait_for(lambda: canceled.is_set() or self._is_next(group))
                 self._waiting[group] -= 1
                 if not self._waiting[group]:
                     del self._waiting[group]
                     self._changed.notify_all()
-                if left.is_set():
-                    raise Left
+                if canceled.is_set():
+                    raise Canceled
             self._group = group
             self._inside.add(one)
             if len(self._inside) > 1:
