@@ -1,4 +1,4 @@
-"""One model, many people: who may use it when, and what an answer looks like while it grows."""
+"""Serves requests in the order in which they come, as many at a time as the engine takes, and streams their answers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Waiting:
-    """In line, or for the models to be loaded."""
+    """A request that is in the queue, or waits for the models to be loaded."""
 
     ahead: int
     loading: float | None = None  # seconds since loading began, until it is done
@@ -92,22 +92,22 @@ class Waiting:
 
 @dataclass(eq=False)
 class Ticket:
-    """Somebody's place in line, and how many answers they want."""
+    """A caller's entry in the queue, and how many answers it is for."""
 
     size: int
 
 
 class RequestQueue:
-    """First come, first served, as many at a time as there are places, with a limit to those who wait."""
+    """First come, first served, `n_parallel` at a time, with a limit to those who wait."""
 
-    def __init__(self, waiting: int, places: int = 1) -> None:
-        self._limit, self._places = waiting, places
+    def __init__(self, waiting: int, n_parallel: int = 1) -> None:
+        self._limit, self._n_parallel = waiting, n_parallel
         self._tickets: list[Ticket] = []
         self._changed = threading.Condition()
 
     @contextmanager
     def place(self, size: int = 1) -> Iterator[Ticket]:
-        """Stand in line for the length of the block.
+        """Enter the queue; the block holds the entry, and then the place, until it ends.
 
         Raises:
             Refused: the line is full.
@@ -126,7 +126,7 @@ class RequestQueue:
                 self._changed.notify_all()
 
     def ahead(self, ticket: Ticket, timeout: float) -> int:
-        """How many must go before the ticket is served; waits up to `timeout` for that to become nobody."""
+        """How many must go before the ticket is served; waits up to `timeout` seconds for that to become 0."""
 
         def left() -> int:
             return max(0, self._tickets.index(ticket) - self._served() + 1)
@@ -140,15 +140,15 @@ class RequestQueue:
         taken = 0
         for count, ticket in enumerate(self._tickets):
             taken += ticket.size
-            if count and taken > self._places:
+            if count and taken > self._n_parallel:
                 return count
         return len(self._tickets)
 
 
 class Service:
-    """Answers requests, as many at a time as the engine has places for.
+    """Answers requests, as many at a time as the engine takes.
 
-    A place is held for the whole generation, not for the choice of adapter alone: PEFT's `set_adapter` from two
+    A request holds its place for the whole generation, not for the choice of adapter alone: PEFT's `set_adapter` from two
     threads answered with the wrong adapter in 30 of 40 calls.
     """
 
@@ -164,7 +164,7 @@ class Service:
         self._queue = RequestQueue(waiting, engine.n_parallel)
 
     def answer(self, requests: Sequence[Request]) -> Generator[Waiting | list[Reply]]:
-        """Yield places in line, then the same replies again and again as they grow; closing it stops them.
+        """Yield positions in the queue, then the same replies again and again with more text; closing it stops them.
 
         Several requests are answered together: a comparison is one call with a request per model.
 
@@ -197,7 +197,7 @@ class Service:
             likeliest: alternatives per token, at most MAX_LIKELIEST.
 
         Yields:
-            Places in line, then the scores so far, a token more each time; closing it stops.
+            Positions in the queue, then the scores so far, a token more each time; closing it stops.
 
         Raises:
             Refused: as `answer` does, or the answer does not fit the context behind its prompt.

@@ -60,7 +60,7 @@ class Piece:
 
 
 class Engine(Protocol):
-    """Used by as many callers at a time as it has places (app.service sees to that).
+    """Used by at most `n_parallel` callers at a time (app.service sees to that).
 
     A stream announces each job with an empty piece when it begins with it. Closing the iterator ends the
     generation.

@@ -1,11 +1,11 @@
 """llama.cpp, inside this process: the base as GGUF, every adapter loaded once and switched on per request.
 
-Several answers at a time: each has a slot of llama.cpp's for as long as it grows, and runs in slices of a few tokens
+Several answers at a time: each has a slot of llama.cpp's until it ends, and runs in slices of a few tokens
 (app.engines.scheduler). Slices of one adapter at one strength are one batch to llama.cpp.
 
 A slot keeps what it has read of a conversation, so that the next turn costs its new tokens. What a model has read is no
 use to another: llama.cpp forgets it when a slot's adapter changes, and we look for a slot by model and strength.
-llama.cpp computes slots as one batch only if their numbers follow one another, so answers that grow together get such
+llama.cpp computes slots as one batch only if their numbers follow one another, so concurrent answers get such
 slots: four answers in slots 0 to 3 came at 85 tokens/s, in slots 0, 2, 4 and 6 at 65.
 
 A greedy answer does not depend on what was asked before: BATCH_TOKENS and the form of the adapters (app.engines.lora_gguf)
@@ -34,7 +34,7 @@ from app.request import CONTEXT_TOKENS, Refused, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Slots, so answers that grow at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
+# Slots, so answers at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
 # SmolLM2-135M and 235 MB with Llama-3.2-3B.
 N_PARALLEL = 8
 # Tokens of an answer between two questions whose turn it is: a fifth of a second with SmolLM2-135M on two cores. A
@@ -44,7 +44,7 @@ GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Each cut costs one of several answers about a step of the batch, so a sampled answer, which always has all its cuts,
 # gets longer slices once its beginning is there.
 SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
-PROMPT_CHUNK = 128  # and of a prompt
+PROMPT_CHUNK = 128  # the same for a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
 # on what of a prompt is read already (measured: by up to 0.2 nats).
 BATCH_TOKENS = 32
@@ -55,18 +55,18 @@ Group = tuple[str, float]  # a model and its adapter's strength
 
 
 def n_parallel_for(models: int) -> int:
-    """How many answers grow at a time, with so many models: a comparison of all of them must fit."""
+    """How many answers are generated at a time, with so many models: a comparison of all of them must fit."""
     return max(N_PARALLEL, models)
 
 
 @dataclass
 class _Slot:
-    """One of llama.cpp's places for a conversation, and what it holds: llama.cpp keeps it and does not tell."""
+    """One of llama.cpp's slots, and the tokens in its cache, which llama.cpp itself does not report."""
 
     id: int
     group: Group | None = None
-    held: list[int] = field(default_factory=list)
-    fresh: bool = True  # nothing has been read for this group yet
+    cached: list[int] = field(default_factory=list)
+    empty: bool = True  # nothing in it was computed for this group
     used: int = 0  # when, by a count of uses
     busy: bool = False
 
@@ -103,7 +103,7 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters.values()]
         params.offline = True
-        params.cache_ram_mib = 0  # no second copy of past prompts: memory must not grow with use
+        params.cache_ram_mib = 0  # no second copy of past prompts: memory must not increase with use
         params.verbosity = -1
         # xllamacpp also opens llama.cpp's own HTTP server on a free loopback port. Nobody needs it, so nobody
         # gets its key.
@@ -120,7 +120,7 @@ class LlamaCpp:
     # --- what the service calls
 
     def stream(self, jobs: Sequence[Job]) -> Generator[Piece]:
-        """All jobs grow together, a thread each; those of one adapter as one batch, adapters in turns."""
+        """All jobs at a time, a thread each; those of one adapter as one batch, adapters in turns."""
         pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
         canceled, compared = threading.Event(), len({_group(job) for job in jobs}) > 1
         workers = [
@@ -187,7 +187,7 @@ class LlamaCpp:
 
     def _answer(self, answer: _Generation, slot: _Slot) -> None:
         job = answer.job
-        answer.cached_tokens = min(shared_prefix(slot.held, job.prompt), len(job.prompt) - 1)
+        answer.cached_tokens = min(shared_prefix(slot.cached, job.prompt), len(job.prompt) - 1)
         answer.put()  # it begins
         self._read(slot, job, answer.canceled)
         stuck = 0  # slices that brought nothing, as they ended within a character
@@ -219,7 +219,7 @@ class LlamaCpp:
 
         A shorter prompt would make llama.cpp cut the slot back to it and read the rest again.
         """
-        known = shared_prefix(slot.held, job.prompt)
+        known = shared_prefix(slot.cached, job.prompt)
         for end in range(known + PROMPT_CHUNK, len(job.prompt), PROMPT_CHUNK):
             with self._scheduler.take(_group(job), canceled):
                 self._call(slot, job, job.prompt[:end], canceled, max_tokens=0)
@@ -253,7 +253,7 @@ class LlamaCpp:
             return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
         finish = self._call(slot, job, job.prompt + answer.ids, answer.canceled, received, **options)
-        slot.held = job.prompt + answer.ids
+        slot.cached = job.prompt + answer.ids
         return finish
 
     def _call(
@@ -280,7 +280,7 @@ class LlamaCpp:
 
         body = self._body(slot, job) | {"prompt": prompt, "stream": True, "return_progress": True} | options
         self._server.handle_completions(body, take)
-        slot.fresh, slot.held = False, prompt
+        slot.empty, slot.cached = False, prompt
         if failure is not None and job.grammar is not None:
             raise Refused(
                 "llama.cpp does not take this grammar; docs/app.md says where its form is described"
@@ -310,7 +310,7 @@ class LlamaCpp:
         body = self._body(slot, replace(job, sampling=plain))
         options = {"prompt": ids, "max_tokens": 1, "logprobs": top, "logit_bias": [[chosen, 1e6]]}
         reply = self._server.handle_completions(body | options)
-        slot.fresh, slot.held = False, ids
+        slot.empty, slot.cached = False, ids
         found = reply["choices"][0]["logprobs"]
         if not found:
             return {}
@@ -333,7 +333,7 @@ class LlamaCpp:
             self._uses += 1
             best.busy, best.used = True, self._uses
             if best.group != group:
-                best.group, best.held, best.fresh = group, [], True
+                best.group, best.cached, best.empty = group, [], True
         try:
             yield best
         finally:
@@ -342,16 +342,16 @@ class LlamaCpp:
                 self._free.notify()
 
     def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, bool, bool, int]:
-        known = shared_prefix(slot.held, prompt) if slot.group == group else 0
+        known = shared_prefix(slot.cached, prompt) if slot.group == group else 0
         # The same conversation, or a question of it again. A system message that two conversations share is not worth
         # another conversation's slot.
-        same = known == len(prompt) or 2 * known > len(slot.held)
-        beside = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
-        makes_a_batch = any(one.group == group for one in beside)
-        leaves_room = all(
-            one.group == group for one in beside
+        same = known == len(prompt) or 2 * known > len(slot.cached)
+        neighbors = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
+        makes_a_batch = any(one.group == group for one in neighbors)
+        apart_from_others = all(
+            one.group == group for one in neighbors
         )  # for another answer next to one that is being written
-        return known if same else 0, makes_a_batch, leaves_room, -slot.used
+        return known if same else 0, makes_a_batch, apart_from_others, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
@@ -375,19 +375,19 @@ class LlamaCpp:
             ),
             "repeat_penalty": job.sampling.repetition_penalty,
             "repeat_last_n": CONTEXT_TOKENS,  # the whole conversation, as transformers counts it
-            "cache_prompt": not slot.fresh,
+            "cache_prompt": not slot.empty,
         }
 
 
 @dataclass
 class _Generation:
-    """One answer while it grows."""
+    """One answer while it is generated."""
 
     index: int
     job: Job
     pieces: queue.SimpleQueue
     canceled: threading.Event
-    compared: bool  # with answers by other adapters, which are to grow together
+    compared: bool  # with answers by other adapters, which are shown side by side as they are written
     ids: list[int] = field(default_factory=list)
     finish: Any = None
     shared: bool = False

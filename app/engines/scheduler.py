@@ -1,4 +1,4 @@
-"""Whose turn it is: requests of one adapter run together, adapters take turns.
+"""A fair order between adapters: requests of one adapter run together, adapters take turns.
 
 llama.cpp computes requests with equal adapters as one batch, and finishes such a batch before it begins another: of
 four answers by four adapters asked for at once, the last began when the third had ended. So an answer is generated in
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 class Canceled(Exception):
-    """Nobody wants the answer any more."""
+    """The caller has closed the stream."""
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Scheduler:
         """Wait for the group's turn; the block is one slice.
 
         Args:
-            canceled: set, with a call of `wake`, when nobody wants the answer any more.
+            canceled: set, with a call of `wake`, when the caller has closed the stream.
 
         Raises:
             Canceled: it was set while waiting.
@@ -68,7 +68,7 @@ class Scheduler:
                 self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let those who wait look whether they have been left."""
+        """Let those who wait check whether they are canceled."""
         with self._changed:
             self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""An answer that grows token by token, and the text that has become certain of it."""
+"""Text of an answer that is generated token by token: what no later token changes is handed out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class StreamingAnswer:
-    """One answer while it grows."""
+    """One answer while it is generated."""
 
     job: Job
     ids: list[int] = field(default_factory=list)
     shown: int = 0  # characters handed out
     finish: Literal["stop", "length"] | None = None
-    # Decodes the newest tokens alone: decoding the whole answer at every token takes time that grows with its square.
+    # Decodes the newest tokens alone: decoding the whole answer at every token takes time quadratic in its length.
     decoder: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
 
     def take(self, index: int, token: int, tokenizer: PreTrainedTokenizerBase, stops: bool) -> Piece | None:

@@ -108,7 +108,7 @@ def test_a_long_greedy_answer_makes_way_for_another_adapter_and_is_the_one_it_is
 
 
 def test_a_line_with_places_serves_as_many_as_fit_and_nobody_overtakes():
-    line = RequestQueue(waiting=2, places=4)
+    line = RequestQueue(waiting=2, n_parallel=4)
     with line.place() as one, line.place(3) as three:
         assert line.ahead(one, 0) == line.ahead(three, 0) == 0
         with line.place(4) as four, line.place() as last:

@@ -9,7 +9,7 @@ document.addEventListener("keydown", (event) => {
         if (chosen) { chosen.click(); chosen.focus(); event.preventDefault(); }
     } else if (event.key === "Enter" && at && at.type === "radio") document.querySelector("#vote").click();
 });
-// A new question comes to the top of the box; while its answers grow, nothing moves.
+// A new question comes to the top of the box; while its answers are written, nothing moves.
 const box = element.closest("#rounds") || element;
 box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "Questions and answers");
 let questions = 0;

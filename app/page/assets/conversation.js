@@ -8,7 +8,7 @@ const copied = async (text, button) => {
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = button.dataset.do === "copy" ? "Copy" : "Copy all"; }, 1500);
 };
-// A message is edited in a dialog of its own: an answer that grows meanwhile replaces what is in the conversation.
+// A message is edited in a dialog of its own: an answer that is being written meanwhile replaces what is in the conversation.
 const dialog = document.createElement("dialog"), area = document.createElement("textarea");
 const editButton = (text, what) => {
     const made = document.createElement("button");

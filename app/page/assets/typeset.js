@@ -10,7 +10,7 @@
             if (!known.has(text)) {
                 let html = null;  // what KaTeX cannot read stays as it was written
                 try { html = katex.renderToString(text.replace(/^(\$\$?|\\[([])|(\$\$?|\\[)\]])$/g, ""), {displayMode: display, maxSize: 20, maxExpand: 200}); }
-                catch { /* a formula that is still growing, or none */ }
+                catch { /* a formula that is still being written, or none */ }
                 if (known.size > 500) known.clear();
                 known.set(text, html);
             }
