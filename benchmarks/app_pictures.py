@@ -20,7 +20,7 @@ from abctune.core.errors import UserError, exits_with_one_line
 from benchmarks.app_load import ours
 
 DOCS = Path("docs")
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, PHONE, LONG = (1280, 800), (390, 844), (1280, 1180)
 TALK = ("What superpower do you wish you had?", "And what would you do with it first?")
 OTHER = "What did you have for breakfast?"
 COMPARED = "Do you prefer mountains or the sea?"
@@ -42,6 +42,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = D
             page.get_by_role("tab", name="Compare").click()
             compare(page)
             take(page, out / "app-compare.png")
+            page.set_viewport_size({"width": LONG[0], "height": LONG[1]})
             page.get_by_role("tab", name="Results").click()
             expect(page.locator("#results table")).to_be_visible()
             take(page, out / "app-results.png")
@@ -83,7 +84,12 @@ def talk(page: Page) -> None:
 
 
 def compare(page: Page) -> None:
-    """One question to all models, names hidden, differences marked."""
+    """One question to all models, names hidden, differences marked: greedy, as sampled answers have little in common."""
+    more = page.get_by_role("button", name="System prompt and sampling")
+    more.click()
+    page.get_by_label("number input for Temperature").last.fill("0")
+    page.get_by_label("number input for Temperature").last.press("Tab")
+    more.click()
     page.locator("#compare-box textarea").fill(COMPARED)
     page.locator("#ask-all").click()
     expect(page.locator("#prefer")).to_be_visible()
@@ -94,6 +100,9 @@ def compare(page: Page) -> None:
 def take(page: Page, file: Path) -> None:
     """What is in the window, once nothing moves."""
     page.locator("h1").first.click()  # no focus ring around what was pressed last
+    for part in ("#right", "#left", ".tabitem"):
+        for one in page.locator(part).all():
+            one.evaluate("one => { one.scrollTop = 0; }")
     page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
     page.screenshot(path=file)
     print(file)
