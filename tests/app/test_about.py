@@ -19,7 +19,7 @@ from app.engines.loading import LoadingEngine
 from app.gradio_stubs import _WithoutStubs
 from app.models import UNSCORED, Adapter, Models, trained_since_scored
 from app.page import _loading, build_page
-from app.page.compare import Round, Setup, Turn, _run, differences_html
+from app.page.compare import CompareState, Setup, _run, differences_html
 from app.page.conversation import display, messages, read_stored
 from app.page.results import results_html
 from app.page.style import COLORS, katex_script
@@ -184,16 +184,12 @@ def test_differences_are_the_words_that_no_other_answer_has():
 
 
 def test_each_model_of_a_comparison_goes_on_from_its_own_answers(service):
-    *_, last = replies(service, None, "one")
-    *_, last = replies(service, last[0], "two")
-    now = last[0]
+    state, setup = CompareState(), Setup(("A", "base"), system="be kind")
+    for prompt in ("one", "two"):
+        list(_run(service, state, prompt, setup, (0.7, 0.9, 16, 1.1, 1)))
+    now = state.comparison
     for place, name in enumerate(now.order):
-        read = now.asked(place)
+        read = now.messages(place)
         assert [message["role"] for message in read] == ["system", "user", "assistant", "user", "assistant"]
         assert set(read[2]["content"]) == {{"base": "z"}.get(name, name.lower())}
-    assert isinstance(now, Round) and [turn.prompt for turn in now.turns] == ["one", "two"]
-    assert all(isinstance(turn, Turn) for turn in now.turns)
-
-
-def replies(service, now, prompt):
-    return _run(service, now, prompt, Setup(("A", "base"), system="be kind"), (0.7, 0.9, 16, 1.1, 1))
+    assert [turn.prompt for turn in now.turns] == ["one", "two"]
