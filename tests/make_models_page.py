@@ -26,6 +26,25 @@ GPU = ROOT / "benchmarks/results/gpu_models.json"
 START, END = "<!-- table: made by tests.make_models_page -->\n", "<!-- end of table -->"
 # Of the gradient, over what 16 bit alone cost transformers: more would be another computation, not rounding.
 TOLERANCE = 1.5
+# Why there is no GGUF of an architecture: what abctune/llm/gguf_families.py would have to know of it.
+NO_GGUF = {
+    "deepseek_v3": "latent attention",
+    "gemma4_text": "embeddings of each layer, shared keys and values",
+    "glm": "query, key and value are one matrix in llama.cpp",
+    "gpt2": "transposed matrices, learned positions",
+    "gpt_oss": "attention sinks, experts with biases",
+    "granitemoe": "experts under other names",
+    "granitemoehybrid": "state-space layers",
+    "llama4_text": "chunked attention, transposed experts",
+    "ministral3": "attention scaled by position",
+    "mixtral": "llama.cpp's Llama family has no experts here",
+    "olmo3": "rotary scaling of some layers alone",
+    "phi": "biases in every layer, rotation of a part of each head",
+    "qwen3_5_text": "linear attention",
+    "qwen3_next": "linear attention",
+    "stablelm": "rotation of a part of each head",
+    "starcoder2": "biases in every layer",
+}
 STACKED = ("qwen3_moe", "mixtral", "qwen3_next")  # experts that PEFT adapts as one tensor
 
 
@@ -41,7 +60,7 @@ def rows() -> Iterator[str]:
         yield (
             f"| {kind} | {paths[kind]['load']} | {on_a_cpu(kind)} | {on_a_gpu(kind, measured)} | "
             f"{'yes' if kind in ARCHITECTURES else 'not tested'} | {paths[kind]['verify']} | {paths[kind]['merged']} | "
-            f"{'yes' if kind in FAMILIES else 'no'} | {chat(kind, paths[kind]['app'])} |"
+            f"{'yes' if kind in FAMILIES else f'no: {NO_GGUF[kind]}'} | {chat(kind, paths[kind]['app'])} |"
         )
 
 
