@@ -145,7 +145,7 @@ def _ask_generate(models: Models, tokenizer: Any) -> Ask:
     from transformers.generation import BaseStreamer
 
     from abctune.llm.inference import load_for_inference
-    from abctune.llm.tokenizer import stop_token_ids
+    from abctune.llm.stops import stop_token_ids
 
     adapted = list(models.adapters)[-1]
     loaded = {name: load_for_inference(torch.float32, path) for name, path in

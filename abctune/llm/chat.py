@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+# A thought without text, as templates print it: Qwen's kind and Gemma 4's.
+NO_THOUGHT = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*$")
+THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+# A template that tells whether a message has a text: DeepSeek's print the calls of those alone that have none.
+ASKS_FOR_NONE = re.compile(r"message\[['\"]content['\"]\]\s+is\s+none")
+FAILS = "chat template fails"
+CHANGED = "the chat template changes earlier text; labels would be wrong"
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # characters without a meaning, which stand for control tokens in texts
 
 
@@ -50,23 +58,30 @@ def render(
     Raises:
         Unrenderable: the template fails on this conversation.
     """
+    none = bool(ASKS_FOR_NONE.search(tokenizer.chat_template or ""))
     try:
         text: str = tokenizer.apply_chat_template(
-            [_for_template(message) for message in messages],
+            [_for_template(message, none) for message in messages],
             tools=tools,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # whatever a model's own template raises
-        raise Unrenderable(f"chat template fails ({' '.join(str(error).split())[:100]})") from error
+        raise Unrenderable(f"{FAILS} ({' '.join(str(error).split())[:100]})") from error
     return text
 
 
-def _for_template(message: Message) -> Mapping[str, Any]:
-    # gpt-oss calls it `thinking`, Qwen, GLM and the rest `reasoning_content`.
-    if "reasoning_content" in message:
-        return {**message, "thinking": message["reasoning_content"]}
-    return message
+def _for_template(message: Message, none: bool) -> Mapping[str, Any]:
+    if len(message) == 2:
+        return message
+    found: dict[str, Any] = {**message}
+    if (
+        "reasoning_content" in message
+    ):  # gpt-oss calls it `thinking`, Qwen, GLM and the rest `reasoning_content`
+        found["thinking"] = message["reasoning_content"]
+    if none and "tool_calls" in message and not message["content"]:
+        found["content"] = None
+    return found
 
 
 def system_folded(messages: Sequence[Message]) -> list[Message] | None:
@@ -118,7 +133,7 @@ def _through_replies(
 
 def _rest(before: str, text: str) -> Piece:
     if not text.startswith(before):
-        raise TemplateError("the chat template changes earlier text; labels would be wrong")
+        raise TemplateError(CHANGED)
     return Piece(text[len(before) :])
 
 
@@ -150,19 +165,60 @@ def reply_pieces(
     through = render(tokenizer, messages, add_generation_prompt=False, tools=tools)
     if through.startswith(prompt):
         text = through[len(prompt) :]
-    elif prompt.rstrip().endswith(THINK_OPEN) and (said := reply["content"].strip()) and said in through:
-        text = _thought_aloud(reply, through)
     else:
-        raise TemplateError("the chat template changes earlier text; labels would be wrong")
+        probe = next(text for text in ("zqz", "qzq") if text not in prompt)
+        other = render(tokenizer, [*messages[:-1], Message(role="assistant", content=probe)], False, tools)
+        head = _common(prompt, NO_THOUGHT.sub("", other.rpartition(probe)[0]))
+        opener, printed = prompt[len(head) :], through[len(head) :]
+        if through.startswith(head) and NO_THOUGHT.match(opener) and not reply.get("reasoning_content"):
+            text = printed
+        elif through.startswith(head) and opener.strip() == THINK_OPEN:
+            text = _thought_aloud(reply, printed)
+        elif any("reasoning_content" in message for message in messages[:-1]):
+            before = render(tokenizer, messages[:-1], add_generation_prompt=False, tools=tools)
+            text = _behind(prompt[len(_common(before, prompt)) :], through, other)
+        else:
+            raise TemplateError(CHANGED)
     return [*prompt_pieces(tokenizer, messages[:-1], tools), Piece(text, turn)]
 
 
-def _thought_aloud(reply: Message, through: str) -> str:
-    """The reply behind a prompt that opens the thoughts itself, and whose template drops them (DeepSeek R1)."""
-    thoughts, _, answer = reply["content"].rpartition(THINK_CLOSE)
-    thoughts = reply.get("reasoning_content") or thoughts.replace(THINK_OPEN, "")
+def _common(one: str, other: str) -> str:
+    """What two texts begin with."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return one[: sum(1 for _ in same)]
+
+
+def _behind(header: str, through: str, other: str) -> str:
+    """The reply behind its header, where the template drops earlier thoughts only once the reply is there (gpt-oss).
+
+    Args:
+        header: what the template prints to have a reply written.
+        through: the conversation with the reply.
+        other: the same with another reply, which shows where the header is.
+    """
+    before, found, _ = _common(through, other).rpartition(header)
+    if not (header and found):
+        raise TemplateError(CHANGED)
+    return through[len(before) + len(header) :]
+
+
+def _thought_aloud(reply: Message, printed: str) -> str:
+    """The reply behind a prompt that opens the thoughts itself, and whose template drops them (DeepSeek R1).
+
+    Args:
+        printed: what the template prints of it behind the header.
+    """
+    inside, _, answer = reply["content"].rpartition(THINK_CLOSE)
+    thoughts = (reply.get("reasoning_content") or inside.replace(THINK_OPEN, "")).strip()
     answer = answer.strip()
-    return f"{thoughts.strip()}\n{THINK_CLOSE}\n\n{answer}{through.rpartition(answer)[2]}"
+    if answer not in printed or not (answer or "tool_calls" in reply):
+        raise TemplateError(CHANGED)
+    if "tool_calls" in reply:  # printed around or behind the answer
+        found = THOUGHT.match(printed)
+        answer, rest = "", printed[found.end() if found else 0 :].lstrip()
+    else:
+        rest = printed.rpartition(answer)[2]
+    return f"{thoughts}\n{THINK_CLOSE}\n\n{answer}{rest}"
 
 
 @dataclass

@@ -17,7 +17,8 @@ from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain, is_whole
 from abctune.llm.device import device, free_bytes
-from abctune.llm.tokenizer import BASE_MODEL, stop_token_ids
+from abctune.llm.stops import stop_token_ids
+from abctune.llm.tokenizer import BASE_MODEL
 from abctune.llm.weights import weight_bytes
 
 if TYPE_CHECKING:

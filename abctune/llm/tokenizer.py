@@ -21,7 +21,11 @@ BASE_MODEL = Path("models/base")
 DATE = date(2024, 7, 26)
 DATE_STRING = "26 July 2024"  # as the report's prompt shows it
 # End-of-turn tokens of the common chat formats; a tokenizer that has one stops generation on it.
-END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>")
+END_OF_TURN = (
+    *("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>"),
+    *("<|return|>", "<|call|>"),  # gpt-oss: an answer, a call
+    *("<turn|>", "<|tool_response>"),  # Gemma 4: likewise
+)
 # Special tokens a reply's own text may spell: a model writes them as these tokens.
 REPLY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
 # What a tokenizer that mangles spaces or bytes does not give back, and a space that begins a text.
@@ -64,7 +68,7 @@ def load_tokenizer(
             f"{path} has no chat template; name one with profiles.*.model.chat_template in params.yaml"
         )
     tokenizer.chat_template = self_contained(tokenizer.chat_template, template_args or {})
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stop_token_ids(tokenizer):
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in named_stops(tokenizer):
         # Padding with eos makes collators mask the real eos, and the model never learns to stop.
         tokenizer.pad_token = _pad_token(tokenizer, path)
     return tokenizer
@@ -115,7 +119,8 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(f"{DATE_STRING}\n{tokenizer.chat_template}".encode()).hexdigest()
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """{text: id} of the special tokens."""
     return {
         token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special
     }
@@ -126,10 +131,10 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
 
     Nothing is learned from or about it: labels and masks do not come from its id.
     """
-    stops = stop_token_ids(tokenizer)
+    stops = named_stops(tokenizer)
     free = [
         token
-        for token, number in _special(tokenizer).items()
+        for token, number in special_tokens(tokenizer).items()
         if number not in stops and token not in tokenizer.chat_template and token != tokenizer.bos_token
     ]
     ranks = (
@@ -148,12 +153,12 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
     )
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a reply: eos of the tokenizer and of generation_config.json, and the end-of-turn tokens it knows.
+def named_stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that the model's files name as a reply's end: eos of the tokenizer and of generation_config.json, END_OF_TURN.
 
-    Special tokens only: text that merely spells one ends nothing.
+    Special tokens only: text that merely spells one ends nothing. See also abctune.llm.stops.
     """
-    special = _special(tokenizer)
+    special = special_tokens(tokenizer)
     named = {special[token] for token in END_OF_TURN if token in special}
     configured = _configured_stops(Path(tokenizer.name_or_path)) & set(special.values())
     return frozenset(({tokenizer.eos_token_id} | named | configured) - {None, tokenizer.unk_token_id})

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
-from abctune.llm.tokenizer import stop_token_ids
+from abctune.llm.stops import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.scheduler import Canceled, Scheduler
 from app.request import CONTEXT_TOKENS, Refused, Sampling

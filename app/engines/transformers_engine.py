@@ -20,7 +20,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
 from abctune.llm.inference import load_for_inference
-from abctune.llm.tokenizer import stop_token_ids
+from abctune.llm.stops import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.streaming import StreamingAnswer
 from app.request import Sampling

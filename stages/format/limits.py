@@ -10,6 +10,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import PARAMS_FILE, Params
 from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
+from abctune.llm.stops import NO_STOP
 from stages.format.formatter import NOTHING_LEFT, TOO_LONG
 
 UNREAD = "unread field: "
@@ -17,6 +18,7 @@ UNREAD = "unread field: "
 REMEDIES = (
     (UNREAD, "set sources.{source}.ignore: [{fields}], or name under sources.{source}.columns what belongs to the conversation"),
     (NOTHING_LEFT, "raise profiles.{profile}.data.max_length in {file} from {max_length} to {longest}: the questions alone are longer"),
+    (NO_STOP, "name in generation_config.json of the model's folder, as `eos_token_id`, the tokens that end a reply (published models do); or set profiles.{profile}.model.chat_template in {file} to a template that prints one"),
     ("chat template", "set profiles.{profile}.model.chat_template in {file} to one that has a place for it (chatml-tools, for models with ChatML)"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),

@@ -18,9 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abctune.llm.chat import THINK_CLOSE, Encoder, Piece, TemplateError, Unrenderable, reply_pieces, segments
+from abctune.llm.chat import (
+    FAILS,
+    THINK_CLOSE,
+    Encoder,
+    Piece,
+    TemplateError,
+    Unrenderable,
+    reply_pieces,
+    segments,
+)
 from abctune.llm.conversation import IGNORE, Message, Tools
-from abctune.llm.tokenizer import stop_token_ids
+from abctune.llm.stops import Stops
 from stages.format.places import NO_CALLS, NO_REASONING, NO_TOOLS, Places
 from stages.format.repairs import Conversation, folded, merged
 from stages.format.turns import Rejected
@@ -66,7 +75,7 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._stops = stop_token_ids(tokenizer)
+        self._stops = Stops(tokenizer)
         self._encoder = Encoder(tokenizer)
         self._places = Places(tokenizer)
 
@@ -88,7 +97,7 @@ class Renderer:
                 return self._render(attempt)
             except Unrenderable as error:
                 reasons.append(str(error))
-        raise Rejected(reasons[0])
+        raise Rejected(min(reasons, key=lambda reason: reason.startswith(FAILS)))
 
     def _render(self, conversation: Conversation) -> tuple[list[Rendered], Conversation]:
         messages, tools, marks = self._encoder.mask(conversation.messages, conversation.tools)
@@ -96,7 +105,8 @@ class Renderer:
             conversation = replace(conversation, repairs=(*conversation.repairs, CONTROL_NOTE))
         learned = frozenset(number for number, learn in enumerate(conversation.supervised) if learn)
         try:
-            whole = Rendered(segments(self.tokenizer, messages, tools), learned, marks)
+            pieces = self._stops.closed(segments(self.tokenizer, messages, tools), messages)
+            whole = Rendered(pieces, learned, marks)
             check_complete(whole, messages, tools)
             self._check_places(messages, tools, one_reply=False)
             return [whole], conversation
@@ -111,6 +121,7 @@ class Renderer:
             pieces = reply_pieces(self.tokenizer, messages, tools)
         except TemplateError:
             raise Rejected("chat template rewrites earlier turns") from None
+        pieces = self._stops.closed(pieces, messages)
         example = Rendered(pieces, frozenset({len(messages) - 1}), marks, len(messages))
         check_complete(example, messages, tools, past_thoughts=False)
         self._check_places(messages, tools, one_reply=True)
@@ -147,7 +158,7 @@ class Renderer:
 
         What some templates print behind it (a line break; Phi-3's second end token) is context.
         """
-        if found := [ids.index(stop) for stop in self._stops if stop in ids]:
+        if found := [ids.index(stop) for stop in self._stops.ids if stop in ids]:
             return min(found) + 1
         raise TemplateError(
             "the chat template ends a reply without a stop token, so the model would never learn to stop"

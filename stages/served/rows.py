@@ -13,7 +13,7 @@ from abctune.core.schemas import SERVED
 from abctune.llm.chat import Encoder, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, conversation_of
 from abctune.llm.likelihood import conversation_nll
-from abctune.llm.tokenizer import stop_token_ids
+from abctune.llm.stops import Stops, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def parts_of(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Part
 
     Raises:
         TemplateError: the template prints a reply otherwise than behind its own generation prompt.
-        Unrenderable: the template fails on this conversation.
+        Unrenderable: the template fails on this conversation, or ends a reply with no stop.
     """
     messages, tools = conversation_of(row)
     encoder = Encoder(tokenizer)
@@ -112,6 +112,7 @@ def parts_of(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Part
         pieces = segments(tokenizer, messages, tools)
     except TemplateError:
         pieces = reply_pieces(tokenizer, messages, tools)
+    pieces = Stops(tokenizer).closed(pieces, messages)
     return list(
         zip(
             (piece.turn for piece in pieces),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from abctune.core.params import SourceParams
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import IGNORE, Message, learned_turns, normalise
-from abctune.llm.tokenizer import DATE_STRING, control_tokens, stop_token_ids
+from abctune.llm.stops import stop_token_ids
+from abctune.llm.tokenizer import DATE_STRING, control_tokens
 from stages.format.formatter import Formatter
 from stages.format.preview import mark_supervised
 from stages.format.render import Renderer
@@ -194,18 +195,107 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected():
         Renderer(tokenizer, 100).cut(learned(messages("Hi", "Yo", "And?", "So.")))
 
 
-def test_a_reply_of_calls_alone_behind_a_prompt_that_opens_the_thoughts_is_refused_with_a_reason():
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+ASKED_TOOL = [
+    {"role": "user", "content": "Oslo?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain", "name": "weather"},
+    {"role": "assistant", "content": "It rains."},
+]
+
+
+def replies(tokenizer, turns):
+    """What is learned of each reply, as text, in the order of the examples."""
+    renderer = Renderer(tokenizer, 1000)
+    found = []
+    for example in renderer.encode(renderer.cut(learned(turns))[0]):
+        ids = [token for token in example.labels if token != IGNORE]
+        found.append(tokenizer.decode(ids))
+    return found
+
+
+def test_a_call_behind_a_prompt_that_opens_the_thoughts_is_learned_behind_their_end():
     tokenizer = (
         small.chatml_tokenizer()
-    )  # as DeepSeek R1's template: the prompt begins the thoughts, replies show none
-    tokenizer.chat_template = small.TOOLS_CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
-    call = {"name": "weather", "arguments": {"city": "Oslo"}}
-    turns = [
-        {"role": "user", "content": "Oslo?"},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+    )  # as Nemotron 3: the prompt opens thoughts that a reply without any closes
+    tokenizer.chat_template = small.TOOLS_CHATML.replace(
+        "assistant\n' }}", "assistant\n<think>\n' }}"
+    ).replace(
+        "{{ message['content'] }}",
+        "{% if message.role == 'assistant' %}<think></think>{% endif %}{{ message['content'] }}",
+    )
+    call, answer = replies(tokenizer, ASKED_TOOL)
+    assert call.startswith("\n</think>\n\n<tool_call>") and call.endswith("</tool_call><|im_end|>")
+    assert answer == "\n</think>\n\nIt rains.<|im_end|>"
+
+
+def test_a_prompt_with_an_empty_thought_that_replies_do_not_show_is_what_the_reply_is_learned_behind():
+    tokenizer = small.chatml_tokenizer()  # as Unsloth's template of Gemma 4 that thinks
+    empty = "<|channel>thought\n<channel|>"
+    tokenizer.chat_template = small.CHATML.replace("assistant\n' }}", f"assistant\n{empty}' }}}}")
+    turns = messages("Hi", "Yo", "And?", "So.")
+    assert replies(tokenizer, turns) == ["Yo<|im_end|>", "So.<|im_end|>"]
+    rendered = Renderer(tokenizer, 1000).cut(learned(turns))[0]
+    assert [
+        one.text.endswith(f"{empty}{said}<|im_end|>\n")
+        for one, said in zip(rendered, ("Yo", "So."), strict=True)
     ]
-    with pytest.raises(Rejected, match="chat template rewrites earlier turns"):
-        Renderer(tokenizer, 1000).cut(learned(turns))
+
+
+def test_thoughts_that_are_dropped_once_the_answer_is_there_still_stand_in_its_prompt():
+    tokenizer = small.chatml_tokenizer()  # as gpt-oss: a call's thoughts are shown until the answer behind it
+    tokenizer.chat_template = small.TOOLS_CHATML.replace(
+        "{% if message.reasoning_content %}",
+        "{% if message.reasoning_content and (loop.last or messages[-1].role == 'tool') %}",
+    )
+    thoughtful = [
+        {**turn, "reasoning_content": f"thought {at}"} if turn["role"] == "assistant" else turn
+        for at, turn in enumerate(ASKED_TOOL)
+    ]
+    _, answer = Renderer(tokenizer, 1000).cut(learned(thoughtful))[0]
+    assert "thought 1" in answer.text and "thought 3" in answer.text
+    assert replies(tokenizer, thoughtful)[1] == "<think>\nthought 3\n</think>\n\nIt rains.<|im_end|>"
+
+
+# As GLM-4's: nothing ends a reply; the next turn's token does.
+GLM = (
+    "{% for message in messages %}{% if message.role == 'tool' %}{{ '<|observation|>' }}{% else %}{{ '<|' + message.role + '|>' }}"
+    "{% endif %}{{ '\n' + message.content }}{% for call in message.tool_calls or [] %}{{ '<tool_call>' + (call.function | tojson) }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def glm_tokenizer(template=GLM):
+    tokenizer = small.byte_tokenizer(
+        ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|observation|>", "<pad>"),
+        eos_token="<|endoftext|>",
+        pad_token="<pad>",
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_where_no_token_ends_a_reply_the_one_that_begins_the_next_turn_is_learned():
+    tokenizer = glm_tokenizer()
+    renderer = Renderer(tokenizer, 1000)
+    (rendered,), _ = renderer.cut(learned([*ASKED_TOOL, *messages("Thanks", "Bye")]))
+    assert (
+        rendered.text
+        == tokenizer.apply_chat_template([*ASKED_TOOL, *messages("Thanks", "Bye")], tokenize=False)
+        + "<|user|>"
+    )
+    (said,) = replies(tokenizer, [*ASKED_TOOL, *messages("Thanks", "Bye")])
+    assert said.count("<|observation|>") == 1 and said.count("<|user|>") == 2
+    assert said.endswith("It rains.<|user|>\nBye<|user|>") and "</s>" not in said
+    # A conversation that ends with a call stops as it would before the tool's answer; inference stops at both tokens.
+    assert replies(tokenizer, ASKED_TOOL[:2])[0].endswith("<|observation|>")
+    assert {"<|user|>", "<|observation|>"} <= set(tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer)))
+
+
+def test_a_template_of_text_alone_that_ends_no_reply_is_refused_with_the_reason():
+    tokenizer = glm_tokenizer(GLM.replace("<|", "[").replace("|>", "]"))
+    with pytest.raises(Rejected, match="chat template ends with no stop token after a reply"):
+        Renderer(tokenizer, 1000).cut(learned(messages("Hi", "Yo")))
 
 
 NO_SYSTEM = (

@@ -9,7 +9,8 @@ import pytest
 
 from abctune.core.errors import UserError
 from abctune.llm.chat import Encoder, prompt_ids
-from abctune.llm.tokenizer import load_tokenizer, self_contained, stop_token_ids
+from abctune.llm.stops import stop_token_ids
+from abctune.llm.tokenizer import load_tokenizer, self_contained
 from tests import small
 
 ASK = [{"role": "user", "content": "Hi"}]
