@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
-from abctune.llm.device import device
+from abctune.llm.device import capability, device, dtype_for, free_bytes
 from abctune.llm.gguf_families import FAMILIES, parts_of, read_back, tensor_names
-from abctune.llm.inference import load_for_inference
+from abctune.llm.inference import WORKING_BYTES, load_for_inference
 from abctune.llm.tokenizer import BASE_MODEL
 
 if TYPE_CHECKING:
@@ -60,8 +60,19 @@ def _gguf(file: Path) -> Export:
     return Export(field.contents() if field else "", lambda: dequantised(reader, file.name))
 
 
+def unpacked_dtype(weights: int) -> torch.dtype:
+    """float32, which rounds no weight of a file; a GPU's 16 bits where it has no room for it.
+
+    Args:
+        weights: bytes of all of them in float32.
+    """
+    if not torch.cuda.is_available() or weights + WORKING_BYTES <= free_bytes():
+        return torch.float32
+    return dtype_for("auto", capability())
+
+
 def dequantised(reader: gguf.GGUFReader, name: str, base: Path = BASE_MODEL) -> PreTrainedModel:
-    """A GGUF's weights, unpacked to float32, in the base's architecture.
+    """A GGUF's weights, unpacked to float32 or what fits the GPU, in the base's architecture.
 
     These are the numbers that llama.cpp multiplies by. It rounds what it multiplies them with, too: `export` compares its
     own distributions with the adapter's (check.json). Asked token by token it would take hours for a test set.
@@ -84,5 +95,9 @@ def dequantised(reader: gguf.GGUFReader, name: str, base: Path = BASE_MODEL) -> 
                 raise UserError(f"{name} lacks {key} of {base}; export it again")
             value = read_back(part, gguf.dequantize(found.data, found.tensor_type), family, described)
             place.copy_(torch.tensor(value, dtype=torch.float32).reshape(place.shape))
-    served: PreTrainedModel = model.to(device()).eval()
+    dtype = unpacked_dtype(sum(weight.nbytes for weight in model.parameters()))
+    if dtype != torch.float32:
+        kind = str(dtype).removeprefix("torch.")
+        print(f"{name} is scored in {kind}: unpacked to float32 it does not fit the GPU")
+    served: PreTrainedModel = model.to(dtype).to(device()).eval()
     return served

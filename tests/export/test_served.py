@@ -21,8 +21,9 @@ from abctune.llm.likelihood import conversation_nll
 from abctune.llm.tokenizer import load_tokenizer
 from stages.export import write
 from stages.export.check import by_transformers, prefixes
+from stages.served import files
 from stages.served.__main__ import COLUMNS, main
-from stages.served.files import dequantised
+from stages.served.files import dequantised, unpacked_dtype
 from stages.served.rows import as_rendered
 
 B = write.MODELS / "B"
@@ -147,3 +148,14 @@ def test_a_stage_s_name_says_what_it_scores(monkeypatch, variant):
     for fmt in get_args(ExportFormat):
         monkeypatch.setenv("DVC_STAGE", exported_stage("served", variant, fmt))
         assert exported_item(load_params(), "", "") == (variant, fmt)
+
+
+@pytest.mark.parametrize(
+    ("weights_gib", "capability", "dtype"),
+    [(4, (7, 5), torch.float32), (12, (7, 5), torch.float16), (12, (9, 0), torch.bfloat16)],
+)
+def test_a_file_is_unpacked_to_float32_where_the_gpu_holds_it(monkeypatch, weights_gib, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(files, "free_bytes", lambda: 14 * 2**30)
+    monkeypatch.setattr(files, "capability", lambda: capability)
+    assert unpacked_dtype(weights_gib * 2**30) == dtype
