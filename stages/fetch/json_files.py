@@ -275,10 +275,16 @@ def is_row(item: Any, key: str) -> bool:
 
 def is_like(value: Any, row: Any, name: str) -> bool:
     """Whether a value is a list of rows as the given one is: by its keys, or by its own name, a split's."""
-    first = value[0] if isinstance(value, list) and value else None
-    if not isinstance(row, dict) or not isinstance(first, dict):
+    first = first_object(value)
+    if first is None or not isinstance(row, dict):
         return False
     return first.keys() == row.keys() or name in SPLITS
+
+
+def first_object(value: Any) -> dict[str, Any] | None:
+    """The object with which a list begins; None where it begins with none, or is no list."""
+    first = value[0] if isinstance(value, list) and value else None
+    return first if isinstance(first, dict) else None
 
 
 def unwrapped(item: Any) -> Any:
@@ -299,23 +305,12 @@ def refuse_other_objects(value: Any, name: str) -> None:
             f"{name} is a ChatGPT export, which keeps each conversation as a tree of versions; convert it to one"
             ' {"messages": [...]} a line, choosing a branch'
         )
-    if (
-        isinstance(turns := value.get("chat_messages"), list)
-        and turns
-        and isinstance(turns[0], dict)
-        and "sender" in turns[0]
-    ):
+    if "sender" in (first_object(value.get("chat_messages")) or {}):
         raise UserError(
             f"{name} is a Claude export, which keeps attachments and several versions of a turn beside its texts; convert it"
             ' to one {"messages": [{"role": "user", "content": ...}, ...]} a line, with the sender as the role'
         )
-    messages = value.get("messages")
-    if (
-        isinstance(messages, list)
-        and messages
-        and isinstance(messages[0], dict)
-        and "versions" in messages[0]
-    ):
+    if "versions" in (first_object(value.get("messages")) or {}):
         raise UserError(
             f"{name} is an LM Studio conversation, which keeps several versions of each turn; convert it to one"
             ' {"messages": [...]} a line'

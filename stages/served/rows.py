@@ -13,7 +13,7 @@ from abctune.core.schemas import SERVED
 from abctune.llm.chat import Encoder, TemplateError, Unrenderable, reply_pieces, segments
 from abctune.llm.conversation import IGNORE, conversation_of
 from abctune.llm.likelihood import conversation_nll
-from abctune.llm.stops import Stops, stop_token_ids
+from abctune.llm.stops import Stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,30 @@ if TYPE_CHECKING:
 Parts = list[
     tuple[int | None, list[int]]
 ]  # (number of the message, if a reply; token ids) of each piece of text
+
+
+class Template:
+    """A tokenizer's chat template, with what is made of it once for all rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
+        self.stops = Stops(tokenizer)
+
+    def parts_of(self, row: Mapping[str, Any]) -> Parts:
+        """A row's text, piece by piece, as token ids.
+
+        Raises:
+            TemplateError: the template prints a reply otherwise than behind its own generation prompt.
+            Unrenderable: the template fails on this conversation, or ends a reply with no stop.
+        """
+        messages, tools, marks = self._encoder.mask(*conversation_of(row))
+        try:
+            pieces = segments(self._tokenizer, messages, tools)
+        except TemplateError:
+            pieces = reply_pieces(self._tokenizer, messages, tools)
+        pieces = self.stops.closed(pieces, messages)
+        ids = self._encoder.ids([piece.text for piece in pieces], marks)
+        return list(zip((piece.turn for piece in pieces), ids, strict=True))
 
 
 def as_rendered(rows: pa.Table, trained: PreTrainedTokenizerBase, template: str) -> pa.Table:
@@ -38,11 +62,12 @@ def as_rendered(rows: pa.Table, trained: PreTrainedTokenizerBase, template: str)
     """
     if template == trained.chat_template:
         return rows
-    served = copy.deepcopy(trained)
-    served.chat_template = template
+    file_tokenizer = copy.deepcopy(trained)
+    file_tokenizer.chat_template = template
+    before, after = Template(trained), Template(file_tokenizer)
     kept, found = [], []
     for index, row in enumerate(rows.to_pylist()):
-        if pair := rendered(row, trained, served):
+        if pair := rendered(row, before, after):
             kept.append(index)
             found.append(pair)
     left_out = rows.num_rows - len(kept)
@@ -62,11 +87,11 @@ def as_rendered(rows: pa.Table, trained: PreTrainedTokenizerBase, template: str)
 
 
 def rendered(
-    row: Mapping[str, Any], trained: PreTrainedTokenizerBase, served: PreTrainedTokenizerBase
+    row: Mapping[str, Any], trained: Template, served: Template
 ) -> tuple[list[int], list[int]] | None:
     """Token ids and labels of a row by the served template, cut after its last supervised token; None where the supervised tokens differ."""
     try:
-        before, after = parts_of(row, trained), parts_of(row, served)
+        before, after = trained.parts_of(row), served.parts_of(row)
     except (TemplateError, Unrenderable):
         return None
     ids: list[int] = []
@@ -77,11 +102,11 @@ def rendered(
             learned.add(turn)
     if ids[: len(row["input_ids"])] != row["input_ids"]:
         return None  # format rendered it in another way than in one piece per turn
-    stops, left = stop_token_ids(trained), row["n_supervised"]
+    left = row["n_supervised"]
     input_ids: list[int] = []
     labels: list[int] = []
     for turn, part in after:
-        end = next((at + 1 for at, token in enumerate(part) if token in stops), len(part))
+        end = next((at + 1 for at, token in enumerate(part) if token in trained.stops.ids), len(part))
         size = min(end, left) if turn in learned else 0
         left -= size
         input_ids += part
@@ -96,30 +121,6 @@ def rendered(
 def replies(labels: Iterable[int]) -> list[int]:
     """The supervised tokens."""
     return [label for label in labels if label != IGNORE]
-
-
-def parts_of(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Parts:
-    """A row's text, piece by piece, as token ids.
-
-    Raises:
-        TemplateError: the template prints a reply otherwise than behind its own generation prompt.
-        Unrenderable: the template fails on this conversation, or ends a reply with no stop.
-    """
-    messages, tools = conversation_of(row)
-    encoder = Encoder(tokenizer)
-    messages, tools, marks = encoder.mask(messages, tools)
-    try:
-        pieces = segments(tokenizer, messages, tools)
-    except TemplateError:
-        pieces = reply_pieces(tokenizer, messages, tools)
-    pieces = Stops(tokenizer).closed(pieces, messages)
-    return list(
-        zip(
-            (piece.turn for piece in pieces),
-            encoder.ids([piece.text for piece in pieces], marks),
-            strict=True,
-        )
-    )
 
 
 def scored(model: PreTrainedModel, rows: pa.Table, fmt: str, batch_tokens: int) -> pa.Table:
