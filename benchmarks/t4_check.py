@@ -6,9 +6,9 @@ by the stage itself on this machine's GPU, the formats side by side:
     bfloat16    as the card is
     float16     the card taken for a T4: sm_75, so float16 and padded rows, and 15 GiB
 
-Every replicate is then scored on the common test rows in bfloat16, as the eval stage does it. Prints, and writes to
+Every replicate is then scored on the common test rows in float32, in which neither was trained. Prints, and writes to
 benchmarks/results/t4_check.json after each format, the test loss of each replicate, the mean difference from bfloat16's
-with its 95 % interval (paired, as the replicates have the same seeds), and the steps that the gradient scaler skipped. Exits
+with its 95 % interval (paired, as the replicates have the same seeds), and the steps that were repeated since a scaled gradient overflowed. Exits
 with 1 if a loss is not finite or the interval does not contain 0.
 
 `--folder` keeps what was trained and scored: the same command goes on there after it was cut off.
@@ -57,9 +57,9 @@ def score() -> None:
     """Test loss of every replicate that is trained, nats per supervised token, into scores.json."""
     import abctune.llm.environment  # noqa: F401  # isort: skip  (before torch)
     import pyarrow.compute as pc
+    import torch
 
     from abctune.core.params import load_params
-    from abctune.llm.device import resolve_dtype
     from stages.eval.replicates import adapters_of, measured
     from stages.eval.rows import test_rows
 
@@ -68,7 +68,7 @@ def score() -> None:
     supervised = pc.sum(rows["n_supervised"]).as_py()
     losses = {}
     for number in sorted(adapters.numbers):
-        model = adapters.model(number, resolve_dtype("auto"))
+        model = adapters.model(number, torch.float32)
         table = measured(model, rows, number, params.active.eval.batch_tokens)
         losses[number] = pc.sum(table["nll"]).as_py() / supervised
     Path("scores.json").write_text(json.dumps(losses))
@@ -109,7 +109,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return {
         "test_loss": list(json.loads((folder / made["score"]).read_text()).values()),
         "train_loss": [one["final"]["train_loss"] for one in record["replicates"]],
-        "skipped_steps": [one["skipped_steps"] for one in record["replicates"]],
+        "repeated_steps": [one["repeated_steps"] for one in record["replicates"]],
         "dtype": record["dtype"],
         "base_weights": record["base_weights"],
         "micro_batching": record["micro_batching"],

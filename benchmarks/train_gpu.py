@@ -370,7 +370,7 @@ def one(name: str, model_folder: Path) -> dict[str, Any]:
         written = json.loads(record.read_text())
         kept = ("micro_batching", "base_weights", "gradient_checkpointing", "dtype")
         found |= {key: written[key] for key in kept}
-        found["skipped_steps"] = written["replicates"][0]["skipped_steps"]
+        found["repeated_steps"] = written["replicates"][0]["repeated_steps"]
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -291,7 +292,8 @@ class ReplicateRecord(Record):
     kept: Kept
     final: FinalLosses
     resumed_at: tuple[int, ...] = ()  # the steps at which an interrupted run was taken up again
-    skipped_steps: int = 0  # float16 alone: steps that changed nothing, since a scaled gradient overflowed
+    # In float16: steps taken again, since a scaled gradient overflowed. Older records: such steps, left out.
+    repeated_steps: int = Field(0, validation_alias=AliasChoices("repeated_steps", "skipped_steps"))
     resources: TrainResources
 
 

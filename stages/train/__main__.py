@@ -64,7 +64,7 @@ def train(run: Run, params: Params, started: float) -> None:
         print(
             f"{run.variant}, replicate {replicate.replicate}: {used.seconds:.1f} s, "
             f"{used.tokens_per_second:,.0f} tokens/s, peak {used.peak_gib:.2f} GiB"
-            + (f", {skipped} steps skipped (float16)" if (skipped := replicate.skipped_steps) else "")
+            + (f", {again} steps taken again (float16)" if (again := replicate.repeated_steps) else "")
         )
 
 

@@ -61,24 +61,17 @@ class ThroughputTimer(TrainerCallback):
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
 
 
-class SkippedSteps(TrainerCallback):
-    """Count the steps that float16's gradient scaler left out because a gradient overflowed.
+class RepeatedSteps:
+    """How often a step was taken again in float16, since a scaled gradient overflowed.
 
-    The scaler halves its factor and goes on: one or two at the beginning are usual, and the adapter misses them.
+    Once or twice at the beginning is usual: the scale begins high, where small gradients keep most of their bits.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self._accelerator = trainer.accelerator
-
-    def on_step_end(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
-        """Count the step if the scaler left it out."""
-        if self._accelerator.optimizer_step_was_skipped:
-            self.count += 1
-            print(f"\nfloat16: step {state.global_step} is skipped, a scaled gradient overflowed", flush=True)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback."""
+        """What a checkpoint keeps."""
         return {"count": self.count}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -137,14 +130,13 @@ class TerminateOnNonFinite(TrainerCallback):
         self._folder = folder
 
     def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, _control: Any, model: Any, **_: Any
+        self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any
     ) -> None:
         """Stop at a gradient that is not finite."""
         loss = float(self._trainer._tr_loss)  # the sum since the last log: a number only if all of it are
         if not math.isfinite(loss):
             self._stop(f"loss is {loss}", state, state.global_step + 1, model)
-        # With float16 an infinite gradient is expected: the gradient scaler skips the step.
-        if not args.fp16 and not self._trainer.gradients_are_finite():
+        if not self._trainer.gradients_are_finite():
             self._stop("a gradient is infinite or nan", state, state.global_step + 1, model)
 
     def on_log(

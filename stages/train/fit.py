@@ -34,7 +34,6 @@ from stages.train.callbacks import (
     DVCLiveLogger,
     KeepBest,
     LiveSamples,
-    SkippedSteps,
     TerminateOnNonFinite,
     ThroughputTimer,
 )
@@ -210,8 +209,7 @@ class Fit:
         trainer.max_length = run.max_length
         self._tokens_at_start = trainer.micro_batching.tokens
         trainer.add_callback(TerminateOnNonFinite(trainer, self._store.last_finite))
-        self._skipped = stateful["skipped"] = SkippedSteps(trainer)
-        trainer.add_callback(self._skipped)
+        stateful["repeated_steps"] = trainer.repeated_steps
         if not self._checkpoints.start:  # otherwise the micro-batches are those that were found to fit
             trainer.add_callback(Probe(trainer, run.max_length))
         self._checkpoints.attach(trainer, stateful)
@@ -235,7 +233,7 @@ class Fit:
             kept=Kept(**kept._asdict()),
             final=final_losses(trainer.state.log_history),
             resumed_at=tuple(self._checkpoints.resumed_at),
-            skipped_steps=self._skipped.count,
+            repeated_steps=trainer.repeated_steps.count,
             resources=resources,
         )
         arguments = trainer.args

@@ -88,10 +88,10 @@ class ShardedTrainer(TokenWeightedTrainer):
         """
         rows = longest_step(self.accelerator.num_processes, max_length)
         with torch.random.fork_rng():
-            self.training_step(self.model_wrapped, rows, torch.tensor(len(rows) * max_length))
+            self._step_gradients(self.model_wrapped, rows, torch.tensor(len(rows) * max_length))
         self.model.zero_grad()
 
-    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
+    def _step_gradients(self, model: Any, inputs: list[Row], num_items_in_batch: Any) -> torch.Tensor:
         """Gradients of the step's loss; every process takes as many micro-batches as any other."""
         batches, losses = self._even_micro_batches(inputs, self.micro_batching), []
         for number, batch in enumerate(batches, 1):

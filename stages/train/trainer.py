@@ -26,7 +26,7 @@ from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
 from abctune.llm.device import resolve_dtype
 from abctune.llm.likelihood import conversation_nll
-from stages.train.callbacks import FinalStep, Progress
+from stages.train.callbacks import FinalStep, Progress, RepeatedSteps
 from stages.train.flat_parameter import FlatParameter
 from stages.train.micro_batching import (
     MicroBatching,
@@ -38,6 +38,8 @@ from stages.train.micro_batching import (
     share,
 )
 from stages.train.processes import TIMEOUT
+
+LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows even so is no matter of scale
 
 # AdamW by bitsandbytes, which does not take split parameters; torch's makes the same steps from larger state.
 OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
@@ -116,6 +118,7 @@ class TokenWeightedTrainer(SFTTrainer):
     eval_batch_tokens: int
     max_length: int
     flat: FlatParameter
+    repeated_steps: RepeatedSteps
 
     def __init__(self, model: Any, **arguments: Any) -> None:
         causal = model.get_base_model()
@@ -200,7 +203,38 @@ class TokenWeightedTrainer(SFTTrainer):
         self.model.zero_grad()
 
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Gradients of the step's loss; where its micro-batches do not fit the GPU, smaller ones from here on.
+        """Gradients of the step's loss, in float16 from a scaled loss; where one overflows, at half the scale.
+
+        transformers' loop would skip such a step: its rows would not be learned, and the learning rate's schedule
+        would lag behind by one step.
+
+        Raises:
+            UserError: not even one conversation fits the GPU.
+        """
+        loss = self._step_gradients(model, inputs, num_items_in_batch)
+        while self._scale_was_halved(loss):
+            model.zero_grad()
+            loss = self._step_gradients(model, inputs, num_items_in_batch)
+        return loss
+
+    def _scale_was_halved(self, loss: torch.Tensor) -> bool:
+        """Whether a scaled gradient overflowed, so that the step is to be taken again."""
+        scaler = self.accelerator.scaler
+        if scaler is None or not loss.isfinite() or self.gradients_are_finite():
+            return False
+        if scaler.get_scale() <= LEAST_SCALE:
+            return False  # TerminateOnNonFinite ends the run
+        scaler.update(scaler.get_scale() / 2)
+        self.repeated_steps.count += 1
+        self.accelerator.print(
+            f"\nfloat16: a scaled gradient overflowed at step {self.state.global_step + 1}, which is repeated with its loss "
+            f"times {scaler.get_scale():,.0f}",
+            flush=True,
+        )
+        return True
+
+    def _step_gradients(self, model: Any, inputs: list[Row], num_items_in_batch: Any) -> torch.Tensor:
+        """The step's loss, its gradients left in the parameters; where micro-batches do not fit, smaller ones from here on.
 
         Raises:
             UserError: not even one conversation fits.
@@ -335,6 +369,7 @@ def build_trainer(
     # from_pretrained leaves all below the outermost in eval mode, in which nothing is checkpointed.
     model.train()
     trainer.micro_batching = micro_batching
+    trainer.repeated_steps = RepeatedSteps()
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(FinalStep())

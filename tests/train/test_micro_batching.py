@@ -12,6 +12,7 @@ from trl import SFTTrainer
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
+from stages.train.callbacks import RepeatedSteps, TerminateOnNonFinite
 from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, micro_batching_for, packed
 from stages.train.model import Base
 from stages.train.trainer import TokenWeightedTrainer, build_trainer, training_arguments
@@ -211,6 +212,51 @@ def test_out_of_memory_at_one_conversation_says_what_to_set(step, monkeypatch):
     monkeypatch.setattr(TokenWeightedTrainer, "compute_loss", failing.instead_of_it())
     with pytest.raises(UserError, match=r"micro-batch 1 \(90 tokens\).*max_length"):
         step(MicroBatching(tokens=ALL, packed=False))
+
+
+@pytest.fixture
+def float16_step(step, model, monkeypatch):
+    """A step whose loss is scaled as float16's is; scaled gradients over `limit` are infinite, as float16 has no such number."""
+
+    def run(limit):
+        def compute_loss(trainer, model, batch, **kwargs):
+            if trainer.accelerator.scaler is None:
+                trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+            loss = Trainer.compute_loss(trainer, model, batch, **kwargs)
+            loss.register_hook(lambda gradient: gradient.where(gradient <= limit, torch.inf))
+            return loss
+
+        monkeypatch.setattr(TokenWeightedTrainer, "compute_loss", compute_loss)
+        loss, found, trainer = step(CUTS["4 x 4"])
+        scale = trainer.accelerator.scaler.get_scale()
+        return loss, {name: gradient / scale for name, gradient in found.items()}, trainer
+
+    return run
+
+
+def test_a_step_that_overflows_in_float16_is_taken_again_at_a_lower_scale(float16_step, definition, capsys):
+    loss, found, trainer = float16_step(limit=2**14)
+    assert loss == pytest.approx(definition[0], rel=1e-5)
+    assert same(found, definition[1])
+    assert trainer.repeated_steps.count == 2, "2^16, the scaler's first, and 2^15"
+    assert trainer.accelerator.scaler.get_scale() == 2**14
+    assert capsys.readouterr().out.count("overflowed at step 1") == 2
+
+
+def test_a_gradient_that_is_infinite_at_any_scale_ends_the_run(float16_step, tmp_path):
+    trainer = float16_step(limit=0.5)[2]
+    trainer._tr_loss = torch.tensor(1.0)  # what transformers' loop adds up
+    with pytest.raises(UserError, match="gradient is infinite or nan at step 1"):
+        TerminateOnNonFinite(trainer, tmp_path / "last").on_pre_optimizer_step(
+            trainer.args, trainer.state, None, trainer.model
+        )
+
+
+def test_repeated_steps_outlive_a_crash():
+    before, after = RepeatedSteps(), RepeatedSteps()
+    before.count = 2
+    after.restore(before.state())
+    assert after.count == 2
 
 
 def test_the_probe_finds_the_cut_before_the_first_step(step, monkeypatch, capsys):

@@ -1,14 +1,10 @@
 """What a card of before sm_80 decides: a T4 has no bfloat16 and no fast attention over packed rows."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from transformers import TrainerState
 
 from abctune.core.params import load_params
 from stages.train import micro_batching
-from stages.train.callbacks import SkippedSteps
 from tests.llama_3b import LLAMA_3B
 
 GIB = 2**30
@@ -39,16 +35,3 @@ def test_a_t4_begins_with_one_conversation_s_tokens_and_keeps_the_rest_of_its_me
     fast = on_a_card((9, 0), 12.2 * GIB)
     assert fast.packed
     assert fast.tokens > 3000, "where attention over packed rows is fast, all memory is used"
-
-
-def test_skipped_steps_are_counted_said_and_outlive_a_crash(capsys):
-    accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
-    skipped = SkippedSteps(SimpleNamespace(accelerator=accelerator))
-    state = TrainerState()
-    for state.global_step, accelerator.optimizer_step_was_skipped in ((1, True), (2, True), (3, False)):
-        skipped.on_step_end(None, state, None)
-    assert skipped.count == 2
-    assert "step 2 is skipped" in capsys.readouterr().out
-    resumed = SkippedSteps(SimpleNamespace(accelerator=accelerator))
-    resumed.restore(skipped.state())
-    assert resumed.count == 2
