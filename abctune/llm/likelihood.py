@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD_ROWS = 1024  # hidden states per language-model-head call: 1024 x 128,256 logits are 0.5 GB in float32
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # float32 logits (n, vocabulary) and the tokens that came (n,) -> a number for each token (n,).
 TokenMeasure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -83,7 +86,7 @@ def conversation_sums(
     if head is None:  # all logits of a batch are in memory at once
         batch_tokens = min(batch_tokens, HEAD_ROWS)
     project = _as_they_are if head is None else head.logits
-    cores = _cores_for(model)
+    cores = cores_for(model)
 
     @torch.inference_mode()
     def sums_of(batch: list[int]) -> torch.Tensor:
@@ -93,7 +96,7 @@ def conversation_sums(
         return _sums(states, project, wanted[:, 1:], tuple(measures.values()), max(1, HEAD_ROWS // cores))
 
     parts = list(batches([len(ids) for ids in input_ids], max(1, batch_tokens // cores)))
-    found = map(sums_of, parts) if cores == 1 else _on_cores(sums_of, parts, cores)
+    found = on_cores(sums_of, parts, cores)
     none = torch.zeros(len(measures), 0, dtype=torch.float64, device=model.device)
     sums = np.empty((len(measures), len(input_ids)))
     columns = [index for part in parts for index in part]
@@ -102,8 +105,8 @@ def conversation_sums(
     return dict(zip(measures, sums.tolist(), strict=True))
 
 
-def _cores_for(model: PreTrainedModel) -> int:
-    """How many batches are scored at a time: on a CPU one on each core that torch may use.
+def cores_for(model: PreTrainedModel) -> int:
+    """How many batches go through the model at a time: on a CPU one on each core that torch may use.
 
     Autocast is the calling thread's alone, so with it there is one.
     """
@@ -113,12 +116,13 @@ def _cores_for(model: PreTrainedModel) -> int:
     return cores
 
 
-def _on_cores(
-    work: Callable[[list[int]], torch.Tensor], parts: Sequence[list[int]], cores: int
-) -> list[torch.Tensor]:
-    """The work's result for each part, in order, each on one core: a batch gains little from a second one."""
+def on_cores(work: Callable[[T], R], parts: Sequence[T], cores: int) -> list[R]:
+    """The work's result for each part, in order, each on one core where there are enough: a batch gains little from more."""
+    if cores == 1:
+        return [work(part) for part in parts]
+    threads = max(1, cores // max(1, len(parts)))
     try:
-        with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as pool:
+        with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(threads)) as pool:
             return list(pool.map(work, parts))
     finally:
         torch.set_num_threads(cores)  # what torch reports is the last number that any thread set

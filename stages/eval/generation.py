@@ -9,13 +9,14 @@ import torch
 
 from abctune.core.records import Generation, SampleRecord
 from abctune.llm.conversation import Message, Tools
-from abctune.llm.inference import Answer, generate
+from abctune.llm.inference import Answer, cached, generate
+from abctune.llm.likelihood import cores_for, on_cores
 from abctune.llm.prompts import PROMPTS
 
 NGRAM = 3
-# Answers generated at once where there is no GPU: a fixed number, since how answers are padded can move a last bit, and a
-# rerun should give the same answers however much memory other programs leave.
-CPU_ROWS = 32
+# Answers of a batch where there is no GPU; batches share the cores. A fixed number, since how answers are padded can move
+# a last bit, and a rerun should give the same answers however much memory other programs leave. Tiny asks 24: two batches.
+CPU_ROWS = 12
 # On a GPU a step for 130 answers takes hardly longer than one for 32, so as many are generated at once as this share of
 # the card's memory holds, what the model takes left out. The rest is for what is not counted.
 GPU_SHARE = 0.6
@@ -36,7 +37,7 @@ def repetition(token_ids: Sequence[int]) -> float:
 def answer_all(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
     """Greedy answers to prompts of one message each, in the order given.
 
-    All that a model is asked goes in here at once: on a CPU a step for 30 prompts takes hardly longer than one for 10.
+    All that a model is asked goes in here at once, so that batches are full.
     """
     asked = [([Message(role="user", content=prompt)], None) for prompt in prompts]
     return answer_conversations(model, tokenizer, asked, max_new_tokens)
@@ -53,11 +54,19 @@ def answer_conversations(
     sizes = [sum(len(message["content"]) for message in messages) for messages, _ in asked]
     order = sorted(range(len(asked)), key=sizes.__getitem__)
     rows = rows_at_once(model, MAX_PROMPT + max_new_tokens)
-    answers: dict[int, Answer] = {}
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+
+    def answered(batch: list[int]) -> list[Answer]:
         conversations, tools = zip(*(asked[i] for i in batch), strict=True)
-        answers |= zip(batch, generate(model, tokenizer, conversations, max_new_tokens, tools), strict=True)
+        return generate(model, tokenizer, conversations, max_new_tokens, tools)
+
+    with cached(model):  # for all of them: the first to end must not switch the cache off for the others
+        found = on_cores(answered, batches, cores_for(model))
+    answers = {
+        i: answer
+        for batch, part in zip(batches, found, strict=True)
+        for i, answer in zip(batch, part, strict=True)
+    }
     return [answers[i] for i in range(len(asked))]
 
 

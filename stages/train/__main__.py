@@ -44,7 +44,7 @@ def train(run: Run, params: Params, started: float) -> None:
             print(f"warning: {run.variant}: {line}", file=sys.stderr)
     template = params.active.model.template
     if (workers := workers_for(run)) > 1:
-        finished = train_in_workers(run, params, workers)
+        finished = train_in_workers(run, params, workers, started)
         tokenizer = load_tokenizer(**template)
     else:
         base = base_of(run)  # first: it imports Unsloth, which has to come before transformers

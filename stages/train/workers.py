@@ -2,6 +2,8 @@
 
 A step of a small model gains a tenth from a second thread; a second process trains twice as much (docs/performance.md).
 The adapters are the same to the bit: every replicate has its own seed, checkpoints and files.
+
+On Linux the stage imports the libraries once, which takes as long as some steps, and the processes are forks of it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,15 +37,19 @@ if TYPE_CHECKING:
 
 # Of a process next to its base model in float32: imports 1 GiB, and what a step of some hundred tokens takes.
 WORKING_BYTES = 3 * 2**30
+# Elsewhere than on Linux each process starts anew and imports for itself: macOS's own libraries may crash in a fork.
+FORKS = sys.platform == "linux"
+STOPS = (signal.SIGTERM, signal.SIGINT)
+# Niceness of those that do not evaluate while they train: the one that does has more to do, and would go on alone.
+GIVING_WAY = 5
 
 
 def workers_for(run: Run) -> int:
     """How many of a run's replicates train at the same time.
 
-    One where there is a GPU, which a single training fills, or where torchrun has started this process. Else as many as
-    torch may use threads (OMP_NUM_THREADS, or the cores) and the free memory holds. Where all replicates take the same
-    time, all of them if memory holds that, even on fewer cores: three on two cores end sooner than two and then one.
-    The first one takes longer where it evaluates, and would then go on alone.
+    One where there is a GPU, which a single training fills, where torchrun has started this process, or where torch may
+    use one thread (OMP_NUM_THREADS, or the cores). Else all of them if the free memory holds that, even on fewer cores:
+    three on two cores end sooner than two and then one. Else one for each core, or as many as fit.
     """
     import torch
 
@@ -50,20 +57,27 @@ def workers_for(run: Run) -> int:
     if torch.cuda.is_available() or "RANK" in os.environ or cores == 1:
         return 1
     room = psutil.virtual_memory().available // (weight_bytes(BASE_MODEL, bytes_each=4) + WORKING_BYTES)
-    wanted = cores if run.recipe.eval_steps else count
-    return max(1, min(count, wanted if wanted <= room else cores, room))
+    return count if count <= room else max(1, min(cores, room))
 
 
-def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:
+def train_in_workers(run: Run, params: Params, workers: int, started: float) -> list[Finished]:
     """Every replicate's adapter and record, in the replicates' order.
+
+    Args:
+        started: time.perf_counter() at the start of this process.
 
     Raises:
         UserError: a training failed or was stopped; the others have saved a checkpoint too.
     """
     import torch
 
-    context = multiprocessing.get_context("spawn")
-    setup = (os.getpid(), max(1, torch.get_num_threads() // workers), context.Value("i", 0))
+    threads = torch.get_num_threads()
+    context = multiprocessing.get_context("fork" if FORKS else "spawn")
+    if FORKS:
+        # A fork has none of the threads of a pool that has begun, and would wait for them.
+        torch.set_num_threads(1)
+        _import_libraries(run)
+    setup = (os.getpid(), max(1, threads // workers), context.Value("i", 0), started)
     upcoming = iter(run.replicates)
     with (
         ProcessPoolExecutor(workers, context, initializer=_begin, initargs=setup) as pool,
@@ -73,7 +87,12 @@ def train_in_workers(run: Run, params: Params, workers: int) -> list[Finished]:
         def start(count: int) -> set[Future[Finished]]:
             return {pool.submit(_train_one, run, params, one) for one in islice(upcoming, count)}
 
-        running, done = start(workers), set[Future[Finished]]()
+        # Held back until each process has handlers of its own: a fork would answer a signal with this one's, and go on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            running, done = start(workers), set[Future[Finished]]()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         while running:
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             done |= ended
@@ -120,7 +139,7 @@ def _passing_on_signals() -> Iterator[list[int]]:
         _signal_workers(number)
 
     # A background job of a shell is started with Ctrl-C ignored, and so it stays.
-    numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
+    numbers = [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN]
     before = {one: signal.signal(one, pass_on) for one in numbers}
     try:
         yield caught
@@ -129,21 +148,32 @@ def _passing_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-_started: float | None = (
-    None  # in a worker: when it began, until its first replicate has been charged with the imports
-)
-_base: Any = None  # in a worker: the base model, once it is loaded
+_started: float | None = None  # in a worker: the stage's start, until a replicate has been charged with it
+_base: Any = None  # the base model that this process trains on; its weights are loaded by the first training
 _busy = False  # in a worker: whether it has a replicate to train
+_stopped_by: int | None = None  # in a worker: the signal that came before it had one
 
 
-def _begin(parent: int, threads: int, slots: Synchronized[int]) -> None:
+def _import_libraries(run: Run) -> None:
+    """Unsloth or transformers, and what trains with them. No weights yet."""
+    global _base
+    if _base is None:
+        _base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
+    import stages.train.fit  # noqa: F401
+
+
+def _begin(parent: int, threads: int, slots: Synchronized[int], started: float) -> None:
     global _started
-    _started = time.perf_counter()
+    _started = started
     os.setpgid(0, 0)  # Ctrl-C reaches the stage alone, which passes it on: twice would end a training at once
     end_with(parent)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, _stop_before_training)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, where this is no fork
+    import torch
+
+    torch.set_num_threads(threads)
     with slots.get_lock():
         os.environ["TQDM_POSITION"] = str(slots.value)  # one progress bar below the other
         slots.value += 1
@@ -154,24 +184,33 @@ def _stop_before_training(number: int, _frame: Any) -> None:
 
     A worker without work stays: its death would break the pool, which then kills those that are saving a checkpoint.
     """
+    global _stopped_by
+    _stopped_by = number
     if _busy:
-        raise UserError(f"stopped by {signal.Signals(number).name} before the first step")
+        _end_if_stopped()
+
+
+def _end_if_stopped() -> None:
+    if _stopped_by:
+        raise UserError(f"stopped by {signal.Signals(_stopped_by).name} before the first step")
 
 
 def _train_one(run: Run, params: Params, replicate: Replicate) -> Finished:
     global _busy
     _busy = True
     try:
+        _end_if_stopped()
         return _trained(run, params, replicate)
     finally:
         _busy = False
 
 
 def _trained(run: Run, params: Params, replicate: Replicate) -> Finished:
-    global _started, _base
+    global _started
     started, _started = _started or time.perf_counter(), None
-    if _base is None:
-        _base = base_of(run)  # first: it imports Unsloth, which has to come before transformers
+    if run.recipe.eval_steps and not run.recipe_of(replicate).eval_steps:
+        os.nice(GIVING_WAY)
+    _import_libraries(run)
     from stages.train.fit import train_replicates
 
     tokenizer = load_tokenizer(**params.active.model.template)

@@ -16,11 +16,13 @@ PROMPTS = [f"{letter * (3 * i + 1)}?" for i, letter in enumerate("abcdefg")]
 
 @pytest.fixture(scope="module")
 def model(small_model):
-    return AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+    model.config.use_cache = False
+    return model
 
 
-def batches_of(monkeypatch, model, rows: int) -> tuple[list[int], list[list[int]]]:
-    """The batches' sizes and the answers' ids where memory takes so many rows."""
+def batches_of(monkeypatch, model, rows: int, cores: int = 1) -> tuple[list[int], list[list[int]]]:
+    """The batches' sizes, largest first, and the answers' ids where memory takes so many rows."""
     sizes = []
     generate = generation.generate
 
@@ -31,15 +33,17 @@ def batches_of(monkeypatch, model, rows: int) -> tuple[list[int], list[list[int]
     with monkeypatch.context() as patch:
         patch.setattr(generation, "generate", counted)
         patch.setattr(generation, "rows_at_once", lambda *_: rows)
+        patch.setattr(generation, "cores_for", lambda _: cores)
         answers = answer_all(model, small.chatml_tokenizer(), PROMPTS, 6)
-    return sizes, [answer.token_ids for answer in answers]
+    assert model.config.use_cache is False, "as it was before"
+    return sorted(sizes, reverse=True), [answer.token_ids for answer in answers]
 
 
 def test_how_many_are_generated_at_once_does_not_change_an_answer(monkeypatch, model):
     sizes, alone = batches_of(monkeypatch, model, 1)
     assert sizes == [1] * 7
-    for rows, wanted in ((3, [3, 3, 1]), (100, [7])):
-        sizes, answers = batches_of(monkeypatch, model, rows)
+    for rows, cores, wanted in ((3, 1, [3, 3, 1]), (3, 2, [3, 3, 1]), (100, 2, [7])):
+        sizes, answers = batches_of(monkeypatch, model, rows, cores)
         assert sizes == wanted
         assert answers == alone
 
@@ -59,7 +63,7 @@ def test_a_card_s_memory_decides_and_without_one_the_number_is_fixed(monkeypatch
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 80 * 2**30 - 1)
     assert generation.rows_at_once(Model, 1280) == 1, "at least one, whatever the model takes"
     Model.device = torch.device("cpu")
-    assert generation.rows_at_once(Model, 1280) == 32
+    assert generation.rows_at_once(Model, 1280) == 12
 
 
 def test_an_answer_s_memory_is_its_cache_and_more():
