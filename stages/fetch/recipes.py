@@ -18,9 +18,10 @@ from abctune.core.errors import UserError
 from stages.fetch.docstrings import docstrings
 from stages.fetch.records import Record, serialise
 
-MESSAGES = (
-    4  # of a dialogue, from its start: several turns, and still short enough for tiny's max_length and a CPU
-)
+MESSAGES = 4  # of a dialogue, from its start: several turns, and still short enough for a CPU
+# Of a row's messages together; longer rows are left out. A CPU takes as long as a row has tokens: these have 81 on average,
+# rows of any length 122 once cut at tiny's max_length. 654 dialogues and 353 instructions are left, and tiny draws 300.
+MAX_CHARACTERS = 220
 MIN_REPLY = 35  # characters, on average over a dialogue's replies: below it they are mostly "haha" and "yeah"
 MAX_PROFANITY = (
     0.3  # probability; at 0.5 the classifier passes a few rude messages, at 0.3 it drops some harmless ones
@@ -38,7 +39,7 @@ CONTACT = re.compile(
 
 
 def chitchat(wheel: Path) -> Iterator[Record]:
-    """Human-human dialogues in ShareGPT form, those with profanity or contact details left out."""
+    """Short human-human dialogues in ShareGPT form, those with profanity or contact details left out."""
     with zipfile.ZipFile(wheel) as archive:
         dialogues = json.loads(archive.read("chitchat_dataset/dataset.json"))
     kept = [messages for dialogue in dialogues.values() if (messages := usable_messages(dialogue))]
@@ -49,12 +50,14 @@ def chitchat(wheel: Path) -> Iterator[Record]:
 
 
 def usable_messages(dialogue: dict[str, Any]) -> list[str] | None:
-    """A dialogue's opening as alternating messages; None if it is too short or has what must not be in it."""
+    """A dialogue's opening as alternating messages; None if it is too short or too long or has what must not be in it."""
     turns = merge_speakers(message for burst in dialogue["messages"] for message in burst)
     if len({speaker for speaker, _ in turns}) != 2:
         return None
     messages = [text for _, text in turns[:MESSAGES]]
     if len(messages) < MESSAGES or mean(map(len, messages[1::2])) < MIN_REPLY:
+        return None
+    if sum(map(len, messages)) > MAX_CHARACTERS:
         return None
     return None if any(CONTACT.search(text) or MISSED.search(text) for text in messages) else messages
 
@@ -80,11 +83,13 @@ def without_profanity(dialogues: list[list[str]]) -> Iterator[list[str]]:
 
 
 def ruff_rules(wheel: Path) -> Iterator[Record]:
-    """Up to three instructions per lint rule: what it checks, why to avoid it, mend this code."""
+    """Up to three short instructions per lint rule: what it checks, why to avoid it, mend this code."""
     for rule in json.loads(rule_documentation(wheel)):
         if "Removed" in (rule.get("status") or {}):
             continue  # their texts are about ruff's history more than about Python
         for instruction, output in instructions(rule):
+            if len(instruction) + len(output) > MAX_CHARACTERS:
+                continue
             row = {"instruction": instruction, "input": "", "output": output}
             yield Record(serialise(row), rule["code"] or rule["name"])
 
