@@ -156,6 +156,23 @@ def ready_to_train(tmp_path: Path, split_once: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a finished run, made up, with its report; not to be changed."""
+
+    def make(folder: Path) -> None:
+        from stages.plot.__main__ import main as plot
+        from tests.plot.fake_run import write_run
+
+        folder.mkdir()
+        write_run(folder, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            plot()
+
+    return made_once(tmp_path_factory, "reported", make)
+
+
+@pytest.fixture(scope="session")
 def study_once(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     return made_once(tmp_path_factory, "study", lambda folder: make_finished(folder, small_model))
 

@@ -25,20 +25,14 @@ from app.page.results import results_html
 from app.page.style import COLORS, katex_script
 from app.request import Refused
 from app.service import Service
-from stages.plot.__main__ import main as plot
 from stages.plot.colors import COLORS as OF_THE_REPORT
 from tests.app.test_load import Says
-from tests.plot.fake_run import write_run
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def study(reported, tmp_path_factory) -> Path:
     """A finished study with its report, without weights."""
-    root = tmp_path_factory.mktemp("study")
-    write_run(root, {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        plot()
+    root = shutil.copytree(reported, tmp_path_factory.mktemp("study") / "study")
     for name in "ABC":
         (root / "models" / name).mkdir(parents=True)
         shutil.copy(root / "metrics/collected" / name / "training.json", root / "models" / name)

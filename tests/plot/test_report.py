@@ -17,7 +17,7 @@ from stages.plot.__main__ import main
 from stages.plot.colors import DARK
 from stages.plot.figures.curves import spread
 from stages.plot.figures.style import DASHES, MARKERS, styles_of
-from tests.plot.fake_run import PROMPTS, RECIPES, collect, effect, write_run
+from tests.plot.fake_run import PROMPTS, RECIPES, collect, effect
 
 HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x.png" onerror=alert(1)></div>{{ 7 * 7 }} | \x1b[31m \x00 "quoted"'
 
@@ -44,20 +44,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory) -> Path:
-    """One finished run, for the tests that only read it."""
-    root = tmp_path_factory.mktemp("plain")
-    write_run(root, {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        main()
-    return root
-
-
 @pytest.fixture
-def plain(plain_run, monkeypatch) -> None:
-    monkeypatch.chdir(plain_run)
+def plain(reported, monkeypatch) -> None:
+    monkeypatch.chdir(reported)
 
 
 def page() -> Page:
