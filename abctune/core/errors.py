@@ -33,6 +33,7 @@ def exits_with_one_line(main: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        """What `main` returns, its output flushed; a user's error ends the process here."""
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()  # a closed pipe (`... | head`) is met here, not when the interpreter exits

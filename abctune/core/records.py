@@ -587,6 +587,21 @@ class ServedRecord(Record):
     text: str
 
 
+class ExportRecord(Document):
+    """`check.json` of an exported model: how far its next-token distributions are from the adapter's."""
+
+    version: Literal[1] = 1
+    variant: str  # or base, which has no adapter
+    format: str
+    positions: int  # where the two were compared
+    mean_kl: float  # Kullback-Leibler divergence of the file from the adapter, in nats; over the positions
+    max_kl: float
+    adapter_loss: float  # nats per token, at the same positions
+    file_loss: float
+    tolerance: float  # of mean_kl, above which nothing is published
+    bytes: int  # of all files in the folder, before this one
+
+
 class StudyRecord(Document):
     """`metrics/study.json`: the whole comparison, for the tools and the app. `dvc exp show` reads SummaryRecord."""
 

@@ -261,6 +261,7 @@ class Encoder:
         characters: dict[str, str] = {}
 
         def masked(value: Any, pattern: re.Pattern[str]) -> Any:
+            """A JSON value with every spelled control token, in keys too, replaced by its character."""
             if isinstance(value, str):
                 return pattern.sub(lambda found: _mark(characters, found[0], free), value)
             if isinstance(value, dict):

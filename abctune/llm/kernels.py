@@ -26,6 +26,7 @@ def adapter_first(matmul_lora: Callable[..., torch.Tensor]) -> Callable[..., tor
     def multiply(
         x: Any, w: Any, quant: Any, a: Any, b: Any, s: Any, out: Any = None, **options: Any
     ) -> torch.Tensor:
+        """The product (..., out) of x (..., in) and w (out, in), adapted by s times a (r, in) and b (out, r)."""
         if a is None or quant is not None or out is not None or torch.compiler.is_compiling():
             return matmul_lora(x, w, quant, a, b, s, out, **options)
         return adapted_product(x, w.t(), a.to(x.dtype).t(), (b * s).to(x.dtype).t())

@@ -90,6 +90,7 @@ def conversation_sums(
 
     @torch.inference_mode()
     def sums_of(batch: list[int]) -> torch.Tensor:
+        """Each measure's sums over the conversations of one batch: float64 (measures, batch)."""
         ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
         ids = ids.to(model.device)
         states = head.hidden(ids) if head else causal_of(model)(input_ids=ids, use_cache=False).logits

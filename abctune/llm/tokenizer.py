@@ -44,7 +44,7 @@ def load_tokenizer(
 
     Args:
         path: a model folder; fetch has put a template file of the user's own in the place of the model's.
-        chat_template: `model`, a path of the user's own (both: the folder's), or `<name>`, a file `<name>.jinja` beside
+        chat_template: `model`, a path of the user's own (both: the folder's), or `<name>`, a file `<name>.jinja` next to
             this module.
         template_args: variables of the template, as {"enable_thinking": False}.
 
@@ -88,6 +88,7 @@ def _as_written(path: Path) -> PreTrainedTokenizerBase:
     expected = [written.encode(probe, add_special_tokens=False).ids for probe in PROBES]
 
     def differs() -> bool:
+        """Whether any probe becomes other ids than by tokenizer.json."""
         return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES] != expected
 
     if differs():

@@ -137,6 +137,7 @@ def fit(votes: Sequence[VoteRecord], models: Sequence[str]) -> tuple[Floats, Flo
     ]
 
     def loss(strengths: Floats) -> tuple[float, Floats]:
+        """Minus the log posterior of strengths (models,), up to a constant, and its gradient (models,)."""
         value, slope = (strengths**2).sum() / (2 * PRIOR_SD**2), strengths / PRIOR_SD**2
         for places, chosen, n in rounds:
             share = chosen / chosen.sum()  # a tie is shared by all its answers

@@ -457,6 +457,7 @@ def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -
     most = MOST_ROWS / d.n
 
     def is_decided(factor: float) -> bool:
+        """Whether `factor` times the rows would show a difference or equivalence with probability POWER."""
         shared, training, df = _future_components(d, k, factor)
         se = np.sqrt(shared + training)
         z = stdtrit(df, 1 - ALPHA / comparisons / 2)

@@ -31,8 +31,8 @@ def main(variant: VariantArgument = "", fmt: FormatArgument = "") -> None:
     model = params.active.model
     record = export(variant, fmt, rows, model.template, model.license)
     print(
-        f"{variant} {fmt}: {record['bytes'] / 1e6:,.0f} MB, loss {record['file_loss']:.4f} (the adapter's "
-        f"{record['adapter_loss']:.4f}), mean KL {record['mean_kl']:.2g} nats, {time.perf_counter() - started:.1f} s"
+        f"{variant} {fmt}: {record.bytes / 1e6:,.0f} MB, loss {record.file_loss:.4f} (the adapter's "
+        f"{record.adapter_loss:.4f}), mean KL {record.mean_kl:.2g} nats, {time.perf_counter() - started:.1f} s"
     )
 
 

@@ -43,6 +43,16 @@ class Prefix(NamedTuple):
     label: int
 
 
+class Agreement(NamedTuple):
+    """A file compared with its adapter: divergences in nats, losses in nats per token."""
+
+    positions: int
+    mean_kl: float
+    max_kl: float
+    adapter_loss: float
+    file_loss: float
+
+
 Distributions = Callable[[list[int]], torch.Tensor]  # a prefix -> log-probabilities of the next token
 
 
@@ -63,6 +73,7 @@ def by_transformers(model: Any) -> Distributions:
 
     @torch.inference_mode()
     def next_token(ids: list[int]) -> torch.Tensor:
+        """Float64 log-probabilities (vocabulary,) of the token after `ids`."""
         logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
         return logits.double().cpu().log_softmax(-1)
 
@@ -98,6 +109,11 @@ class LlamaCppFile:
         """Log-probabilities of the next token."""
 
         def next_token(ids: list[int]) -> torch.Tensor:
+            """Float64 log-probabilities (vocabulary,) of the token after `ids`.
+
+            Raises:
+                RuntimeError: llama.cpp answers with an error.
+            """
             reply = self._server.handle_completions(
                 {
                     "prompt": ids,
@@ -166,10 +182,8 @@ def require_same_tokens(file: LlamaCppFile, tokenizer: PreTrainedTokenizerBase, 
         )
 
 
-def compare(
-    places: Sequence[Prefix], adapter: Sequence[torch.Tensor], file: Distributions
-) -> dict[str, float]:
-    """How far the file's distributions are from the adapter's, in nats.
+def compare(places: Sequence[Prefix], adapter: Sequence[torch.Tensor], file: Distributions) -> Agreement:
+    """How far the file's distributions are from the adapter's.
 
     Args:
         places: Where.
@@ -184,10 +198,5 @@ def compare(
         divergences.append(float((expected.exp() * (expected - found)).sum()))
         losses["adapter"] -= float(expected[place.label]) / len(places)
         losses["file"] -= float(found[place.label]) / len(places)
-    return {
-        "positions": len(places),
-        "mean_kl": sum(divergences) / len(divergences),
-        "max_kl": max(divergences),
-        "adapter_loss": losses["adapter"],
-        "file_loss": losses["file"],
-    }
+    mean = sum(divergences) / len(divergences)
+    return Agreement(len(places), mean, max(divergences), losses["adapter"], losses["file"])

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-import abctune
 from abctune.core.errors import UserError
-from abctune.core.files import atomic_output, write_json
+from abctune.core.files import atomic_output
 from abctune.core.licenses import pass_on
 from abctune.core.params import BASE
+from abctune.core.records import ExportRecord, write_record
 from abctune.llm.gguf_families import text_config
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged
@@ -35,7 +35,7 @@ from stages.export.check import (
 MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
-def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str) -> dict[str, Any]:
+def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str) -> ExportRecord:
     """Write models/exported/<variant>/<fmt> if it answers as the adapter does; return how far they differ.
 
     Args:
@@ -65,20 +65,15 @@ def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], lic
         agreement = compare(places, expected, found)
         pass_on(license_, BASE_MODEL, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        record = {
-            "abctune": abctune.__version__,
-            "variant": variant,
-            "format": fmt,
-            **agreement,
-            "tolerance": TOLERANCE[fmt],
-            "bytes": size,
-        }
-        if not agreement["mean_kl"] <= TOLERANCE[fmt]:  # not `>`: NaN must not pass
+        if not agreement.mean_kl <= TOLERANCE[fmt]:  # not `>`: NaN must not pass
             raise UserError(
-                f"{variant} as {fmt} is not the adapter: mean KL {agreement['mean_kl']:.3g} nats, more than "
+                f"{variant} as {fmt} is not the adapter: mean KL {agreement.mean_kl:.3g} nats, more than "
                 f"{TOLERANCE[fmt]}; nothing is published. Take a finer format in export.formats"
             )
-        write_json(folder / "check.json", record)
+        record = ExportRecord(
+            variant=variant, format=fmt, tolerance=TOLERANCE[fmt], bytes=size, **agreement._asdict()
+        )
+        write_record(folder / "check.json", record)
     return record
 
 

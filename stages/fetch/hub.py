@@ -70,6 +70,7 @@ def source(origin: HubSource, key: str, scratch: Path) -> tuple[Iterator[Record]
     files: dict[str, dict[str, Any]] = {}
 
     def downloaded() -> Iterator[DataFile]:
+        """Each file in turn, all at the same path: it is read before the next one replaces it."""
         target = scratch / "data"
         for name in names:
             files.update(repository.fetch({target: listed[name]}))
@@ -210,6 +211,7 @@ class Repository:
 
     def _asking(self, ask: Callable[[], T], doing: str) -> T:
         def attempt() -> T:
+            """Ask once; an error of the hub or the network becomes one in the user's words."""
             try:
                 return ask()
             except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, httpx.InvalidURL) as error:

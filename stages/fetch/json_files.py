@@ -188,16 +188,16 @@ class JsonStream:
         else:
             self._refuse_lost(fields, first)
 
-    def _refuse_lost(self, beside: dict[str, Any], row: Any) -> None:
+    def _refuse_lost(self, others: dict[str, Any], row: Any) -> None:
         """Refuse an object that keeps more than its rows: other rows, or what belongs to a conversation."""
-        for name, value in beside.items():
+        for name, value in others.items():
             if is_like(value, row, name):
                 raise UserError(
                     f"{self._name} keeps rows under {name!r}, too; write those that belong to this source to a file of their own"
                 )
             if name in PARTS and value not in (None, ""):
                 raise UserError(
-                    f"{self._name} has {name!r} beside a list of rows, and it would be lost; write one JSON object a line,"
+                    f"{self._name} has {name!r} next to a list of rows, and it would be lost; write one JSON object a line,"
                     " with all that belongs to it"
                 )
 
@@ -307,7 +307,7 @@ def refuse_other_objects(value: Any, name: str) -> None:
         )
     if "sender" in (first_object(value.get("chat_messages")) or {}):
         raise UserError(
-            f"{name} is a Claude export, which keeps attachments and several versions of a turn beside its texts; convert it"
+            f"{name} is a Claude export, which keeps attachments and several versions of a turn in addition to its texts; convert it"
             ' to one {"messages": [{"role": "user", "content": ...}, ...]} a line, with the sender as the role'
         )
     if "versions" in (first_object(value.get("messages")) or {}):

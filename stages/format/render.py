@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from abctune.core.errors import UserError
 from abctune.llm.chat import (
     FAILS,
     THINK_CLOSE,
@@ -157,11 +158,15 @@ class Renderer:
         """How many of a reply's ids to supervise: through its first stop token, at which inference ends.
 
         What some templates print behind it (a line break; Phi-3's second end token) is context.
+
+        Raises:
+            UserError: the tokenizer reads the stop, which `Stops.closed` has found in the reply's text, as other tokens.
         """
         if found := [ids.index(stop) for stop in self._stops.ids if stop in ids]:
             return min(found) + 1
-        raise TemplateError(
-            "the chat template ends a reply without a stop token, so the model would never learn to stop"
+        raise UserError(
+            "models/base: the tokenizer does not read the stop token behind a reply as that token, so the model would"
+            ' never learn to stop; if tokenizer.json gives that token "single_word": true, set it to false'
         )
 
 
@@ -169,6 +174,7 @@ def _with_text_arguments(conversation: Conversation) -> Conversation:
     """Tool calls with their arguments as JSON text, which DeepSeek's templates want."""
 
     def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        """One tool call with its arguments as JSON text."""
         function = call["function"]
         arguments = json.dumps(function["arguments"], ensure_ascii=False)
         return {**call, "function": {**function, "arguments": arguments}}

@@ -43,6 +43,7 @@ def start_reading() -> Callable[[pa.RecordBatch], list[Usable | Refused]]:
     reader = active_formatter().reader
 
     def read(batch: pa.RecordBatch) -> list[Usable | Refused]:
+        """One batch of records -> a usable row, packed, or a refusal for each."""
         found = reader.read(batch.to_pylist())
         return [one.packed() if isinstance(one, Usable) else one for one in found]
 

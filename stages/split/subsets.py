@@ -54,6 +54,7 @@ def start_comparing(held_out: HeldOut, split: SplitParams) -> Callable[[pa.Recor
     """For each row of a batch why it must not be trained on, or None: the part of the work that processes share."""
 
     def compare(batch: pa.RecordBatch) -> list[str | None]:
+        """One reason or None for each row of a batch."""
         rows = batch.to_pylist()
         return [held_out.near(row) if subset_of(row["group"], split) == "train" else None for row in rows]
 

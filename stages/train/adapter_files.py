@@ -98,6 +98,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def part(value: Any, number: int) -> Any:
+        """This process's part of a value that has the shape of its parameter; others as they are."""
         same = isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
         return scattered(value, parameters[number]) if same else value
 

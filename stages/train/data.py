@@ -26,19 +26,19 @@ MAPPED = "checkpoints/{variant}/rows"
 COLUMNS = ["source", "input_ids", "labels", "n_tokens", "n_supervised"]
 
 
-def load_subset(variant: str, side: str) -> pa.Table:
+def load_subset(variant: str, subset: str) -> pa.Table:
     """The variant's `train` or `val` rows, in training order, memory-mapped: one copy for all processes of a machine.
 
     Parquet cannot be mapped, so the rows are first written as an Arrow file, a batch at a time. `remove_rows` deletes it.
     """
-    source = _file(variant, side)
+    source = _file(variant, subset)
     made_by = f"split@{variant}"
     with parquet_errors(source, made_by):
         schema = pq.read_schema(source)
         rows = pa.schema([schema.field(name) for name in COLUMNS if name in schema.names])
         known = source.stat()
     mapped = MAPPED.format(variant=variant)
-    path = Path(mapped) / f"{side}-{known.st_size}-{known.st_mtime_ns}.arrow"
+    path = Path(mapped) / f"{subset}-{known.st_size}-{known.st_mtime_ns}.arrow"
     with process_state().local_main_process_first():
         if not path.exists():
             with atomic_output(path) as temporary, pa.ipc.new_file(str(temporary), rows) as writer:
@@ -55,8 +55,8 @@ def remove_rows(variant: str) -> None:
     shutil.rmtree(MAPPED.format(variant=variant), ignore_errors=True)
 
 
-def _file(variant: str, side: str) -> Path:
-    return SPLIT / variant / f"{side}.parquet"
+def _file(variant: str, subset: str) -> Path:
+    return SPLIT / variant / f"{subset}.parquet"
 
 
 def as_dataset(table: pa.Table, order: np.ndarray | None = None) -> Dataset:
@@ -91,6 +91,7 @@ def exposure(table: pa.Table, recipe: TrainParams, order: np.ndarray | None = No
     owner, sources = names.indices.to_numpy(), names.dictionary.to_pylist()
 
     def summed(values: np.ndarray) -> dict[str, int]:
+        """Sums of `values` (rows,) by source, of the sources that the run sees."""
         sums = np.bincount(owner, values, minlength=len(sources)).astype(int)
         shown = np.bincount(owner, times, minlength=len(sources)) > 0
         return dict(

@@ -270,6 +270,7 @@ def final_losses(history: list[dict[str, float]]) -> FinalLosses:
     """The last train and eval loss that the Trainer logged."""
 
     def last(key: str) -> float | None:
+        """The last logged value of `key`; None where there is none."""
         return next((entry[key] for entry in reversed(history) if key in entry), None)
 
     return FinalLosses(train_loss=last("loss"), eval_loss=last("eval_loss"))

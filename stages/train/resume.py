@@ -93,6 +93,7 @@ class Checkpoints(TrainerCallback):
         """Let SIGTERM and Ctrl-C wait for the step's end; a second one ends the process at once."""
 
         def stop(number: int, _frame: Any) -> None:
+            """Note the signal, and let a second one end the process."""
             self._signal = signal.Signals(number).name
             signal.signal(number, signal.SIG_DFL)
             if process_state().is_main_process:

@@ -30,7 +30,7 @@ def test_every_document_with_a_stage_that_writes_it_is_signed():
     signed = {
         name for name, kind in vars(records).items() if isinstance(kind, type) and issubclass(kind, Document)
     }
-    assert signed >= {"MixRecord", "FormatRecord", "SplitRecord", "EvalRecord", "StudyRecord"}
+    assert signed >= {"MixRecord", "FormatRecord", "SplitRecord", "EvalRecord", "ExportRecord", "StudyRecord"}
     assert "versions" in records.TrainingRecord.model_fields  # abctune's among them (provenance.versions)
 
 

@@ -16,8 +16,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import abctune
 from abctune.core.errors import UserError
 from abctune.core.files import read_table
+from abctune.core.records import ExportRecord, read_record
 from abctune.llm import gguf_families
 from app.engines.choose import gguf_of_base
 from stages.export import gguf_file, gguf_tokenizer, write
@@ -32,10 +34,11 @@ KINDS = GGMLQuantizationType
 @pytest.mark.parametrize("fmt", list(TOLERANCE))
 def test_each_format_says_what_the_adapter_says(project, fmt):
     record = write.export("B", fmt, *inputs())
-    print(f"{fmt}: mean KL {record['mean_kl']:.2g} nats of at most {record['tolerance']}")
-    assert record["positions"] > 20 and -1e-6 < record["mean_kl"] < TOLERANCE[fmt]
-    assert record["file_loss"] == pytest.approx(record["adapter_loss"], abs=0.3)
-    assert json.loads((project.root / f"models/exported/B/{fmt}/check.json").read_text()) == record
+    print(f"{fmt}: mean KL {record.mean_kl:.2g} nats of at most {record.tolerance}")
+    assert record.positions > 20 and -1e-6 < record.mean_kl < TOLERANCE[fmt]
+    assert record.file_loss == pytest.approx(record.adapter_loss, abs=0.3)
+    written = read_record(Path(f"models/exported/B/{fmt}/check.json"), ExportRecord, "export@B-" + fmt)
+    assert written == record.model_copy(update={"abctune": abctune.__version__})
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
@@ -43,8 +46,8 @@ def test_the_base_as_gguf_is_the_base_and_where_the_chat_demo_looks(project):
     record = write.export("base", "q8_0", *inputs())
     assert gguf_of_base(Path("models/base")) == Path("models/exported/base/q8_0/base.q8_0.gguf")
     # Without an adapter: what the file says is what the base says, and not what B says.
-    of_b = write.export("B", "f16", *inputs())["file_loss"]
-    assert abs(record["file_loss"] - record["adapter_loss"]) < abs(of_b - record["adapter_loss"]) / 3
+    of_b = write.export("B", "f16", *inputs()).file_loss
+    assert abs(record.file_loss - record.adapter_loss) < abs(of_b - record.adapter_loss) / 3
 
 
 def test_the_f16_file_read_by_transformers_is_the_adapter_too(project):

@@ -81,14 +81,14 @@ def test_a_file_has_its_adapters_loss_and_not_the_bases(project, exported, capsy
             model = by_transformers(dequantised(GGUFReader(f"models/exported/B/{fmt}/B.{fmt}.gguf"), fmt))
             places = prefixes(pq.read_table("data/split/B/val.parquet"))
             loss = -sum(float(model(place.ids)[place.label]) for place in places) / len(places)
-            assert loss == pytest.approx(record["file_loss"], abs=0.01)
+            assert loss == pytest.approx(record.file_loss, abs=0.01)
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)
 @pytest.mark.parametrize(("fmt", "near"), [("q8_0", 0.02), ("merged_16bit", 0.01)])
 def test_base_is_scored_in_the_same_format(project, exported, monkeypatch, fmt, near):
     as_judged = losses(load_for_inference(torch.float32))
-    assert exported(fmt, of="base")["variant"] == "base"
+    assert exported(fmt, of="base").variant == "base"
     found = served(fmt, of="base")
     assert found == pytest.approx(as_judged, rel=near) and found != as_judged
     assert as_judged != pytest.approx(losses(load_for_inference(torch.float32, B)), rel=0.05)

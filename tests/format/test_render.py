@@ -5,7 +5,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
+from abctune.core.errors import UserError
 from abctune.core.params import SourceParams
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import IGNORE, Message, learned_turns, normalise
@@ -290,6 +292,13 @@ def test_where_no_token_ends_a_reply_the_one_that_begins_the_next_turn_is_learne
     # A conversation that ends with a call stops as it would before the tool's answer; inference stops at both tokens.
     assert replies(tokenizer, ASKED_TOOL[:2])[0].endswith("<|observation|>")
     assert {"<|user|>", "<|observation|>"} <= set(tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer)))
+
+
+def test_a_tokenizer_that_does_not_read_the_stop_behind_a_word_is_refused():
+    tokenizer = small.chatml_tokenizer()
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<|im_end|>", single_word=True, special=True)])
+    with pytest.raises(UserError, match=r"never learn to stop; if tokenizer\.json .* \"single_word\": true"):
+        examples(tokenizer, messages("Hi", "Yo"))
 
 
 def test_a_template_of_text_alone_that_ends_no_reply_is_refused_with_the_reason():
