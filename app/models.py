@@ -169,7 +169,7 @@ def read_converted(path: Path, base: Path) -> Adapter:
     Raises:
         UserError: it is not whole, or of another base.
     """
-    remedy = "`python -m app.space` writes it anew"
+    remedy = "`python -m app.space` writes it again"
     record, gguf = optional_record(path / CONVERTED_RECORD, Converted), path / "adapter.gguf"
     if record is None or not gguf.exists() or sha256_of(gguf) != record.gguf_sha256:
         raise UserError(f"{gguf} is missing or damaged; {remedy}")

@@ -126,7 +126,7 @@ class Form:
     def logprobs(
         self, request: Request, scores: Sequence[TokenScore], offset: int = 0
     ) -> dict[str, Any] | None:
-        """The scores of some tokens, which begin `offset` characters behind the answer's beginning."""
+        """The scores of some tokens, which begin `offset` characters after the answer's beginning."""
         if request.likeliest is None:
             return None
         if self.chat:

@@ -76,7 +76,7 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the tokens behind the first, whose time is the prompt's."""
+        """Of the tokens after the first, whose time is the prompt's."""
         if self.first_token_seconds is None or self.n_tokens < 2:
             return None
         return (self.n_tokens - 1) / max(self.seconds - self.first_token_seconds, 1e-9)
@@ -200,7 +200,7 @@ class Service:
             Positions in the queue, then the scores so far, a token more each time; closing it stops.
 
         Raises:
-            Refused: as `answer` does, or the answer does not fit the context behind its prompt.
+            Refused: as `answer` does, or the answer does not fit the context after its prompt.
         """
         if not 0 <= likeliest <= MAX_LIKELIEST:
             raise Refused(f"likeliest: at most {MAX_LIKELIEST} alternatives per token")

@@ -79,7 +79,7 @@ def main(
             rerun(stage)
             print(f"{stage.name}: the new code makes the same outputs")
     if not check:
-        # For each name that it is given DVC reads the stage's files anew, so it is given none and takes all stages. What
+        # For each name that it is given DVC reads the stage's files again, so it is given none and takes all stages. What
         # went out of date since the check above would be taken along unseen.
         if stale_stages() != stale:
             raise UserError("files changed while this ran; run `python -m tools.accept` again")

@@ -106,7 +106,7 @@ def now(seen: dict[tuple[Path, str], Mark]) -> str:
     runs = read_progress(place)
     for run in runs:
         mark = seen.setdefault((place, run.variant), Mark(run.step, run.updated))
-        if mark.step > run.step:  # started anew
+        if mark.step > run.step:  # started again
             seen[place, run.variant] = Mark(run.step, run.updated)
     marks = {run.variant: seen[place, run.variant] for run in runs}
     return screen(place, runs, marks, time.time(), size.columns, size.lines)

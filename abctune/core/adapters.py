@@ -34,8 +34,8 @@ def require_adapter(adapter: Path, base: Path, remedy: str, recorded: str | None
     for key, (dtype, data) in tensors.items():
         if not _finite(dtype, data):
             raise UserError(
-                f"{adapter / WEIGHTS} has values in {key} that are no numbers (not finite); "
-                f"`dvc repro --force --single-item train@{name}` makes it anew"
+                f"{adapter / WEIGHTS} has values in {key} that are not finite; "
+                f"`dvc repro --force --single-item train@{name}` makes it again"
             )
     if recorded is not None and (found := dvc_folder_hash(adapter)) != recorded:
         raise UserError(
@@ -61,7 +61,7 @@ def _read(adapter: Path, base: Path, remedy: str) -> dict[str, tuple[str, bytes]
 
 
 def _finite(dtype: str, data: bytes) -> bool:
-    """Whether all numbers of a safetensors tensor are finite. numpy has no bfloat16, so its exponent bits are read."""
+    """Whether all numbers of a safetensors tensor are finite; for bfloat16, which numpy lacks, by their exponent bits."""
     import numpy as np
 
     if dtype == "BF16":

@@ -45,13 +45,13 @@ def front_matter(base: SourceRecord, sources: Iterable[SourceRecord] = ()) -> st
 
 
 def title(variant: str, base: SourceRecord) -> str:
-    """The adapter's name. A model made from Llama is called so: a condition of its community licenses."""
+    """The adapter's name. A model made from Llama has Llama in its name: a condition of its community licenses."""
     prefix = terms_of(base.license).prefix.replace(" ", "-")
     return f"{prefix}-abctune-{variant}" if prefix else f"abctune-{variant}"
 
 
 def built_with(base: SourceRecord) -> str:
-    """The sentence that the licenses of Llama and Qwen ask for, after a space; nothing on another base."""
+    """The sentence that the licenses of Llama and Qwen ask for, after a space; empty for other bases."""
     sentence = terms_of(base.license).sentence
     return f" {sentence}" if sentence else ""
 

@@ -1,4 +1,4 @@
-"""Files in and out. A writer never leaves half a file behind; a reader says which stage makes what is missing."""
+"""Files in and out. A writer never leaves half a file behind; a reader says which stage makes a missing one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux's constants for renameat2
 def atomic_output(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
 
-    Works for a file and for a folder (which the block makes). Readers see the old one or the new one; what they see
-    is on the disk, so that it outlives a power cut.
+    Works for a file and for a folder (which the block makes). Readers see the old one or the new one, and
+    what they see is on the disk, so that it survives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -51,7 +51,7 @@ def atomic_output(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or all that is in a folder, before this returns."""
+    """Flush a file, or everything in a folder, to the disk."""
     for below in path.rglob("*"):
         _sync_one(below)
     _sync_one(path)
@@ -105,7 +105,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; NaN and infinity are refused, since no JSON reader but Python's takes them."""
+    """Write indented JSON; NaN and infinity are refused, since only Python's JSON reader accepts them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What the usual licenses of base models require of a published model that was made from one.
+"""What the usual licenses of base models require of a published model derived from one.
 
 Llama: section 1.b of the Llama 2, 3, 3.1, 3.2, 3.3 and 4 community licenses. Gemma: section 3.1 of its terms of use. Qwen:
 sections 3 and 4 of the Qwen license and the Qwen research license. Others (Apache, MIT, ...) ask that license and notice
@@ -28,7 +28,7 @@ class Terms:
 
 
 def pass_on(license_: str, base: Path, folder: Path) -> None:
-    """Put into a folder that is given to others the base model's license files, and the notice that its license asks for."""
+    """Copy the base model's license files, and the notice that its license asks for, into a folder that will be shared."""
     for pattern in FILES:
         for path in base.glob(pattern):
             shutil.copyfile(path, folder / path.name)

@@ -65,7 +65,7 @@ def _do(batch: Any) -> Any:
 
 
 def end_with(parent: int, status: int = 1) -> None:
-    """Have the kernel end this process when its parent ends: a parent that is killed cannot end its children itself.
+    """Have the kernel end this process when its parent ends: a killed parent cannot end its children itself.
 
     Args:
         parent: its process id.

@@ -1,4 +1,4 @@
-"""Numbers of things as messages print them."""
+"""Counts of things as messages print them."""
 
 
 def counted(count: int, noun: str) -> str:

@@ -56,7 +56,7 @@ def md5(content: bytes) -> str:
 
 
 def require_same_base(adapter: Path, base: Path, remedy: str) -> None:
-    """Refuse an adapter on another base model than its own: where the shapes are equal it would load, and answer nonsense.
+    """Refuse an adapter on another base model than its own: with equal shapes it would load and answer nonsense.
 
     Adapters and base models from elsewhere, which have no record of ours, pass.
 

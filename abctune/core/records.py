@@ -44,7 +44,7 @@ def read_record(path: Path, record: type[AnyRecord], made_by: str) -> AnyRecord:
     """Read a record that the DVC stage `made_by` writes.
 
     Raises:
-        UserError: the file is missing, is no JSON, or is not such a record (an older version's, for instance).
+        UserError: the file is missing, is not JSON, or is not such a record (an older version's, for instance).
     """
     document = read_json(path, made_by)
     try:

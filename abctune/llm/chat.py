@@ -1,7 +1,7 @@
 """Conversations as the model reads them: rendered by the chat template, cut at the replies, and made token ids.
 
 Everything that feeds text to a model (format, live samples, eval, app) goes through `Encoder` and `segments` or
-`prompt_pieces`, so that the ids a reply is trained behind are the ids it is generated behind.
+`prompt_pieces`, so that a reply is trained after the same ids after which it is generated.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _for_template(message: Message, none: bool) -> Mapping[str, Any]:
 def system_folded(messages: Sequence[Message]) -> list[Message] | None:
     """The conversation with its system message before the first question, for templates without that role (Gemma 2).
 
-    As Gemma 3's template prints it. None where there is no system message, or no question behind it.
+    As Gemma 3's template prints it. None where there is no system message, or no question after it.
     """
     if [message["role"] for message in messages[:2]] != ["system", "user"]:
         return None
@@ -102,7 +102,7 @@ def segments(
     """The rendered conversation, cut at its assistant boundaries.
 
     Returns:
-        Pieces whose texts concatenate to the rendered conversation. A reply's text runs from behind the assistant
+        Pieces whose texts concatenate to the rendered conversation. A reply's text runs from the end of the assistant
         header to the end of what the template prints for that turn.
 
     Raises:
@@ -158,7 +158,7 @@ def reply_pieces(
     """A conversation that ends with the assistant, as inference shows it: the prompt's pieces, then the reply.
 
     Raises:
-        TemplateError: the template prints the last turn otherwise than behind its own generation prompt.
+        TemplateError: the template prints the last turn in another way than after its own generation prompt.
     """
     turn, reply = len(messages) - 1, messages[-1]
     prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, tools=tools)
@@ -189,7 +189,7 @@ def _common(one: str, other: str) -> str:
 
 
 def _behind(header: str, through: str, other: str) -> str:
-    """The reply behind its header, where the template drops earlier thoughts only once the reply is there (gpt-oss).
+    """The reply after its header, where the template drops earlier thoughts only once the reply is there (gpt-oss).
 
     Args:
         header: what the template prints to have a reply written.
@@ -203,17 +203,17 @@ def _behind(header: str, through: str, other: str) -> str:
 
 
 def _thought_aloud(reply: Message, printed: str) -> str:
-    """The reply behind a prompt that opens the thoughts itself, and whose template drops them (DeepSeek R1).
+    """The reply after a prompt that opens the thoughts itself, under a template that drops them (DeepSeek R1).
 
     Args:
-        printed: what the template prints of it behind the header.
+        printed: what the template prints of it after the header.
     """
     inside, _, answer = reply["content"].rpartition(THINK_CLOSE)
     thoughts = (reply.get("reasoning_content") or inside.replace(THINK_OPEN, "")).strip()
     answer = answer.strip()
     if answer not in printed or not (answer or "tool_calls" in reply):
         raise TemplateError(CHANGED)
-    if "tool_calls" in reply:  # printed around or behind the answer
+    if "tool_calls" in reply:  # printed around or after the answer
         found = THOUGHT.match(printed)
         answer, rest = "", printed[found.end() if found else 0 :].lstrip()
     else:
@@ -242,9 +242,9 @@ class Encoder:
             _alternatives(token for token in tokens if token not in REPLY_MARKUP),
         )
         backend = self.tokenizer.backend_tokenizer
-        bare, behind = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
-        # Llama 2's kind puts a word boundary before every text; behind a line break there is none to put.
-        self._anchor = "" if behind[-len(bare) :] == bare else "\n"
+        bare, after_break = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
+        # Llama 2's kind puts a word boundary before every text, but not after a line break.
+        self._anchor = "" if after_break[-len(bare) :] == bare else "\n"
 
     def mask(
         self, messages: Sequence[Message], tools: Tools | None = None

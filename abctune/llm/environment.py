@@ -1,4 +1,4 @@
-"""Importing this sets what must be in the environment before torch and the Hugging Face libraries are."""
+"""Importing this sets environment variables that must be set before torch and the Hugging Face libraries are imported."""
 
 import hashlib
 import logging

@@ -1,6 +1,6 @@
 """Which architectures become GGUF files and GGUF adapters, and how llama.cpp's version of each differs from transformers'.
 
-After llama.cpp's convert_hf_to_gguf.py, which is no package of its own; names of tensors come from the `gguf` package.
+After llama.cpp's convert_hf_to_gguf.py, which is not a package; names of tensors come from the `gguf` package.
 Whatever is declared wrongly here shows in the export's check, which compares next-token distributions.
 """
 

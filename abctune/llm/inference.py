@@ -94,7 +94,7 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Give a model on a GPU Liger's kernels for what stands between its matrix products: a quarter less time."""
+    """Give a model on a GPU Liger's kernels for everything between its matrix products: a quarter less time."""
     from transformers.integrations.liger import apply_liger_kernel
 
     logging.getLogger("liger_kernel").setLevel(
@@ -135,7 +135,7 @@ def _remedy(adapter: Path) -> str:
 
 
 def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
-    """Replace the loaded adapter's weights by another's, which gives the same model as loading both again.
+    """Replace the loaded adapter's weights with another's; the result equals loading base and adapter again.
 
     Args:
         model: what `load_for_inference` made with an adapter of the same settings.
@@ -211,7 +211,7 @@ def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset
 
 @contextmanager
 def cached(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode with the key-value cache on, and back to what was before, whatever happens."""
+    """Eval mode with the key-value cache on; the earlier state is restored, whatever happens."""
     config = model.config.get_text_config()  # of a vision wrapper, which has none itself
     training, use_cache = model.training, config.use_cache
     model.eval()

@@ -11,7 +11,7 @@ import torch
 def adapted_product(
     x: torch.Tensor, base: torch.Tensor, down: torch.Tensor, up: torch.Tensor
 ) -> torch.Tensor:
-    """Map x (..., in) to x base + x down up (..., out), the base's product added to the adapter's as it is computed."""
+    """Map x (..., in) to x base + x down up (..., out), adding the base's product to the adapter's as it is computed."""
     rows = x.reshape(-1, x.shape[-1])
     return (rows @ down @ up).addmm_(rows, base).view(*x.shape[:-1], -1)
 

@@ -1,6 +1,6 @@
 """Sums over each conversation's supervised tokens: -log p in nats (the loss), and what other metrics add up.
 
-A sum per conversation and nothing averaged, so neither the batch size nor the order can change a loss:
+Sums per conversation, never averages, so neither the batch size nor the order can change a loss:
 loss = sum(nll) / sum(n_supervised). transformers' eval loss is a mean of batch means, which both can.
 """
 
@@ -35,7 +35,7 @@ def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, longest first, each at most batch_tokens wide x high (one row at least)."""
+    """Indices in batches of similar lengths, longest first, each at most batch_tokens wide x high (one row at least)."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:

@@ -35,7 +35,7 @@ class Agreement:
     spread: float  # standard deviation of the adapter's logits over the vocabulary
 
     def fault(self) -> str | None:
-        """What is wrong with the merged model, in words, or None."""
+        """What is wrong with the merged model, as a sentence, or None."""
         if not self.difference <= TOLERANCE * self.spread:  # NaN is a fault too
             return f"its logits differ by {self.difference:.3g} where their spread is {self.spread:.3g}"
         if self.difference > MAX_LOST * self.effect:

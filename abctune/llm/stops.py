@@ -50,7 +50,7 @@ class Stops:
     def closed(self, pieces: Sequence[Piece], messages: Sequence[Message]) -> list[Piece]:
         """The pieces of a rendered conversation, each reply with the stop that ends it.
 
-        Where the template prints none, it is the token with which the next turn begins; behind the last reply, where no
+        Where the template prints none, it is the token with which the next turn begins; after the last reply, where no
         turn follows, the one with which it would begin. The text stays what it is but for that last token.
 
         Raises:
@@ -91,9 +91,9 @@ def _ends(
     answer: Message,
     tools: Tools | None,
 ) -> str | None:
-    """The token that ends a reply of this kind where the template prints no named one behind it; else None.
+    """The token that ends a reply of this kind where the template prints no named one after it; else None.
 
-    A special token behind an answer's text ends it; behind a call it may only close the call, of which there can be several.
+    A special token after an answer's text ends it; after a call it may only close the call, of which there can be several.
     """
     try:
         through = render(tokenizer, [QUESTION, reply], add_generation_prompt=False, tools=tools)

@@ -1,4 +1,4 @@
-"""How much memory a model's weights take, from the headers of its files: nothing is loaded."""
+"""How much memory a model's weights take, read from the headers of its files without loading them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def weight_bytes(model: Path, load_in_4bit: bool = False, bytes_each: int = 2) -
     total = 0.0
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
+            for name in tensors.keys():  # noqa: SIM118  (it is not a mapping)
                 shape = tensors.get_slice(name).get_shape()
                 count = 1
                 for length in shape:

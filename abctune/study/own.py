@@ -52,7 +52,7 @@ class SourceCheck:
     source: str
     kind: str  # as params.yaml names it
     flips: list[Flips]
-    labels: dict[str, list[LabelCount]]  # by model; empty where the check is no choice
+    labels: dict[str, list[LabelCount]]  # by model; empty where the check is not a choice
     n: int
     parts: dict[
         str, dict[str, int]

@@ -1,4 +1,4 @@
-"""Where the comparison's inputs and results lie."""
+"""Paths of the comparison's inputs and results."""
 
 from __future__ import annotations
 

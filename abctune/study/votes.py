@@ -55,6 +55,6 @@ def read_votes(path: Path = VOTES) -> list[VoteRecord]:
     """The votes that were added to the project; none where there is no such file.
 
     Raises:
-        UserError: a line is no vote.
+        UserError: a line is not a vote.
     """
     return read_records(path, VoteRecord, "plot") if path.exists() else []

@@ -152,7 +152,7 @@ class LlamaCpp:
                 worker.join()
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
-        """Each token of `ids` behind the job's prompt; costs what generating them costs."""
+        """Each token of `ids` after the job's prompt; costs what generating them costs."""
         canceled = threading.Event()
         with self._slot(job) as slot:
             self._read(slot, job, canceled)
@@ -167,7 +167,7 @@ class LlamaCpp:
                 )
 
     def log_probability(self, model: str, ids: list[int], token: int) -> float:
-        """Natural logarithm of the probability that the model gives the token behind `ids`, by its plain scores."""
+        """Natural logarithm of the probability that the model gives the token after `ids`, by its plain scores."""
         job = Job(model, ids, 1, Sampling())
         with self._slot(job) as slot:
             return self._scores(job, slot, ids, token, 1)[token]
@@ -175,7 +175,7 @@ class LlamaCpp:
     # --- one answer
 
     def _work(self, answer: _Generation) -> None:
-        """Generate one answer into its queue, with None behind the last piece."""
+        """Generate one answer into its queue, with None after the last piece."""
         try:
             with self._slot(answer.job) as slot:
                 self._answer(answer, slot)
@@ -295,7 +295,7 @@ class LlamaCpp:
     # --- scores
 
     def _scores(self, job: Job, slot: _Slot, ids: list[int], token: int, top: int) -> dict[int, float]:
-        """Log-probabilities by token behind `ids`: the given one's and the `top` likeliest."""
+        """Log-probabilities by token after `ids`: the given one's and the `top` likeliest."""
         # A bias makes llama.cpp choose a token; the probabilities that it reports are those before any bias.
         found = self._likeliest(job, slot, ids, token, max(top, 1))
         if (

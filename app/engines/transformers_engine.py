@@ -115,7 +115,7 @@ class TransformersEngine:
                 yield replace(piece, index=batch[piece.index])
 
     def score(self, job: Job, ids: Sequence[int], likeliest: int) -> Iterator[TokenScore]:
-        """Each token of `ids` behind the job's prompt."""
+        """Each token of `ids` after the job's prompt."""
         cache = None
         for place in range(-1, len(ids) - 1):
             read = [ids[place]] if place >= 0 else job.prompt

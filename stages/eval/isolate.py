@@ -4,7 +4,7 @@ Linux namespaces and Landlock, without privileges. The command sees a file syste
 programs and nothing else, of which it can write the folder alone (64 MiB of memory, not disk); no network, not even this machine's;
 no process of the machine but its own, which end with it; and it has no capability. Limits come on top.
 
-It imports no other module of the project, since it runs outside of it, and is no fork of the stage: Python code between fork and
+It imports no other module of the project, since it runs outside of it, and is not a fork of the stage: Python code between fork and
 exec can hang a process that has threads, as torch has.
 """
 

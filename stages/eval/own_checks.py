@@ -117,7 +117,7 @@ def json_fields(check: JsonCheck, reference: Reference, answer: str) -> Held:
 
 
 def is_of(value: Any, kind: str) -> bool:
-    """Whether a value is of the JSON type; true is no number, as Python has it."""
+    """Whether a value is of the JSON type; true is not a number, as it is in Python."""
     return isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 

@@ -1,7 +1,7 @@
 """A source's test rows as tasks: the conversation before a reply is asked, the reply is the reference.
 
 That is the last reply; for tool calls every reply that makes some, as most conversations with calls end with a text. What
-the data mark as not to be learned is no reference.
+the data mark as not to be learned is not a reference.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 F16, F32 = GGMLQuantizationType.F16, GGMLQuantizationType.F32
 Q8_0, Q5_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q5_0
 Q4_K, Q5_K, Q6_K = GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q5_K, GGMLQuantizationType.Q6_K
-# What llama.cpp takes instead where a row is no multiple of the format's block of 256 (SmolLM2's 576 is not).
+# What llama.cpp takes instead where a row is not a multiple of the format's block of 256 (SmolLM2's 576 is not).
 FALLBACK = {Q4_K: Q5_0, Q6_K: Q8_0, Q5_K: Q8_0}
 FINER = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight")
 

@@ -25,7 +25,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write the model in `gguf` into `folder`.
 
     Raises:
-        UserError: the file is no GGUF, or its tokenizer is of a kind that is not handled.
+        UserError: the file is not a GGUF file, or its tokenizer is of a kind that is not handled.
     """
     reader = read(gguf)
     metadata = metadata_of(reader)
@@ -51,7 +51,7 @@ def read(gguf: Path) -> GGUFReader:
     """The file's key-values and tensors.
 
     Raises:
-        UserError: it is no GGUF file, or cut short.
+        UserError: it is not a GGUF file, or is cut short.
     """
     from gguf import GGUFReader
 
@@ -169,7 +169,7 @@ def load_model(gguf: Path) -> PreTrainedModel:
 
 @contextmanager
 def _one_table_of_names() -> Iterator[None]:
-    """Have gguf's table of tensor names made once: transformers asks for it anew for each of a model's modules, 5 s in all."""
+    """Make gguf's table of tensor names only once: transformers asks for it again for each of a model's modules, 5 s in all."""
     import gguf
 
     made = gguf.get_tensor_name_map

@@ -20,7 +20,7 @@ from abctune.core.files import RECORD_CHARACTERS
 from abctune.core.json_text import RepeatedKey, each_key_once
 from stages.fetch.text_files import open_text, refuse_tables
 
-BROKEN = object()  # the value of a line that is no JSON; the line is kept for `format` to count and show
+BROKEN = object()  # the value of a line that is not JSON; the line is kept for `format` to count and show
 UNEVEN = object()  # the same of a table's line with more or fewer cells than there are columns
 LINE = RECORD_CHARACTERS + 1  # characters; one endless line must not fill the memory
 LINES_SEEN = 50  # by which the layout is known
@@ -53,7 +53,7 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
     """Stream the rows of a .json or .jsonl file; which form it has is found by its first lines, not by its name.
 
     Raises:
-        UserError: it is no JSON, or ends early.
+        UserError: it is not JSON, or ends early.
     """
     refuse_tables(path, name)
     start = list(itertools.islice(nonblank_lines(path, name), LINES_SEEN))
@@ -87,7 +87,7 @@ def is_one_object_a_line(start: list[str]) -> bool:
 
 
 def parsed(line: str) -> Any:
-    """A line's value; BROKEN if it is no JSON, or a key stands twice in one object: `format` says which of the two."""
+    """A line's value; BROKEN if it is not JSON, or a key stands twice in one object: `format` says which of the two."""
     try:
         return json.loads(line, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
@@ -131,7 +131,7 @@ class JsonStream:
         """The rows.
 
         Raises:
-            UserError: what follows is no JSON; the message has the line.
+            UserError: what follows is not JSON; the message has the line.
         """
         if self._take("["):
             self._what = "a JSON list"
@@ -202,7 +202,7 @@ class JsonStream:
                 )
 
     def _peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             self._at = WHITE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._buffer):
@@ -227,7 +227,7 @@ class JsonStream:
             except (ValueError, RecursionError) as error:
                 raise self._error(str(error), self._at) from None
             else:
-                # A number may go on behind the window, of which "10." and "1.5e+" show two characters at most.
+                # A number may go on after the window, of which "10." and "1.5e+" show two characters at most.
                 if end + 2 < len(self._buffer) or not self._refill():
                     self._at = end
                     return value
@@ -282,7 +282,7 @@ def is_like(value: Any, row: Any, name: str) -> bool:
 
 
 def first_object(value: Any) -> dict[str, Any] | None:
-    """The object with which a list begins; None where it begins with none, or is no list."""
+    """The object with which a list begins; None where it begins with none, or is not a list."""
     first = value[0] if isinstance(value, list) and value else None
     return first if isinstance(first, dict) else None
 

@@ -36,7 +36,7 @@ def write_model(params: Params, path: Path) -> None:
     """Write one JSON file for the model and its chat template: a file's hash and size by its name.
 
     Raises:
-        UserError: the folder that params.yaml names is no model.
+        UserError: the folder that params.yaml names is not a model.
     """
     write_json(path, of_model(params.active.model, f"profiles.{params.profile}.model"))
 

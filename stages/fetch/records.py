@@ -24,7 +24,7 @@ READERS = {
     ".arrow": read_arrow,
 }
 ALSO = {".ndjson": ".jsonl", ".jsonlines": ".jsonl"}  # other names of the same
-PACKED = (".gz", ".zst")  # behind the suffix of a text file
+PACKED = (".gz", ".zst")  # after the suffix of a text file
 SUFFIXES = tuple(READERS)
 
 

@@ -26,7 +26,7 @@ NETWORK_TROUBLE = re.compile(
     r"HTTP error (?:429|5\d\d)|(?:429|5\d\d) (?:Client|Server) Error",
     re.IGNORECASE,
 )
-# pip 25 says the first; an older one notices by the index's hash, or that it is no zip.
+# pip 25 says the first; an older one notices by the index's hash, or that it is not a zip file.
 CUT = re.compile(r"incomplete-download|DO NOT MATCH THE HASHES|Wheel .* is invalid")
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# Keys of records and of turns that say about a conversation, but are no part of it: where it comes from, how it was
+# Keys of records and of turns that say about a conversation, but are not part of it: where it comes from, how it was
 # judged, how long it is. What is not listed here and not read sends its row to quarantine (docs/data.md).
 HARMLESS = frozenset(
     [

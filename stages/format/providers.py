@@ -19,7 +19,7 @@ RENAMED = {"args": "input", "response": "content", "toolUseId": "id"}
 
 
 def known_parts(value: Any) -> Any:
-    """A content whose parts are all in the forms of OpenAI or Anthropic; what is no list of parts, as it is."""
+    """A content whose parts are all in the forms of OpenAI or Anthropic; anything else unchanged."""
     return [_known_part(part) for part in value] if isinstance(value, list) else value
 
 

@@ -157,7 +157,7 @@ class Renderer:
     def _through_stop(self, ids: list[int]) -> int:
         """How many of a reply's ids to supervise: through its first stop token, at which inference ends.
 
-        What some templates print behind it (a line break; Phi-3's second end token) is context.
+        What some templates print after it (a line break; Phi-3's second end token) is context.
 
         Raises:
             UserError: the tokenizer reads the stop, which `Stops.closed` has found in the reply's text, as other tokens.
@@ -165,13 +165,13 @@ class Renderer:
         if found := [ids.index(stop) for stop in self._stops.ids if stop in ids]:
             return min(found) + 1
         raise UserError(
-            "models/base: the tokenizer does not read the stop token behind a reply as that token, so the model would"
+            "models/base: the tokenizer does not read the stop token after a reply as that token, so the model would"
             ' never learn to stop; if tokenizer.json gives that token "single_word": true, set it to false'
         )
 
 
 def _with_text_arguments(conversation: Conversation) -> Conversation:
-    """Tool calls with their arguments as JSON text, which DeepSeek's templates want."""
+    """Tool calls with their arguments as JSON text, which DeepSeek's templates expect."""
 
     def as_text(call: dict[str, Any]) -> dict[str, Any]:
         """One tool call with its arguments as JSON text."""

@@ -1,4 +1,4 @@
-"""What is mended in a conversation, each kind counted, and what cannot be: the order of turns, empty texts, no reply."""
+"""What is repaired in a conversation, each kind counted, and what cannot be: the order of turns, empty texts, no reply."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def repaired(
 
     Args:
         last_only: learn the last reply alone.
-        notes: what has been mended before.
+        notes: what has been repaired before.
 
     Raises:
-        Rejected: there is nothing to learn, a text is missing, or a system message stands behind the first turn.
+        Rejected: there is nothing to learn, a text is missing, or a system message comes after the first turn.
     """
     if not turns:
         raise Rejected("empty conversation")

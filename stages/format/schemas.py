@@ -234,7 +234,7 @@ class Reader:
         return []
 
     def _weight(self, fields: Fields) -> None:
-        """A row's own weight, which multiplies its loss (Fireworks'): 1 is as none, and loss has no other shares here."""
+        """A row's own weight, which multiplies its loss (Fireworks'): 1 is the same as none, and a conversation's loss can have no other weight here."""
         if not fields.has("weight") or "weight" in self._options.columns.values():
             return
         mark = learn_mark(fields.take("weight"))

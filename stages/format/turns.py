@@ -227,7 +227,7 @@ def text_of(value: Any, ignore: Sequence[str] = ()) -> str:
         ignore: keys of parts that may be left out.
 
     Raises:
-        Rejected: it is no text, or holds half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        Rejected: it is not text, or holds half of a surrogate pair, which JSON can spell and UTF-8 cannot.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         value = "".join(_part(Fields(part), ignore) for part in value)
@@ -259,7 +259,7 @@ def _optional_text(value: Any) -> str:
 
 
 def _is_disordered(parts: list[Any]) -> bool:
-    """Whether a message cannot keep the order of these parts: a text behind a call, a thought behind a text."""
+    """Whether a message cannot keep the order of these parts: a text after a call, a thought after a text."""
     places = [PLACES.get(part.get("type") or "", 1) for part in parts if isinstance(part, dict)]
     return places != sorted(places)
 
@@ -370,7 +370,7 @@ def _from_anthropic(tool: dict[str, Any]) -> dict[str, Any]:
 def _learn(fields: Fields, ignore: Sequence[str]) -> bool | None:
     """Whether a turn is marked to be learned; None: it has no marks.
 
-    A mark of another value (a weight of 0.5, a mask per token) refuses the row, as loss has no such shares here.
+    A mark of another value (a weight of 0.5, a mask per token) refuses the row, since a conversation's loss can have no such weight here.
     """
     said = []
     for name in LEARN_MARKS:

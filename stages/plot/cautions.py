@@ -16,7 +16,7 @@ MUCH_CUT = 0.05  # share of conversations cut at max_length above which the repo
 
 
 def warnings_of(study: Study, comparison: Comparison) -> list[str]:
-    """A line for each thing that makes these results less than they seem."""
+    """A line for each thing that makes these results weaker than they look."""
     lines = [f"{name}: {line}" for name, run in study.trained.items() for line in training_warnings(run)]
     lines += [*untested(study).values(), *test_set_warnings(comparison)]
     lines += [
@@ -59,7 +59,7 @@ def test_set_warnings(comparison: Comparison) -> Iterator[str]:
 
 
 def limits_of(study: Study) -> list[str]:
-    """What the numbers cannot show, whatever they are."""
+    """What the numbers cannot show, whatever their values."""
     lines = [
         "A lower loss means that the model finds the held-out replies more likely: their style and wording. It does not mean that its answers are more often correct, useful or safe.",
         runs_limit(study),
@@ -76,7 +76,7 @@ def limits_of(study: Study) -> list[str]:
 
 
 def runs_limit(study: Study) -> str:
-    """What chance the intervals cover."""
+    """Which sources of chance the intervals cover."""
     if study.replicated:
         return (
             "The intervals cover which conversations were held out, and which first weights and order of rows a training had. "

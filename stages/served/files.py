@@ -34,7 +34,7 @@ def open_export(folder: Path, made_by: str) -> Export:
     """What `export` wrote into a folder.
 
     Raises:
-        UserError: it is not there, or has no chat template.
+        UserError: it is missing, or has no chat template.
     """
     files = sorted(folder.glob("*.gguf"))
     if not files and not (folder / "config.json").exists():

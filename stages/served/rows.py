@@ -34,7 +34,7 @@ class Template:
         """A row's text, piece by piece, as token ids.
 
         Raises:
-            TemplateError: the template prints a reply otherwise than behind its own generation prompt.
+            TemplateError: the template prints a reply in another way than after its own generation prompt.
             Unrenderable: the template fails on this conversation, or ends a reply with no stop.
         """
         messages, tools, marks = self._encoder.mask(*conversation_of(row))

@@ -23,7 +23,7 @@ from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
 NGRAM = 5  # words, or characters of a script without spaces
-# A text that so few held-out rows share is no boilerplate, whatever share of them it is: copies come in small numbers.
+# A text that so few held-out rows share is not boilerplate, whatever share of them it is: copies come in small numbers.
 MIN_COMMON_ROWS = 10
 # So many rows of each source show what its rows share, where few of them are held out: 200 own rows, 5 % held out, are ten.
 SAMPLE_ROWS = 500

@@ -120,7 +120,7 @@ class DVCLiveLogger(TrainerCallback):
 
 
 class TerminateOnNonFinite(TrainerCallback):
-    """End the run at a loss or gradient that is no number, before the optimizer puts it into the adapter.
+    """End the run at a loss or gradient that is not finite, before the optimizer puts it into the adapter.
 
     The adapter as it was then goes to `folder`, to look into; nothing is published.
     """

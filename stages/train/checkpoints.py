@@ -5,7 +5,7 @@
     checkpoints/<variant>/<replicate>/<key>/step-40/     the Trainer's files; `run/` holds ours; manifest.json came last
     checkpoints/<variant>/<replicate>/<key>/finished/    a trained replicate: adapter, metrics, training.json, manifest
 
-The folder is no output of the stage, since DVC deletes those before a stage runs.
+The folder is not an output of the stage, since DVC deletes those before a stage runs.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def load_base(
     asked: str = recipe.gradient_checkpointing
     why = "as params say"
     if asked == "auto" and not torch.cuda.is_available():
-        asked, why = "none", "a CPU's memory is no concern"
+        asked, why = "none", "a CPU's memory is not the limit"
     model = kernels.load(path, recipe, max_length, asked)
     config = model.config.get_text_config()
     if asked == "auto":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ShardedBase:
-    """The base model of a sharded training; loaded anew for each adapter, since what is sharded stays so."""
+    """The base model of a sharded training; loaded again for each adapter, since what is sharded stays so."""
 
     def __init__(self, recipe: TrainParams, why: str, path: Path = BASE_MODEL) -> None:
         self._recipe = recipe

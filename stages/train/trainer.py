@@ -39,7 +39,7 @@ from stages.train.micro_batching import (
 )
 from stages.train.processes import TIMEOUT
 
-LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows even so is no matter of scale
+LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows even so does not overflow because of its scale
 
 # AdamW by bitsandbytes, which does not take split parameters; torch's makes the same steps from larger state.
 OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")

@@ -202,7 +202,7 @@ def test_an_adapter_with_values_that_are_no_numbers_is_named(study: Workspace) -
     save_file(tensors, ADAPTER)
     committed(study, "train@B", "eval@B")
     (line,) = faults()
-    assert line.startswith(f"{ADAPTER} has values in {name} that are no numbers")
+    assert line.startswith(f"{ADAPTER} has values in {name} that are not finite")
 
 
 def test_an_adapter_of_another_base_is_named(study: Workspace) -> None:

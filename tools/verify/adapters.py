@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def adapter_faults(adapter: Path, base: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """What keeps the adapter from working on a base whose linear layers have these (out, in) shapes."""
-    remedy = f"`dvc repro --force --single-item train@{adapter.name}` makes it anew"
+    remedy = f"`dvc repro --force --single-item train@{adapter.name}` makes it again"
     try:
         require_adapter(adapter, BASE_MODEL, remedy)
         config = read_json(adapter / CONFIG, f"train@{adapter.name}")

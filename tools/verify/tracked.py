@@ -1,4 +1,4 @@
-"""Every byte that DVC tracks, hashed anew: in the workspace and in the cache.
+"""Every byte that DVC tracks, hashed again: in the workspace and in the cache.
 
 DVC remembers hashes by size and time of change, and it checks out a damaged cache object without a word; after that
 `dvc status` calls the output up to date. So nothing that DVC remembers is believed here.

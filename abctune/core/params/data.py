@@ -1,4 +1,4 @@
-"""What is done to rows before training: reading them, cutting, splitting, and refusing copies."""
+"""What is done to rows before training: reading, cutting, splitting, and refusing copies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ContaminationParams(Section):
     near: Annotated[float, Field(gt=0, le=1)]  # Jaccard similarity of 5-grams
     common: Annotated[
         float, Field(gt=0, le=1)
-    ]  # n-grams of more than this share of the held-out rows are no sign of it
+    ]  # n-grams of more than this share of the held-out rows are not a sign of it
 
 
 class FormatParams(Section):

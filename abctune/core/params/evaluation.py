@@ -129,7 +129,7 @@ OwnCheck = Annotated[
 
 
 class EvaluationParams(Section):
-    """Which rows every model is scored on, which difference in loss counts as none, and checks beyond loss."""
+    """Which rows every model is scored on, what difference in loss counts as none, and checks in addition to loss."""
 
     test_of: str
     margin: Positive  # nats per token: smaller differences in loss count as none

@@ -108,7 +108,7 @@ class TrainParams(Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run; ask `with_steps` for a recipe that knows them."""
+        """Optimizer steps of the run; known only after `with_steps` where the recipe counts epochs."""
         assert self.max_steps is not None
         return self.max_steps
 

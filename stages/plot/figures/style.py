@@ -78,7 +78,7 @@ Styles = dict[str, Style]
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as SVG text, and in words for who cannot see it."""
+    """A figure as SVG text, and in words for those who cannot see it."""
 
     svg: str
     title: str
