@@ -139,7 +139,7 @@ class SourceRecord(Record):
 
     @property
     def full_name(self) -> str:
-        """The name and, of a wheel, its version, as a sentence has it."""
+        """The name, with a wheel's version, as sentences use it."""
         return f"{self.name} {self.version}" if self.version else self.name
 
 
@@ -477,9 +477,8 @@ class ModelSummary(Record):
 class SummaryRecord(Record):
     """`metrics/summary.json`: the few numbers that `dvc exp show` has columns for.
 
-    In the file the models stand at the top level, so that a column is called `B.loss.overall`. Before them stand each
-    model's loss overall once more (`loss.B`) and the verdicts: DVC's table has the file's order, and a terminal shows
-    its first columns.
+    In the file the models stand at the top level, so that a column is called `B.loss.overall`. They follow each model's
+    overall loss (`loss.B`) and the verdicts, since DVC's table keeps the file's order and a terminal shows the first columns.
     """
 
     models: dict[str, ModelSummary]

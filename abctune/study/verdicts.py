@@ -1,4 +1,4 @@
-"""A difference in words. Never a winner without an interval, none that the correction takes away, and none of recipes from one run."""
+"""A difference in words. No winner is named without an interval, against the correction, or, of recipes, from single runs."""
 
 from __future__ import annotations
 

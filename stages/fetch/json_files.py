@@ -293,7 +293,7 @@ def unwrapped(item: Any) -> Any:
 
 
 def refuse_other_objects(value: Any, name: str) -> None:
-    """Tell a file of JSON that holds no rows by its first object.
+    """Refuse a JSON file that holds no rows, recognized by its first object.
 
     Raises:
         UserError: it is an export of ChatGPT, Claude or LM Studio, or a table keyed by row number.

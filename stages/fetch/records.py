@@ -182,7 +182,7 @@ def group_of(value: Any, group_by: str | None) -> str | None:
 
 
 def serialise(value: Any) -> str:
-    """One line of JSON that any reader takes, the same for equal values.
+    """One line of JSON that any reader accepts, the same for equal values.
 
     Infinities and NaN become null, dates their ISO form, and half a surrogate pair (which has no UTF-8) U+FFFD.
     """
@@ -213,7 +213,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """What Parquet has and JSON has not: bytes, dates, decimals."""
+    """Values that Parquet has and JSON lacks: bytes, dates, decimals."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -32,7 +32,7 @@ OTHER_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def refuse_other_files(path: Path, name: str) -> None:
-    """Tell a file that holds no rows by what it is.
+    """Refuse a file that holds no rows, naming what it is.
 
     Raises:
         UserError: it is a web page, a Git LFS pointer, an archive or the like.
@@ -63,7 +63,7 @@ def refuse_tables(path: Path, name: str) -> None:
 
 
 def head(path: Path) -> bytes:
-    """The file's first bytes as they lie on the disk."""
+    """The file's first bytes as stored on disk."""
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
 

@@ -145,7 +145,7 @@ class Formatter:
         return kept, rejected
 
     def record(self) -> FormatRecord:
-        """What has been counted so far."""
+        """The counts so far."""
         return self.tally.record(self._template_hash)
 
     def _keep(self, one: Usable) -> list[dict[str, Any]]:

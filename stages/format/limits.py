@@ -1,4 +1,4 @@
-"""Whether too many rows of a source are unusable: then something is wrong with all of them, not with a few rows."""
+"""Whether too many rows of a source are unusable, which suggests a problem with the whole source rather than a few rows."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _line(source: str, counts: FormattedRows, params: Params, rejected: Path, lo
 
 
 def remedy(source: str, counts: FormattedRows, params: Params, longest: int) -> str:
-    """What helps against the reason for which most rows of a source are refused.
+    """The remedy for the most common reason for which rows of a source are refused.
 
     Args:
         longest: tokens of the longest row of which the cut leaves nothing to learn.

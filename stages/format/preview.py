@@ -1,4 +1,4 @@
-"""What a person looks at before and after training: rows with the supervised text marked, and what was mended or refused."""
+"""What a person looks at before and after training: rows with the supervised text marked, and what was repaired or refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Preview:
 
 
 def lines(source: str, counts: FormattedRows) -> list[str]:
-    """What was mended and refused in a source, a line per kind."""
+    """What was repaired and refused in a source, a line per kind."""
     mended = [f"{source}: {counted(count, 'row')} mended: {kind}" for kind, count in counts.repairs.items()]
     refused = [
         f"{source}: {counted(count, 'row')} refused: {reason}" for reason, count in counts.quarantined.items()

@@ -71,7 +71,7 @@ def training_rows(study: Study) -> list[Row]:
 
 
 def quarantine_rows(study: Study) -> list[Row]:
-    """Per variant and source, where each row read went: kept, duplicate or quarantined; what was mended; its subset."""
+    """Per variant and source, where each row read went: kept, duplicate or quarantined; what was repaired; its subset."""
     rows = []
     for variant, trained in study.trained.items():
         for source, counts in trained.formatted.sources.items():

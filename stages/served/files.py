@@ -1,4 +1,4 @@
-"""Exported files, opened as a program that serves them finds them: their own weights and their own chat template."""
+"""Exported files, opened as a serving program opens them: with their own weights and their own chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test rows as a program renders them that knows the exported file alone: through the chat template inside it."""
+"""Test rows as rendered by a program that has only the exported file: through the chat template inside it."""
 
 from __future__ import annotations
 

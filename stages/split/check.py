@@ -1,4 +1,4 @@
-"""What must hold of a split; where it does not, the cause and a remedy that removes it."""
+"""What must hold of a split; where it does not, the error names the cause and a remedy."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Bands:
             yield xxhash.xxh3_64_intdigest(hashes.tobytes())
 
     def near(self, sketch: MinHash) -> set[int]:
-        """Numbers of the rows that share a band with the sketch: candidates, to be compared."""
+        """Numbers of the rows that share a band with the sketch: candidates for an exact comparison."""
         found: set[int] = set()
         for keys, order, key in zip(self._keys_sorted, self._order, self._keys(sketch), strict=True):
             first, last = (

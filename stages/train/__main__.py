@@ -38,7 +38,7 @@ def main(variant: ItemArgument) -> None:
 
 
 def train(run: Run, params: Params, started: float) -> None:
-    """Train what is not trained yet; the main process then publishes and records, and removes the checkpoints."""
+    """Train the replicates that are not trained yet; the main process then publishes, records and removes the checkpoints."""
     if is_main():
         for line in describe(run.recipe).warnings:
             print(f"warning: {run.variant}: {line}", file=sys.stderr)

@@ -73,7 +73,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
 
 
 def _lend_kernels() -> None:
-    """Let Unsloth have faster kernels for packed rows than it takes: `adapter_first`, and torch's FlashAttention.
+    """Let Unsloth use faster kernels for packed rows than it would choose: `adapter_first`, and torch's FlashAttention.
 
     FlashAttention also with torch 2.11, where Unsloth does not use it for lack of an argument that came with torch 2.12; the kernel takes the
     same inputs. Without it, attention is one call per conversation and layer: slower than padding (measured on an H100).

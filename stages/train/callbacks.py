@@ -1,4 +1,4 @@
-"""What happens between training steps: curves, live samples, the best adapter, a progress bar."""
+"""Callbacks between training steps: curves, live samples, the best adapter, a progress bar."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ThroughputTimer(TrainerCallback):
         return {"seconds": self.seconds}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.seconds = saved["seconds"]
 
     def tokens_per_second(self, state: TrainerState) -> float:
@@ -75,7 +75,7 @@ class RepeatedSteps:
         return {"count": self.count}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.count = saved["count"]
 
 
@@ -201,7 +201,7 @@ class KeepBest(TrainerCallback):
         return {"kept": self.kept and self.kept._asdict()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.kept = saved["kept"] and Kept(**saved["kept"])
 
     def _hold(self, model: Any, kept: Kept) -> None:
@@ -243,7 +243,7 @@ class LiveSamples(TrainerCallback):
         return {"random": self._random.getstate()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         version, numbers, gauss = saved["random"]
         self._random.setstate((version, tuple(numbers), gauss))
 

@@ -61,7 +61,7 @@ def only_run(variant: str) -> Iterator[None]:
 
 
 def identity(run: Run, params: Params, replicate: Replicate) -> dict[str, dict[str, Any]]:
-    """Everything a checkpoint depends on; with one value changed, going on from it would be another run.
+    """Everything a checkpoint depends on; if any value changed, resuming from it would be a different run.
 
     Call it with all modules imported: the code is stages/train and what it has loaded of abctune/.
     """
@@ -200,7 +200,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest: size and SHA-256 of every file, all of them on the disk before it."""
+    """Write the manifest: size and SHA-256 of every file, after all of them have been flushed to disk."""
     sync(folder)
     write_text(folder / MANIFEST, _as_text(_contents(folder)))
 

@@ -111,7 +111,7 @@ def needless_4bit(more: int, free: int, config: PreTrainedConfig, max_length: in
     """A warning where a 16-bit base would fit the card, so that 4 bits save memory that nothing needs; else None.
 
     Args:
-        more: bytes that the weights take more in 16 bit than in 4.
+        more: how many more bytes the weights take in 16 bit than in 4.
         free: bytes of GPU memory that are left with the 4-bit base in it.
         config: the model's.
         max_length: tokens of the longest conversation, of which one has to fit with gradient checkpointing.

@@ -1,7 +1,7 @@
-"""How a step's conversations are cut into micro-batches.
+"""How a step's conversations are divided into micro-batches.
 
-What the science fixes is which conversations make a step and that the loss is sum(nll) / supervised tokens of
-all of them. How they are cut depends on the machine: every cut gives the same gradient.
+The recipe fixes which conversations make a step and that the loss is sum(nll) / supervised tokens of
+all of them. How they are divided depends on the machine: every division gives the same gradient.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, np.ndarray]  # input_ids and labels of one conversation
 
 
 def as_rows(examples: Sequence[dict[str, Sequence[int]]]) -> list[Row]:
-    """The collator: a step's conversations as they are. Arrays, since accelerate would walk through lists of ints."""
+    """The collator: a step's conversations as they are. Arrays, since accelerate would traverse lists of ints."""
     return [
         {name: np.asarray(example[name], dtype=np.int64) for name in ("input_ids", "labels")}
         for example in examples
@@ -49,7 +49,7 @@ def n_supervised(rows: Sequence[Row]) -> int:
 
 
 def share(items: Sequence[T], sizes: Sequence[int], rank: int, world: int) -> list[T]:
-    """A process's part of a step's items: about as much as any other's, and always the same for one `sizes`."""
+    """A process's part of a step's items: parts are about equal, and depend on `sizes` alone."""
     if world == 1:
         return list(items)
     owners, loads = [0] * len(items), [0] * world
@@ -60,7 +60,7 @@ def share(items: Sequence[T], sizes: Sequence[int], rank: int, world: int) -> li
 
 
 def longest_step(conversations: int, max_length: int) -> list[Row]:
-    """The most that a step can ask for: as many conversations, each as long as may be and all of it supervised."""
+    """The largest possible step: its number of conversations, each of the maximum length and fully supervised."""
     ones = np.ones(max_length, dtype=np.int64)
     return [{"input_ids": ones, "labels": ones}] * conversations
 

@@ -87,7 +87,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
 def targets(model: PreTrainedModel, lora: LoraParams) -> str | list[str]:
     """PEFT's `target_modules`: the modules that params name; in a vision wrapper, those of its language model.
 
-    A model that lacks one of the names is of another make than params thought of, and gets an adapter on every linear
+    A model that lacks one of the names has another structure than params assume, and gets an adapter on every linear
     layer.
     """
     linear = linear_layers(model)

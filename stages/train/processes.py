@@ -1,4 +1,4 @@
-"""Several processes train what one does: torchrun or `accelerate launch` starts them, accelerate joins them.
+"""Several processes train what one process does: torchrun or `accelerate launch` starts them, accelerate joins them.
 
     PET_NPROC_PER_NODE=4 dvc repro train@B
     accelerate launch --num_processes 4 -m stages.train B
@@ -148,7 +148,7 @@ def from_main(work: Callable[[], T]) -> T:
 
 
 def agree(problem: str | None) -> None:
-    """Go on if no process has a problem; each calls this.
+    """Continue only if no process has a problem; every process calls this.
 
     Raises:
         UserError: in every process, the first problem and whose it is.

@@ -1,4 +1,4 @@
-"""What one run of the stage trains, resolved from params.yaml once."""
+"""What one run of the stage trains, resolved once from params.yaml."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Stateful(Protocol):
         """What a checkpoint keeps."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
 
 
 class Checkpoints(TrainerCallback):

@@ -1,4 +1,4 @@
-"""The learning rate of every step, computed before training, to warn where the schedule is not what its numbers suggest."""
+"""The learning rate of every step, computed before training, to warn where the schedule differs from what its numbers suggest."""
 
 from __future__ import annotations
 

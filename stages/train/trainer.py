@@ -39,7 +39,9 @@ from stages.train.micro_batching import (
 )
 from stages.train.processes import TIMEOUT
 
-LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows even so does not overflow because of its scale
+LEAST_SCALE = (
+    1.0  # of float16's loss: a gradient that overflows even so does not overflow because of its scale
+)
 
 # AdamW by bitsandbytes, which does not take split parameters; torch's makes the same steps from larger state.
 OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
@@ -149,7 +151,7 @@ class TokenWeightedTrainer(SFTTrainer):
                 Path(output_dir, name).write_bytes(content)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """By way of the CPU: transformers load to this process's device, and one of several CPUs has no name to load to."""
+        """Load via the CPU: transformers loads to this process's device, which has no name of its own among several CPU processes."""
         if checkpoint is None:
             return
         state, schedule = (
@@ -297,7 +299,7 @@ class TokenWeightedTrainer(SFTTrainer):
         return total
 
     def gradients_are_finite(self) -> bool:
-        """Whether every gradient of the step is a number."""
+        """Whether every gradient of the step is finite."""
         gradients = self.flat.weight.grad
         return gradients is not None and bool(gradients.isfinite().all())
 
