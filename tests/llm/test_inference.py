@@ -1,5 +1,6 @@
 """Where a model's weights are, and what may run on them then."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,23 @@ def test_kernels_that_need_the_current_gpu_are_not_used_on_a_model_that_is_on_se
     monkeypatch.setattr(inference, "is_whole", lambda model: is_whole(moved(model, on)))
     inference.load_for_inference(torch.float32, base=tmp_path / "base")
     assert len(calls) == fused
+
+
+def test_a_model_on_several_gpus_has_its_own_rotary_embeddings_after_one_that_was_on_one(
+    tmp_path, monkeypatch
+):
+    """Liger replaces the function of transformers' module, which all models of the architecture call."""
+    small.write_model(tmp_path / "base")
+    model = inference.load_for_inference(torch.float32, base=tmp_path / "base")
+    module = sys.modules[type(model).__module__]
+    own = module.apply_rotary_pos_emb
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", own)  # put back at the end, whatever happens
+    liger = SimpleNamespace(apply_liger_kernel=lambda *_: setattr(module, "apply_rotary_pos_emb", None))
+    monkeypatch.setitem(sys.modules, "transformers.integrations.liger", liger)
+    inference.fuse(model)
+    assert module.apply_rotary_pos_emb is None
+    inference.restore_rotary(model)
+    assert module.apply_rotary_pos_emb is own
 
 
 def moved(model, device):
