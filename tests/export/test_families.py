@@ -13,7 +13,7 @@ from abctune.llm.gguf_families import FAMILIES
 from abctune.llm.tokenizer import load_tokenizer
 from app.engines.lora_gguf import convert
 from stages.export import gguf_file
-from stages.export.check import LlamaCppFile, Prefix, compare, require_same_tokens
+from stages.export.check import Agreement, LlamaCppFile, Prefix, compare, require_same_tokens
 from stages.served.files import dequantised
 from tests import small
 from tests.export.conftest import tokenizer
@@ -68,7 +68,7 @@ def build(kind: str, vocabulary: int):
     return model
 
 
-def distances(model, found) -> dict[str, float]:
+def distances(model, found) -> Agreement:
     """The KL between a model and a file, over two rows."""
     places = [Prefix(ids, 7) for ids in IDS]
     with torch.inference_mode():
@@ -94,8 +94,8 @@ def test_a_file_and_an_adapter_of_every_family_say_what_transformers_and_peft_sa
     server = LlamaCppFile(file, threads=1)
     require_same_tokens(server, load_tokenizer(tmp_path / "tokenizer"), file.name)
     found = distances(model, server.distributions(len(own)))
-    print(f"{kind}: mean KL {found['mean_kl']:.2g}")
-    assert -1e-6 < found["mean_kl"] < (1e-4 if kind not in FORMATS else 1e-3)
+    print(f"{kind}: mean KL {found.mean_kl:.2g}")
+    assert -1e-6 < found.mean_kl < (1e-4 if kind not in FORMATS else 1e-3)
     del server
     # What scores the file on the test rows (stage `served`) reads the same weights out of it.
     read = dequantised(GGUFReader(file), file.name, tmp_path / "base")
@@ -111,10 +111,10 @@ def test_a_file_and_an_adapter_of_every_family_say_what_transformers_and_peft_sa
     convert(tmp_path / "A", tmp_path / "base", tmp_path / "A.gguf")
     adapter = LlamaCppFile(file, threads=1, lora=tmp_path / "A.gguf")
     effect = distances(model.eval(), adapter.distributions(len(own)))
-    print(f"{kind} adapter: mean KL {effect['mean_kl']:.2g}")
-    assert effect["mean_kl"] < (1e-3 if kind not in FORMATS else 3e-3)
+    print(f"{kind} adapter: mean KL {effect.mean_kl:.2g}")
+    assert effect.mean_kl < (1e-3 if kind not in FORMATS else 3e-3)
     with adapted.disable_adapter():
-        assert distances(model, adapter.distributions(len(own)))["mean_kl"] > 0.01, "the adapter does nothing"
+        assert distances(model, adapter.distributions(len(own))).mean_kl > 0.01, "the adapter does nothing"
 
 
 def test_a_sentencepiece_tokenizer_and_a_dated_template_are_read_by_llama_cpp_as_by_transformers(tmp_path):
