@@ -10,7 +10,7 @@ something to learn in a few steps, and the stage itself (`python -m stages.train
     sharded-2      8B in 16 bit, FSDP2 over two GPUs of 15 GiB each; `sharding: auto` has to choose it
     qlora-1, -2    8B in 4 bit, FSDP2 over one and over two
     70b            70B in 4 bit, made on the devices layer by layer, FSDP2 over two
-    eval           test loss of 8B on one GPU, and with `device_map: auto` on two of 10 GiB each
+    eval           test loss of 8B on one GPU, and with `device_map: auto` on two of 13 GiB each
 
 Runs of one GPU go two at a time. What a run printed is kept next to the models (`--models`). Writes benchmarks/results/sharding_gpu.json after each run.
 """
@@ -18,6 +18,7 @@ Runs of one GPU go two at a time. What a run printed is kept next to the models 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -312,7 +313,7 @@ def evaluate(models: Path) -> dict[str, Any]:
 
     rows = conversations(2)
     found: dict[str, Any] = {}
-    for name, budget in (("one", None), ("auto", 10)) if cards() > 1 else ():
+    for name, budget in (("one", None), ("auto", 13)) if cards() > 1 else ():
         for index in range(torch.cuda.device_count()) if budget else ():
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(budget * GIB / total, index)
@@ -328,6 +329,7 @@ def evaluate(models: Path) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - started, 2),
         }
         del whole
+        gc.collect()
         torch.cuda.empty_cache()
     return found
 

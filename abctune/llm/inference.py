@@ -60,6 +60,11 @@ def load_for_inference(
         quantization_config=nf4(dtype) if load_in_4bit else None,
         **placement(weight_bytes(base, bytes_each=dtype.itemsize)),
     )
+    if away := {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
+        place = " and ".join(sorted(away))
+        print(
+            f"warning: {base} does not fit the GPUs whole; what is left is read from {place} at every batch, slowly"
+        )
     if load_in_4bit:
         model = model.dequantize().to(dtype)
     # Triton launches a kernel on the current GPU, whose pointers into another GPU's memory it refuses.
@@ -71,14 +76,14 @@ def load_for_inference(
 def placement(weights: int) -> dict[str, Any]:
     """Where from_pretrained puts a model whose weights take so many bytes: on one device, or layer by layer on several.
 
-    Several GPUs where one has no room for the weights and WORKING_BYTES; each is filled to nine tenths of what is free.
+    Several GPUs where one has no room for the weights and WORKING_BYTES, which each keeps free.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count < 2 or weights + WORKING_BYTES <= free_bytes():
         return {"device_map": device()}
     return {
         "device_map": "auto",
-        "max_memory": {index: int(0.9 * free_bytes(index)) for index in range(count)},
+        "max_memory": {index: max(0, free_bytes(index) - WORKING_BYTES) for index in range(count)},
     }
 
 

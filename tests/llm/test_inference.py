@@ -46,3 +46,18 @@ def test_a_model_on_several_gpus_has_its_own_rotary_embeddings_after_one_that_wa
 def moved(model, device):
     model.model.norm.to(device)
     return model
+
+
+def test_what_fits_no_gpu_is_told(tmp_path, monkeypatch, capsys):
+    small.write_model(tmp_path / "base")
+    places = {"device_map": {"model": "cpu", "lm_head": "disk"}, "offload_folder": str(tmp_path / "away")}
+    monkeypatch.setattr(inference, "placement", lambda _: places)
+    inference.load_for_inference(torch.float32, base=tmp_path / "base")
+    assert "read from cpu and disk at every batch" in capsys.readouterr().out
+
+
+def test_every_gpu_keeps_room_for_a_batch(monkeypatch):
+    cards = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2)
+    monkeypatch.setattr(inference, "torch", SimpleNamespace(cuda=cards))
+    monkeypatch.setattr(inference, "free_bytes", lambda index=0: (13 - index) * 2**30)
+    assert inference.placement(15 * 2**30)["max_memory"] == {0: 10 * 2**30, 1: 9 * 2**30}
