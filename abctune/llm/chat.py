@@ -58,7 +58,23 @@ def render(
     Raises:
         Unrenderable: the template fails on this conversation.
     """
-    none = bool(ASKS_FOR_NONE.search(tokenizer.chat_template or ""))
+    asks = ASKS_FOR_NONE.search(tokenizer.chat_template or "")
+    if asks and any("tool_calls" in message and not message["content"] for message in messages):
+        try:
+            return _applied(tokenizer, messages, add_generation_prompt, tools, none=True)
+        except Unrenderable:  # Ministral 3 asks whether the text is none, and then for its length
+            pass
+    return _applied(tokenizer, messages, add_generation_prompt, tools, none=False)
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Tools | None,
+    none: bool,
+) -> str:
+    """What the template prints; with `none`, a message of tool calls alone has no text instead of an empty one."""
     try:
         text: str = tokenizer.apply_chat_template(
             [_for_template(message, none) for message in messages],
@@ -166,7 +182,8 @@ def reply_pieces(
     if through.startswith(prompt):
         text = through[len(prompt) :]
     else:
-        probe = next(text for text in ("zqz", "qzq") if text not in prompt)
+        fits = (text for text in ("zqz", "qzq") if text not in prompt and text[0] != reply["content"][:1])
+        probe = next(fits, "zqz")
         other = render(tokenizer, [*messages[:-1], Message(role="assistant", content=probe)], False, tools)
         head = _common(prompt, NO_THOUGHT.sub("", other.rpartition(probe)[0]))
         opener, printed = prompt[len(head) :], through[len(head) :]
@@ -178,7 +195,7 @@ def reply_pieces(
             before = render(tokenizer, messages[:-1], add_generation_prompt=False, tools=tools)
             text = _behind(prompt[len(_common(before, prompt)) :], through, other)
         else:
-            raise TemplateError(CHANGED)
+            text = _behind_question(prompt, messages[turn - 1], through, other)
     return [*prompt_pieces(tokenizer, messages[:-1], tools), Piece(text, turn)]
 
 
@@ -198,6 +215,23 @@ def _behind(header: str, through: str, other: str) -> str:
     """
     before, found, _ = _common(through, other).rpartition(header)
     if not (header and found):
+        raise TemplateError(CHANGED)
+    return through[len(before) + len(header) :]
+
+
+def _behind_question(prompt: str, asked: Message, through: str, other: str) -> str:
+    """The reply, where the template prints the question in another way once it is answered.
+
+    Mistral's print the system message, and some the tools, with the last question only while it awaits its reply.
+
+    Args:
+        prompt: the conversation that awaits the reply; what it prints after the question has the reply written.
+        asked: the message before the reply.
+        through, other: as in `_behind`.
+    """
+    header = prompt.rpartition(asked["content"].strip())[2]
+    before, found, rest = _common(through, other).rpartition(header) if header else ("", "", "")
+    if not found or rest.strip():
         raise TemplateError(CHANGED)
     return through[len(before) + len(header) :]
 

@@ -60,9 +60,7 @@ def load_tokenizer(
         file = Path(__file__).parent / f"{chat_template}.jinja"
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     if isinstance(tokenizer.chat_template, dict):  # several named ones, as Hermes 2 and Command-R publish
-        tokenizer.chat_template = (
-            tokenizer.chat_template.get("tool_use") or tokenizer.chat_template["default"]
-        )
+        tokenizer.chat_template = _one_template(tokenizer.chat_template)
     if not tokenizer.chat_template:
         raise UserError(
             f"{path} has no chat template; name one with profiles.*.model.chat_template in params.yaml"
@@ -98,6 +96,17 @@ def _as_written(path: Path) -> PreTrainedTokenizerBase:
             f"{path}: transformers reads another tokenizer than tokenizer.json describes; check tokenizer_config.json"
         )
     return tokenizer
+
+
+def _one_template(named: Mapping[str, str]) -> str:
+    """A model's named templates as one: `tool_use` for conversations with tools, `default` for the others.
+
+    The empty expressions keep Jinja from trimming a line break at which a template begins.
+    """
+    default, with_tools = named["default"].removesuffix("\n"), named.get("tool_use", "").removesuffix("\n")
+    if not with_tools:
+        return default
+    return f"{{% if tools %}}{{{{ '' }}}}{with_tools}{{{{ '' }}}}{{% else %}}{{{{ '' }}}}{default}{{{{ '' }}}}{{% endif %}}"
 
 
 def self_contained(template: str, template_args: Mapping[str, Any]) -> str:

@@ -190,9 +190,9 @@ def test_a_control_token_in_a_text_stays_characters_wherever_it_stands(name):
                 ]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_rejected():
+def test_a_template_that_prints_replies_behind_another_header_than_its_prompts_is_rejected():
     tokenizer = small.chatml_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }}" + small.CHATML
+    tokenizer.chat_template = small.CHATML.replace("assistant\n' }}", "bot\n' }}")
     with pytest.raises(Rejected, match="chat template rewrites earlier turns"):
         Renderer(tokenizer, 100).cut(learned(messages("Hi", "Yo", "And?", "So.")))
 
@@ -257,6 +257,38 @@ def test_thoughts_that_are_dropped_once_the_answer_is_there_still_stand_in_its_p
     _, answer = Renderer(tokenizer, 1000).cut(learned(thoughtful))[0]
     assert "thought 1" in answer.text and "thought 3" in answer.text
     assert replies(tokenizer, thoughtful)[1] == "<think>\nthought 3\n</think>\n\nIt rains.<|im_end|>"
+
+
+# As Mistral's up to Nemo: the system message stands with the last question, and only until that is answered.
+LAST_QUESTION = (
+    "{% if messages[0].role == 'system' %}{% set rules, turns = messages[0].content, messages[1:] %}{% else %}"
+    "{% set turns = messages %}{% endif %}{% for turn in turns %}{% if turn.role == 'user' %}{{ '[INST]' }}"
+    "{% if loop.last and rules is defined %}{{ rules + '\n\n' }}{% endif %}{{ turn.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + turn.content + '</s>' }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_system_message_that_stands_with_the_last_question_is_in_the_prompt_of_each_reply():
+    tokenizer = small.byte_tokenizer(("</s>", "<pad>"), eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = LAST_QUESTION
+    turns = messages("Hi", "Yo", "And?", "So.", system="Be brief.")
+    first, second = Renderer(tokenizer, 1000).cut(learned(turns))[0]
+    assert first.text == "[INST]Be brief.\n\nHi[/INST] Yo</s>"
+    assert second.text == "[INST]Hi[/INST] Yo</s>[INST]Be brief.\n\nAnd?[/INST] So.</s>"
+    assert replies(tokenizer, turns) == [" Yo</s>", " So.</s>"]
+    encoded = Renderer(tokenizer, 1000).encode([second])[0].input_ids
+    prompt = prompt_ids(tokenizer, turns[:-1])
+    assert encoded[: len(prompt)] == prompt, "inference reads another prompt"
+
+
+def test_a_call_whose_text_a_template_asks_to_be_none_and_then_measures_is_rendered_with_an_empty_one():
+    tokenizer = small.chatml_tokenizer()  # as Ministral 3
+    asks = "{% if message['content'] is none %}{% endif %}{% if message['content'] | length %}{% endif %}"
+    tokenizer.chat_template = small.TOOLS_CHATML.replace(
+        "{{ message['content'] }}", asks + "{{ message['content'] }}"
+    )
+    call, answer = replies(tokenizer, ASKED_TOOL)[0].split("<|im_end|>")[:2]
+    assert "<tool_call>" in call and answer == "It rains."
 
 
 # As GLM-4's: nothing ends a reply; the next turn's token does.

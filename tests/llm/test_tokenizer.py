@@ -85,6 +85,22 @@ def test_a_template_without_dates_and_arguments_stays_as_it_is():
     assert self_contained(small.CHATML, {}) == small.CHATML
 
 
+def test_of_named_templates_the_one_with_tools_is_for_conversations_with_tools_alone(tmp_path):
+    """As Hermes 2 and 3 and Command-R publish: the template with tools cannot render a conversation that has none."""
+    tokenizer = small.chatml_tokenizer()
+    tools = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+    tokenizer.chat_template = {"default": "\n" + small.CHATML, "tool_use": tools + small.CHATML}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    question = [{"role": "user", "content": "a"}]
+    weather = [{"type": "function", "function": {"name": "weather"}}]
+    plain, equipped = (
+        loaded.apply_chat_template(question, tools=given, tokenize=False) for given in (None, weather)
+    )
+    assert plain == "\n<|im_start|>user\na<|im_end|>\n"
+    assert equipped == "weather<|im_start|>user\na<|im_end|>\n"
+
+
 def test_the_llama_template_needs_no_date_from_outside(tmp_path):
     shutil.rmtree(tmp_path)
     folder = save(tmp_path, small.llama_tokenizer())
