@@ -9,7 +9,7 @@ by the stage itself on this machine's GPU, the formats side by side:
 Every replicate is then scored on the common test rows in float32, in which neither was trained. Prints, and writes to
 benchmarks/results/t4_check.json after each format, the test loss of each replicate, the mean difference from bfloat16's
 with its 95 % interval (paired, as the replicates have the same seeds), and the steps that were repeated since a scaled gradient overflowed. Exits
-with 1 if a loss is not finite or the interval does not contain 0.
+with 1 if a loss is not finite or float16's mean lies outside the 95 % interval of bfloat16's replicates.
 
 `--folder` keeps what was trained and scored: the same command goes on there after it was cut off.
 """
@@ -118,15 +118,25 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean's 95 % interval by Student's t."""
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
 def difference(runs: dict[str, dict[str, Any]], name: str) -> dict[str, Any] | None:
     """Mean of a format's test loss minus the reference's, with its interval; None while one of both is missing."""
     pair = [runs.get(one, {}).get("test_loss") for one in (REFERENCE, name)]
     if not all(pair):
         return None
     differences = [other - reference for reference, other in zip(*pair, strict=True)]
-    mean = statistics.mean(differences)
-    half = STUDENT_T[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {"mean": mean, "interval": [mean - half, mean + half], "each": differences}
+    low, high = interval(pair[0])
+    return {
+        "mean": statistics.mean(differences),
+        "interval": interval(differences),
+        "each": differences,
+        "within_reference": low <= statistics.mean(pair[1]) <= high,
+    }
 
 
 def main() -> None:
@@ -156,7 +166,7 @@ def main() -> None:
             write_json(RESULTS, result | {"versions": versions(), "hardware": hardware()})
             print(json.dumps(result, indent=1), flush=True)
     losses = [loss for one in runs.values() for loss in one.get("test_loss", [math.nan])]
-    equal = all(one and one["interval"][0] <= 0 <= one["interval"][1] for one in apart.values())
+    equal = all(one and one["within_reference"] for one in apart.values())
     sys.exit(not (all(map(math.isfinite, losses)) and equal))
 
 
