@@ -51,8 +51,14 @@ def tokenizer(project: Path):
 
 @pytest.fixture(scope="session")
 def engines(models: Models, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    """Engines by name. One is loaded when a test first asks for it: the browser's tests never wait for torch."""
     cache = tmp_path_factory.mktemp("converted")
-    return {name: load_engine(name, models, tokenizer, cache) for name in ("llama.cpp", "transformers")}
+
+    class Loaded(dict[str, Engine]):
+        def __missing__(self, name: str) -> Engine:
+            return self.setdefault(name, load_engine(name, models, tokenizer, cache))
+
+    return Loaded()
 
 
 @pytest.fixture(params=["llama.cpp", "transformers"])

@@ -29,6 +29,9 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the PATH")
 PATIENCE = 60_000  # ms; a busy machine takes seconds for what a quiet one does at once
 sync_api.expect.set_options(timeout=PATIENCE)
+# Seconds between the views of an answer that never ends. The server shows up to 20 a second; on a busy machine the browser
+# draws fewer, falls behind further and further, and hears no click.
+PAUSE = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
 @pytest.fixture(scope="module")
 def slow(models, tokenizer) -> Iterator[SimpleNamespace]:
     """A demo that answers one person at a time, and has no line."""
-    service = Service(models, SlowEngine(), tokenizer, waiting=0)
+    service = Service(models, SlowEngine("xxxxx", PAUSE), tokenizer, waiting=0)
     with serving(service) as url:
         yield SimpleNamespace(url=url, service=service)
 
@@ -280,7 +283,7 @@ class Lingers(SlowEngine):
         try:
             for n in range(10**6):
                 yield from (Piece(index, "first ", n) for index, _ in enumerate(jobs))
-                time.sleep(0.005)
+                time.sleep(PAUSE)
         finally:
             self.let_go.wait(PATIENCE / 1000)
 

@@ -72,11 +72,12 @@ def test_a_hundred_callers_at_once_and_fifty_who_leave_get_no_wrong_answer_and_n
 
 
 class SlowEngine:
-    """Says `x` for ever, and tells how often it has been entered at once."""
+    """Says `text` again and again, with a pause (seconds) before each, and tells how often it has been entered at once."""
 
     name, context, n_parallel, grammars = "slow", 512, 1, False
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "x", pause: float = 0.005) -> None:
+        self.text, self.pause = text, pause
         self.inside = self.most = self.ended = self.said = 0
 
     def stream(self, jobs):
@@ -86,9 +87,9 @@ class SlowEngine:
         self.most = max(self.most, self.inside)
         try:
             for n in range(10_000):
-                time.sleep(0.005)
+                time.sleep(self.pause)
                 self.said += 1
-                yield Piece(0, "x", n)
+                yield Piece(0, self.text, n)
         finally:
             self.inside -= 1
             self.ended += 1
