@@ -52,8 +52,8 @@ def changed(tmp_path, path, value):
         ("train.keep", "best", "train.keep: input should be 'train_loss', 'eval_loss' or 'last'"),
         ("variants.A.mix.chatt", 5, "variants.A.mix.chatt: no such source; sources has chat, instruct"),
         (
-            "profiles.tiny.split.test",
-            0.99,
+            "profiles.tiny.split",
+            {"val": 0.05, "test": 0.99},
             "profiles.tiny.split: val + test = 1.04 leaves nothing to train on",
         ),
         ("profiles.tiny.split.test", 1.5, "profiles.tiny.split.test: input should be less than 1, got 1.5"),
