@@ -176,6 +176,7 @@ class Running:
             print(f"public: {tunnel(host, port)}", flush=True)
 
         def when_loaded() -> None:
+            """Wait for the models, then name them and the address."""
             loading.ready(timeout=None)
             seconds = time.perf_counter() - started
             names = ", ".join(service.models.names)

@@ -42,6 +42,11 @@ def fit(
     rendered: dict[int, list[int]] = {}
 
     def fits(start: int) -> bool:
+        """Whether the turns from this one on leave room for the answer.
+
+        Raises:
+            Refused: the chat template does not take such a conversation.
+        """
         try:
             rendered[start] = prompt_ids(tokenizer, [*system, *turns[start:]])
         except Unrenderable as error:

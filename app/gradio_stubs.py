@@ -29,6 +29,7 @@ class _WithoutStubs(MetaPathFinder):
         load = spec.loader.exec_module
 
         def load_without(module: ModuleType) -> None:
+            """Load the module, then replace its function by one that does nothing."""
             load(module)
             setattr(module, FUNCTION, lambda *_: None)
 

@@ -79,32 +79,39 @@ def openai_routes(service: Service) -> APIRouter:
     created = int(time.time())
 
     def row(name: str) -> dict[str, Any]:
+        """A model as OpenAI's API lists it."""
         return {"id": name, "object": "model", "created": created, "owned_by": "abctune"}
 
     @routes.get("/health")
     def health() -> dict[str, str]:
+        """Whether the server answers, as llama.cpp's server says it."""
         return {"status": "ok"}
 
     @routes.get("/v1/models")
     def models() -> dict[str, Any]:
+        """The models that can be named in a request."""
         return {"object": "list", "data": [row(name) for name in service.models.names]}
 
     @routes.get("/v1/models/{name}")
     def model(name: str) -> Response:
+        """One model, or error 404."""
         if name not in service.models.names:
             return _refused(NoSuchModel(f"no such model here; there is {', '.join(service.models.names)}"))
         return JSONResponse(row(name))
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: HttpRequest) -> Response:
+        """An answer to a conversation, whole or as a stream."""
         return await _complete(service, http, CHAT)
 
     @routes.post("/v1/completions")
     async def completions(http: HttpRequest) -> Response:
+        """The continuation of a text, whole or as a stream."""
         return await _complete(service, http, TEXT)
 
     @routes.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "DELETE", "PATCH"])
     def nothing_else(path: str) -> Response:
+        """Error 404 for the rest of OpenAI's API."""
         return api_error(404, f"there is no /v1/{path} here that takes this method")
 
     return routes
@@ -264,6 +271,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
     arrived: asyncio.Queue[Delta | Refused | None] = asyncio.Queue()
 
     def drive() -> None:
+        """Put the answer's pieces into the queue, then None or the refusal that ended it."""
         outcome: Refused | None = None
         sent = scored = 0
         answer = service.answer([request])
@@ -315,6 +323,7 @@ async def _events(
         finish: str | None = None,
         **more: dict[str, Any],
     ) -> str:
+        """One event of the stream; counts the characters whose scores have been sent."""
         nonlocal offset
         logprobs = form.logprobs(reply.request, scores, offset) if scores else None
         offset += sum(len(score.text) for score in scores)

@@ -104,6 +104,7 @@ class Guard:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
 
         async def send_with_headers(message: Message) -> None:
+            """Send a message, the headers of safety added to a response's beginning."""
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],

@@ -129,6 +129,7 @@ class RequestQueue:
         """How many must go before the ticket is served; waits up to `timeout` seconds for that to become 0."""
 
         def left() -> int:
+            """How many places the ticket still has to move up."""
             return max(0, self._tickets.index(ticket) - self._served() + 1)
 
         with self._changed:

@@ -240,6 +240,7 @@ class LlamaCpp:
             options["grammar"] = job.grammar
 
         def received(chunk: dict[str, Any]) -> bool:
+            """Take one chunk of llama.cpp's; True ends the call, so that others get their turn."""
             (choice,) = chunk["choices"]
             text, found = choice["text"], (choice.get("logprobs") or {}).get("content") or []
             ids = [entry["id"] for entry in found]
@@ -268,6 +269,7 @@ class LlamaCpp:
         finish, failure, enough = None, None, False
 
         def take(chunk: dict[str, Any]) -> bool:
+            """Note how a chunk says that the call ended; True ends it."""
             nonlocal finish, failure, enough
             if "choices" not in chunk:
                 failure = chunk
@@ -402,14 +404,17 @@ class _Generation:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens generated so far."""
         return len(self.ids)
 
     def add(self, text: str, ids: list[int], scores: tuple[TokenScore, ...], shared: bool) -> None:
+        """Add what was generated to the answer, and hand it to whoever reads it."""
         self.ids += ids
         self.shared |= shared
         self.put(text, scores)
 
     def put(self, text: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
+        """Hand the reader a piece with the answer's present state."""
         self.pieces.put(
             Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared, self.cached_tokens)
         )

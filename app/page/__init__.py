@@ -32,6 +32,7 @@ def build_page(service: Service) -> gr.Blocks:
         status = gr.HTML("", apply_default_css=False, elem_id="status")
 
         def loading() -> Iterator[str]:
+            """The status line while the models load."""
             yield from _loading(service.engine)
 
         page.load(loading, None, [status], show_progress="hidden", **QUEUE, **PRIVATE)

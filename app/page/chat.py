@@ -24,7 +24,7 @@ from abctune.llm.prompts import PROMPTS
 from app.about import facts_html, model_colors
 from app.engines import TokenScore
 from app.page.conversation import (
-    CHANGES,
+    CONVERSATION_LOCK,
     Conversation,
     Turn,
     as_json,
@@ -110,30 +110,38 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     def answer(
         turns: Conversation, name: Any, instructions: Any, *values: Any
     ) -> Iterator[tuple[Any, Any, Any]]:
+        """The view, again and again, while the model answers."""
         for shown in _answer(service, turns, name, instructions, values):
             yield draw(shown)
 
     def draw(shown: Shown) -> tuple[Conversation, str, Any]:
+        """A handler's result as the values of `view`."""
         turns, rows, text = shown
         return turns, conversation_html(rows, EXAMPLES, turns.key, model_colors(models)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
+        """After an event, have the model answer, then settle."""
         return settle(event.then(answer, answer_inputs, view, **in_line, **always))
 
     def settle(event: gr.events.Dependency) -> gr.events.Dependency:
+        """After an event, draw the conversation as it is then: an earlier event may have drawn it last."""
         return event.then(drawing(_as_it_is), [conversation], view, **at_once, **always)
 
     def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
+        """The handler with its result as the values of `view`."""
         return functools.wraps(handler)(lambda *given: draw(handler(*given)))
 
     def open_chat(turns: Conversation, text: Any) -> tuple[Any, ...]:
+        """Open a conversation from its JSON, with the settings of its last answer."""
         shown, last = _open(turns, text)
         return *draw(shown), *_settings_of(service, last)
 
     def open_kept(turns: Conversation, event: gr.EventData) -> tuple[Any, ...]:
+        """Open the kept conversation that was clicked."""
         return open_chat(turns, event.value)
 
     def tokens(turns: Conversation, event: gr.EventData) -> Iterator[tuple[Any, Any]]:
+        """Show how likely the tokens of the clicked answer were, or hide it."""
         for rows in _tokens(service, turns, event.index):
             yield turns, draw((turns, rows, None))[1]
 
@@ -169,7 +177,7 @@ def _open(turns: Conversation, text: Any) -> tuple[Shown, dict[str, Any]]:
     except Refused as refusal:
         gr.Warning(str(refusal))
         return (turns, display(turns), gr.update()), {}
-    with CHANGES:
+    with CONVERSATION_LOCK:
         if turns.opened != number:  # another was opened meanwhile
             return (turns, display(turns), gr.update()), {}
         _clear(turns)
@@ -255,7 +263,7 @@ def _as_it_is(turns: Conversation) -> Shown:
 def _ask(turns: Conversation, text: Any) -> Shown:
     """Put the message into the conversation, or say why not and leave it in the box."""
     question = _question(text) if text else None
-    with CHANGES:
+    with CONVERSATION_LOCK:
         if question is None or _is_being_answered(turns, question.text):  # Enter was pressed twice
             return turns, display(turns), gr.update()
         return _put(turns, question)
@@ -271,7 +279,7 @@ def _question(text: Any) -> Turn | None:
 
 
 def _put(turns: Conversation, question: Turn) -> Shown:
-    with CHANGES:
+    with CONVERSATION_LOCK:
         _cancel(turns)
         turns.append(question)
         turns.begin()
@@ -290,7 +298,7 @@ def _example(turns: Conversation, event: gr.EventData) -> Shown:
 
 
 def _retry(turns: Conversation) -> Shown:
-    with CHANGES:
+    with CONVERSATION_LOCK:
         while turns and turns[-1].role != "user":
             turns.pop().canceled = True
     # After "New conversation" there is nothing to repeat.
@@ -298,7 +306,7 @@ def _retry(turns: Conversation) -> Shown:
 
 
 def _clear(turns: Conversation) -> Shown:
-    with CHANGES:
+    with CONVERSATION_LOCK:
         for turn in turns:
             turn.canceled = True
         turns.clear()  # the list itself: an answer that is being written looks at it
@@ -309,7 +317,7 @@ def _clear(turns: Conversation) -> Shown:
 
 def _undo(turns: Conversation) -> Shown:
     """Take back the last question; it returns to the box."""
-    with CHANGES:
+    with CONVERSATION_LOCK:
         _retry(turns)
         text = turns.pop().text if turns else ""
     return turns, display(turns), gr.update(value=text, **SEND)
@@ -323,7 +331,7 @@ def _edit(turns: Conversation, event: gr.EventData) -> Shown:
     question = _question(event.value)
     if question is None:  # what would have been replaced stays
         return turns, display(turns), gr.update()
-    with CHANGES:
+    with CONVERSATION_LOCK:
         for turn in turns[index:]:
             turn.canceled = True
         del turns[index:]
@@ -338,7 +346,7 @@ def _settle(turns: Conversation) -> Shown:
 
 def _cancel(turns: Conversation) -> None:
     """End the answer that is being written, if one is; a question that has no answer yet gets a note."""
-    with CHANGES:
+    with CONVERSATION_LOCK:
         if turns and turns[-1].role == "user":
             turns.append(Turn("assistant", "", streaming=True))
         if not turns:

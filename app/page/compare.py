@@ -49,7 +49,7 @@ EMPTY = "Every model that is ticked answers here. The vote counts while the name
 STOPPED = "Stopped before it was your turn."
 # Handlers run in threads; what they change of a CompareState they change under this lock. One for all browser tabs, since
 # it is held for microseconds.
-CHANGES = threading.Lock()
+COMPARISON_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def compare_tab(service: Service) -> None:
     def run(
         state: CompareState, prompt: Any, names: Any, instructions: Any, is_blind: Any, *values: Any
     ) -> Iterator[list[Any]]:
+        """Ask the question, and show the answers as they are written."""
         setup = Setup(tuple(names or ()), str(instructions or ""), bool(is_blind))
         # The box is emptied once, when the question is taken: the next one may be in it before the answers have ended.
         text: Any = ""
@@ -182,19 +183,23 @@ def compare_tab(service: Service) -> None:
         yield [*_view(service, state), gr.skip()]
 
     def redraw(state: CompareState, marks: Any) -> list[Any]:
+        """Show the comparison as it is, differences marked or not."""
         state.marked = bool(marks)
         return _view(service, state)
 
     def stopped(state: CompareState) -> list[Any]:
+        """Stop the answers and show what there is."""
         _stop(state)
         return _view(service, state)
 
     def begin_anew(state: CompareState) -> list[Any]:
+        """Stop and clear the comparison."""
         _stop(state)
         state.comparison, state.note = None, EMPTY
         return [*_view(service, state), ""]
 
     def voted(state: CompareState, choice: Any) -> list[Any]:
+        """Count the vote; show the names and the standings."""
         _vote(service, state, choice)
         return [*_view(service, state), standings()]
 
@@ -237,7 +242,7 @@ def _run(
             for place, name in enumerate(now.order)
         ]
         yield from _answer_all(service, now, requests)
-        with CHANGES:
+        with COMPARISON_LOCK:
             now.done = not now.stopped
     except Refused as refusal:
         _fail(state, now, str(refusal))
@@ -256,7 +261,7 @@ def _take_question(service: Service, state: CompareState, prompt: Any, setup: Se
     if running and not str(prompt or "").strip():  # Enter was pressed twice, and the box is empty already
         return None
     text = read_text(prompt)
-    with CHANGES:
+    with COMPARISON_LOCK:
         now = state.comparison
         if now is None or not now.running:
             if now is None or now.stopped:
@@ -273,7 +278,7 @@ def _take_question(service: Service, state: CompareState, prompt: Any, setup: Se
 def _answer_all(service: Service, now: Comparison, requests: Sequence[Request]) -> Iterator[None]:
     with closing(service.answer(requests)) as answer:
         for progress in answer:
-            with CHANGES:
+            with COMPARISON_LOCK:
                 if now.stopped:
                     return
                 if isinstance(progress, Waiting):
@@ -296,7 +301,7 @@ def _fail(state: CompareState, now: Comparison | None, reason: str) -> None:
     Args:
         now: the comparison that failed; None if the question was refused before it was taken.
     """
-    with CHANGES:
+    with COMPARISON_LOCK:
         if now is not None and now.stopped:
             return
         if now is not None and now.replies:  # half written
@@ -318,7 +323,7 @@ def _take_back(state: CompareState, now: Comparison) -> None:
 
 
 def _stop(state: CompareState) -> None:
-    with CHANGES:
+    with COMPARISON_LOCK:
         now = state.comparison
         if now is None or not now.running:
             return
@@ -387,7 +392,7 @@ def differences_html(text: str, others: Sequence[str]) -> str:
 
 def _vote(service: Service, state: CompareState, choice: Any) -> None:
     """Record the vote, of which there is one per comparison; a second one changes nothing."""
-    with CHANGES:
+    with COMPARISON_LOCK:
         now = state.comparison
         if now is None or not now.open_to_vote:
             return

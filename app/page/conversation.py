@@ -21,7 +21,7 @@ from app.service import Reply, Waiting
 MAX_STORED = 4_000_000  # characters of a stored conversation
 # Handlers run in threads; what they change of a conversation they change under this lock. One for all conversations, since
 # it is held for microseconds.
-CHANGES = threading.RLock()
+CONVERSATION_LOCK = threading.RLock()
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Conversation(list[Turn]):
 
     def begin_answer(self) -> Turn | None:
         """Add an answer that is to be written; None unless the last message is a person's."""
-        with CHANGES:
+        with CONVERSATION_LOCK:
             if not self or self[-1].role != "user":
                 return None
             self.append(Turn("assistant", "", streaming=True))
@@ -74,7 +74,7 @@ class Conversation(list[Turn]):
 
     def begin_opening(self) -> int:
         """A number for a conversation that is about to be opened in the place of this one."""
-        with CHANGES:
+        with CONVERSATION_LOCK:
             self.opened += 1
             return self.opened
 
