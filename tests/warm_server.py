@@ -68,6 +68,7 @@ ROWS = [
     "filelock",
     "jinja2",
     "numpy",
+    "pandas",  # pyarrow imports it, the first time that it is given a list
     "psutil",
     "pyarrow.compute",
     "pyarrow.parquet",
@@ -88,6 +89,19 @@ MODELS = [
     "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_fast",
 ]
+# What DVCLive imports to find the project that a training belongs to.
+DVCLIVE = [
+    "dulwich.porcelain",
+    "dvc.fs",
+    "dvc.repo.experiments.cache",
+    "dvc.repo.index",
+    "dvc.repo.plots",
+    "dvc_data.index",
+    "dvclive",
+    "git",
+    "pygit2",
+    "scmrepo.git",
+]
 IMPORTS = {
     "light": LIGHT,
     "tokenizer": [
@@ -96,7 +110,14 @@ IMPORTS = {
         "transformers.models.auto.tokenization_auto",
     ],
     "models": [*LIGHT, *MODELS],  # tools.verify and tools.promote ask DVC too
-    "unsloth": ["unsloth", *ROWS, *MODELS, "transformers.trainer"],
+    "unsloth": [
+        "unsloth",
+        *ROWS,
+        *MODELS,
+        "transformers.trainer",
+        "peft.utils.transformers_weight_conversion",
+        *DVCLIVE,
+    ],
 }
 
 
@@ -145,6 +166,8 @@ def prepare(kind: str) -> None:
             import_module(name)
     if kind == "light":
         draw_once()
+    if kind in ("models", "unsloth"):  # builds the table of all architectures' renamed weights: half a second
+        import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     gc.enable()
     if kind == "light" and "huggingface_hub" in sys.modules:
         raise SystemExit("`light` is for what reads the hub's settings afresh")
