@@ -99,8 +99,7 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
             )
             with gr.Accordion("Sampling", open=True):
                 settings = sampling_controls()
-    file = gr.Textbox(visible=False)
-    stored = gr.Textbox(visible=False)
+    file, stored = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
     # --- what happens when
     answer_inputs = [conversation, model, system, *settings]
