@@ -196,8 +196,11 @@ def test_rows_whose_questions_are_longer_than_max_length_are_told_a_length_that_
     line = refusal(capsys, "long.jsonl")
     found = re.search(r"raise profiles\.tiny\.data\.max_length in params\.yaml from 2048 to (\d+):", line)
     assert found
-    text = PARAMS_FILE.read_text()
-    PARAMS_FILE.write_text(text.replace("max_length: 2048 # tokens; fits", f"max_length: {found[1]} # fits"))
+    text, changed = re.subn(
+        r"max_length: 2048( # tokens; every row)", rf"max_length: {found[1]}\1", PARAMS_FILE.read_text()
+    )
+    assert changed == 1
+    PARAMS_FILE.write_text(text)
     own("long.jsonl")
     told = capsys.readouterr().out
     assert "20 rows, 100.0% usable; 0 duplicates" in told
