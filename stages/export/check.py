@@ -104,6 +104,7 @@ class LlamaCppFile:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise UserError(f"llama.cpp does not load {file.name}: {error}") from None
+        self._name = file.name
 
     def distributions(self, vocabulary: int) -> Distributions:
         """Log-probabilities of the next token."""
@@ -112,6 +113,7 @@ class LlamaCppFile:
             """Float64 log-probabilities (vocabulary,) of the token after `ids`.
 
             Raises:
+                UserError: llama.cpp computes NaN.
                 RuntimeError: llama.cpp answers with an error.
             """
             reply = self._server.handle_completions(
@@ -129,8 +131,14 @@ class LlamaCppFile:
             )
             if "choices" not in reply:
                 raise RuntimeError(f"llama.cpp: {reply}")
+            found = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            if any(token["logprob"] is None for token in found):  # JSON's word for NaN
+                raise UserError(
+                    f"{self._name}: llama.cpp computes values that are no numbers with it, as where activations are beyond "
+                    "float16's 65,504; nothing is published. Take merged_16bit in export.formats"
+                )
             log_probabilities = torch.full((vocabulary,), -torch.inf, dtype=torch.float64)
-            for token in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            for token in found:
                 log_probabilities[token["id"]] = token["logprob"]
             return log_probabilities
 

@@ -134,3 +134,19 @@ def test_a_sentencepiece_tokenizer_and_a_dated_template_are_read_by_llama_cpp_as
     published.chat_template = published.chat_template.replace("26 July 2024", "1 May 2026")
     with pytest.raises(UserError, match="another prompt of a question"):
         require_same_tokens(server, published, file.name)
+
+
+def test_values_beyond_float16_s_range_are_told_with_the_format_that_holds_them(tmp_path):
+    own = tokenizer()
+    own.save_pretrained(tmp_path)
+    model = build("llama", len(own))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate_proj.weight.mul_(1000)
+            layer.mlp.up_proj.weight.mul_(1000)
+    with torch.inference_mode():
+        assert model(input_ids=torch.tensor([IDS[0]])).logits.isfinite().all()
+    file = tmp_path / "B.f16.gguf"
+    gguf_file.write_gguf(file, model.state_dict(), model.config.to_dict(), tmp_path, "f16", "tiny", 1)
+    with pytest.raises(UserError, match=r"B\.f16\.gguf: .*65,504.* Take merged_16bit in export\.formats"):
+        LlamaCppFile(file, threads=1).distributions(len(own))(IDS[0])
