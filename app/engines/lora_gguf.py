@@ -18,7 +18,7 @@ from abctune.llm.rotary import interleaved
 TENSOR = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 FORM = "odd"  # in the name of the file: an older conversion is made again
 # Settings that change what an adapter computes and that a plain GGUF LoRA cannot say.
-UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias")
+UNSUPPORTED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias")
 
 
 def gguf_of(adapter: Path, sha256: str, base: Path, cache: Path) -> Path:
@@ -56,8 +56,9 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     odd = config["r"] | 1
+    divisor = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     # llama.cpp divides by the rank that it finds.
-    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]) * odd / config["r"])
+    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]) * odd / divisor)
     # Through torch: numpy has no bfloat16, which a GPU run may publish.
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118  (not a dictionary)

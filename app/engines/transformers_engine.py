@@ -78,11 +78,11 @@ class TransformersEngine:
     def _takes_several_adapters(self) -> bool:
         """Whether one batch may hold rows of several adapters, which PEFT chooses by a layer's first dimension.
 
-        Not on stacked experts (Qwen3-MoE), nor where a layer gets all rows' tokens as one list (Llama 4): then each adapter
-        takes a batch of its own.
+        Not on stacked experts (Qwen3-MoE), nor with DoRA, nor where a layer gets all rows' tokens as one list (Llama 4):
+        then each adapter takes a batch of its own.
         """
         layers = [layer for layer in self._model.modules() if isinstance(layer, LoraLayer)]
-        if any(isinstance(layer, ParamWrapper) for layer in layers):
+        if any(isinstance(layer, ParamWrapper) or any(layer.use_dora.values()) for layer in layers):
             return False
         rows: set[int] = set()
         hooks = [

@@ -237,7 +237,7 @@ def test_top_k_and_min_p_keep_only_the_likeliest_tokens(limit, random_pair):
     assert [answers(engine, [job(tokenizer, "A", n=8, sampling=narrow)])[0] for engine in engines] == greedy
 
 
-@pytest.mark.parametrize("key", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("key", ["use_dora", "lora_bias"])
 def test_an_adapter_that_llama_cpp_would_misread_is_refused(key, project, tmp_path):
     import json
     import shutil

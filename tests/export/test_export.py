@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,6 +39,19 @@ def test_each_format_says_what_the_adapter_says(project, fmt):
     assert record.file_loss == pytest.approx(record.adapter_loss, abs=0.3)
     written = read_record(Path(f"models/exported/B/{fmt}/check.json"), ExportRecord, "export@B-" + fmt)
     assert written == record.model_copy(update={"abctune": abctune.__version__})
+
+
+@pytest.mark.parametrize("project", ["tied"], indirect=True)
+@pytest.mark.parametrize("setting", ["use_rslora", "use_dora"])
+def test_an_adapter_of_another_kind_says_the_same_in_its_file(setting, project):
+    base = AutoModelForCausalLM.from_pretrained("models/base")
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **{setting: True})
+    get_peft_model(base, lora).save_pretrained("models/B")
+    record = write.export("B", "f16", *inputs())
+    assert -1e-6 < record.mean_kl < TOLERANCE["f16"]
+    of_base = write.export("base", "f16", *inputs()).file_loss
+    assert abs(record.file_loss - record.adapter_loss) < abs(record.file_loss - of_base) / 3
 
 
 @pytest.mark.parametrize("project", ["tied"], indirect=True)

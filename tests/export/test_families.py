@@ -50,6 +50,7 @@ SETTINGS = {
     "cohere2": {"logit_scale": 0.5},
     "nemotron": {"hidden_act": "relu2"},
 }
+RSLORA = ("qwen2", "phi3")  # whose adapters are scaled by the rank's root
 FORMATS = {"qwen3_moe": "q8_0"}  # stacked experts in blocks
 IDS = [[5, 9, 200, 33, 8, 150, 77, 41, 6, 90, 12], [100 + n % 90 for n in range(60)]]
 
@@ -105,7 +106,9 @@ def test_a_file_and_an_adapter_of_every_family_say_what_transformers_and_peft_sa
     torch.manual_seed(1)
     # Adapters on stacked experts have no form in a GGUF adapter: `convert` refuses them.
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if kind == "qwen3_moe" else "all-linear"
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, use_rslora=kind in RSLORA
+    )
     adapted = get_peft_model(model, lora)
     adapted.save_pretrained(tmp_path / "A")
     convert(tmp_path / "A", tmp_path / "base", tmp_path / "A.gguf")
