@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = Path(tempfile.mkdtemp(prefix="abctune-tests-"))
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         warm.open_home(folder)
+        if workers := getattr(config.option, "tx", None):
+            config.option.tx = [warm.worker_spec(spec) for spec in workers]
 
 
 # Files that take the longest, the longest first: begun last, one of them would keep one worker busy while the others
@@ -96,6 +99,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             chosen[quick.is_left_out(item.nodeid, runs_project, slow, changed)].append(item)
         config.hook.pytest_deselected(items=chosen[True])
         items[:] = chosen[False]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what is there for good: half a million objects of libraries and tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

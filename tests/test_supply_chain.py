@@ -328,6 +328,7 @@ TOKEN = "hf_SeededSecretOfThisTest"
 
 def test_a_token_is_nowhere_in_what_a_whole_run_writes_or_prints(tmp_path: Path, small_model: Path) -> None:
     project = make_project(tmp_path / "project", small_model)
+    project.draws = True
     rows = small.chat_records(120)
     with Hub() as hub:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -5,6 +5,8 @@ Unsloth: 4 to 15 s of CPU, hundreds of times in a test run. Here tests/warm_serv
 forks a child for each command. The child gets the folder, environment, arguments and output of that command, imports
 the project's code from its folder, and ends as an interpreter does.
 
+The test processes of pytest-xdist are such children too: each would otherwise import for half a minute to collect.
+
 Libraries read some variables when they are imported, so a test that sets one of those gets a new interpreter, as does
 every command where there is a GPU (no use to a forked process) and on systems other than Linux.
 """
@@ -52,6 +54,7 @@ PROGRAM_OF_TORCHRUN = "PYTHON_EXEC"
 ADDED = "ABCTUNE_TESTS_ADDED"  # what a server's libraries have set in the environment, as JSON
 HOME = "ABCTUNE_TESTS_WARM"  # the variable that names the servers' folder
 CHOSEN = "ABCTUNE_TESTS_CHOSEN"  # names of the variables that the test itself has set for a started command, as JSON
+WORKER = "import sys;exec(eval(sys.stdin.readline()))"  # what execnet has the `python` of a test process run
 
 
 # `python` for what DVC, torchrun and our tools start: a stage or DVC goes to a server, all else to the interpreter.
@@ -85,6 +88,13 @@ def open_home(folder: Path) -> None:
         os.environ[HOME] = str(folder)
 
 
+def worker_spec(spec: str) -> str:
+    """What xdist is to start for a test process: collecting imports what a server has imported, for 20 s of CPU."""
+    if spec != "popen" or HOME not in os.environ:
+        return spec
+    return f"popen//python={shlex.join([sys.executable, __file__])}"
+
+
 def with_program(environment: Mapping[str, str]) -> dict[str, str]:
     """What lets DVC and torchrun find the `python` that has servers run the stages; empty where there are none."""
     if HOME not in os.environ:
@@ -111,6 +121,8 @@ def find(command: Sequence[str], environment: Mapping[str, str], chosen: Mapping
             module, kind = "dvc", "light"
         case ["python", "-m", module, *arguments] if module.startswith(("stages.", "tools.")):
             kind = KINDS.get(module, "light")
+        case ["python", "-u", "-c", code] if code == WORKER:
+            module, arguments, kind = "-c", [code], "models"
         case ["python", "-c", code] if kinds := [kind for part, kind in CODE.items() if part in code]:
             module, arguments, kind = "-c", [code], kinds[0]
         case _:

@@ -110,7 +110,8 @@ IMPORTS = {
         "transformers.tokenization_utils_fast",
         "transformers.models.auto.tokenization_auto",
     ],
-    "models": [*LIGHT, *MODELS],  # tools.verify and tools.promote ask DVC too
+    # tools.verify and tools.promote ask DVC too, and the test processes import the rest.
+    "models": [*LIGHT, *MODELS, "datasets", "gradio", "openai", "playwright.sync_api"],
     "unsloth": [
         "unsloth",
         *ROWS,
@@ -122,6 +123,7 @@ IMPORTS = {
 }
 
 
+UNDRAWN = "ABCTUNE_TESTS_UNDRAWN"  # the variable that lets plot leave its figures empty
 # What nearly every stage and tool imports of the project: building its pydantic classes takes a third of a second.
 ROOT = Path(__file__).parent.parent
 COMMON = ("abctune.core.params", "abctune.core.records")
@@ -161,6 +163,7 @@ def prepare(kind: str) -> None:
     if kind == "tokenizer":  # as stages.format does
         sys.modules["torch"] = None  # type: ignore[assignment]
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.fsync = lambda descriptor: None  # no test cuts the power, and a training waits for it a thousand times
     gc.disable()
     with without_gpu() if kind in ("models", "unsloth") else nullcontext():
         for name in IMPORTS[kind]:
@@ -325,8 +328,18 @@ def become(request: Request, added: dict[str, str], program: Path) -> None:
     sys.path[0] = request.folder if request.module != "dvc" else str(Path(sys.executable).parent)
     if request.module.startswith("tools."):  # which start DVC by it
         sys.executable = str(program)
+    if request.module == "stages.plot" and UNDRAWN in os.environ:
+        leave_figures_undrawn()
     sys.argv = [request.module, *(request.arguments if request.module != "-c" else [])]
     os._exit(status_of(request.module, request.arguments))
+
+
+def leave_figures_undrawn() -> None:
+    """Let plot write empty figures: drawing them is most of its time."""
+    figures = import_module("stages.plot.figures")
+    for name in ("forest", "test_loss", "curves", "resources", "lengths"):
+        setattr(figures, name, lambda *_: None)
+    figures.svg_of = lambda _: '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
 
 
 def reseed() -> None:

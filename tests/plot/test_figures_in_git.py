@@ -28,6 +28,7 @@ def shift_losses(project: Workspace, nats: float) -> None:
 def test_equal_results_change_no_file_and_a_hundred_thousandth_of_a_nat_next_to_none(
     study: Workspace,
 ) -> None:
+    study.draws = True
     study.stage("plot")
     assert study.git("status", "--porcelain") == ""
     shift_losses(study, 1e-5)
