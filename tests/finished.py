@@ -23,6 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 def make_finished(folder: Path, model: Path) -> Workspace:
     """Write, plot and commit a study of A, B and C in an empty folder."""
     project = new_project(folder, model)
+    project.draws = True
     # As far apart as trainings of one recipe were measured to be on tiny.
     write_run(folder, {}, general=40, replicates=REPLICATES, between=0.005)
     source = {"origin": "local", "path": "models/own/small", "license": "Apache-2.0"}

@@ -344,7 +344,7 @@ def test_a_checkpoint_holds_no_code(with_checkpoints):
 
 def stop(project: Project, number: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, int]:
     """Send a signal to the whole command, as a terminal does, after step 6; return what it printed and its exit status."""
-    wait_for(lambda: 6 in project.steps(), process)
+    wait_for(lambda: max(project.steps(), default=0) >= 6, process)
     os.killpg(process.pid, number)
     return process.communicate(timeout=STEP_LIMIT_S)[0], process.returncode
 

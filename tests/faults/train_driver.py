@@ -8,6 +8,7 @@ and answers each with {"exit": status, "changes": [what the save changed], "outp
 """
 
 # ruff: noqa: E402, F401, I001  (the order of the imports is what this file is for)
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,7 @@ def run(request: dict) -> dict:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # or each fork's collector would copy what all share
     for line in sys.stdin:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
         answers.flush()
