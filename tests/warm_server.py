@@ -124,6 +124,7 @@ IMPORTS = {
 
 
 UNDRAWN = "ABCTUNE_TESTS_UNDRAWN"  # the variable that lets plot leave its figures empty
+
 # What nearly every stage and tool imports of the project: building its pydantic classes takes a third of a second.
 ROOT = Path(__file__).parent.parent
 COMMON = ("abctune.core.params", "abctune.core.records")
