@@ -1,6 +1,6 @@
 """Training that dies, is told to stop, or finds its checkpoints damaged: the adapter is the uninterrupted run's, to the bit.
 
-The recipe saves every 2 steps, logs every 4, evaluates every 6, samples every 7, keeps the best by train loss, and
+The recipe saves every 2 steps, logs every 4, evaluates every 6, samples every 5, keeps the best by train loss, and
 passes an epoch's end: whatever of that a resumed run would get wrong shows in its adapter, curves or samples.
 """
 
@@ -24,16 +24,17 @@ from tests import warm
 from tests.workspace import Workspace
 
 DRIVER = Path(__file__).parent / "train_driver.py"
+STEPS = 14
 RECIPE = {
-    "per_device_train_batch_size": 2,
+    "per_device_train_batch_size": 6,
     "gradient_accumulation_steps": 1,
-    "max_steps": 30,  # of 22 steps an epoch
+    "max_steps": STEPS,  # of 8 steps an epoch
     "learning_rate": 1e-3,
     "warmup_steps": 5,
     "logging_steps": 4,
     "eval_steps": 6,
     "save_steps": 2,  # so that it saves at an epoch's end too
-    "sample_every": 7,
+    "sample_every": 5,
     "keep": "train_loss",
 }
 # One thread each: the driver's forks have one, and how many there are decides the last bits.
@@ -158,9 +159,9 @@ def uninterrupted(start, driver, tmp_path_factory) -> dict[str, str]:
     project = start.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
     answer = driver.train(project, die_in_save=6, die_at=-1)
     assert answer["exit"] == 0, answer["output"]
-    assert project.record()["resumed_at"] == [] and project.record()["kept"]["step"] < 30
+    assert project.record()["resumed_at"] == [] and project.record()["kept"]["step"] < STEPS
     samples = (project.root / "metrics/train/B/1/samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in samples] == [7, 14, 21, 22, 28, 30]
+    assert [json.loads(line)["step"] for line in samples] == [5, 8, 10, STEPS]
     return {"result": project.result(), "changes": answer["changes"]}
 
 
@@ -194,7 +195,7 @@ def working_seconds(project: Project) -> float:
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(project, uninterrupted):
     process = project.train_warm()
-    wait_for(lambda: max(project.steps(), default=0) >= 6, process)
+    wait_for(project.steps, process)
     process.kill()
     process.communicate()
     assert process.returncode and "going on from" in project.repro()
@@ -253,17 +254,18 @@ def test_a_save_killed_at_every_file_boundary_leaves_a_checkpoint(start, uninter
     kill_in_save(start, tmp_path, driver, range(len(uninterrupted["changes"])), uninterrupted)
 
 
-def test_an_epochs_end_that_a_kill_cut_off_is_made_up_for(project, uninterrupted, driver):
-    last = len(uninterrupted["changes"]) - 1
-    assert driver.train(project, die_in_save=22, die_at=last)["exit"] == -signal.SIGKILL
+def test_an_epochs_end_that_a_kill_cut_off_is_made_up_for(project, uninterrupted, driver, tmp_path):
+    whole = project.copy(tmp_path / "whole")
+    last = len(driver.train(whole, die_in_save=8, die_at=-1)["changes"]) - 1
+    assert driver.train(project, die_in_save=8, die_at=last)["exit"] == -signal.SIGKILL
     assert driver.train(project)["exit"] == 0
-    assert project.record()["resumed_at"] == [22]
+    assert project.record()["resumed_at"] == [8]
     assert project.result() == uninterrupted["result"]
 
 
 def test_the_best_adapter_of_before_a_kill_is_the_one_published(project, driver, tmp_path):
     project.set(
-        variants__B__train=RECIPE | {"learning_rate": 0.3, "max_steps": 22}
+        variants__B__train=RECIPE | {"learning_rate": 0.3, "max_steps": 22, "per_device_train_batch_size": 2}
     )  # its losses rise at the end
     whole = project.copy(tmp_path / "whole")
     assert driver.train(whole)["exit"] == 0
@@ -343,8 +345,8 @@ def test_a_checkpoint_holds_no_code(with_checkpoints):
 
 
 def stop(project: Project, number: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, int]:
-    """Send a signal to the whole command, as a terminal does, after step 6; return what it printed and its exit status."""
-    wait_for(lambda: max(project.steps(), default=0) >= 6, process)
+    """Send a signal to the whole command, as a terminal does, once it has a checkpoint; return what it printed and its exit status."""
+    wait_for(project.steps, process)
     os.killpg(process.pid, number)
     return process.communicate(timeout=STEP_LIMIT_S)[0], process.returncode
 
@@ -355,7 +357,7 @@ def check_stopped(
     (step,) = project.steps()[-1:]
     assert status, printed
     assert (
-        f"error: stopped by {number.name} after step {step} of 30; `dvc repro train@B` goes on from there"
+        f"error: stopped by {number.name} after step {step} of {STEPS}; `dvc repro train@B` goes on from there"
         in printed
     )
     assert "Traceback" not in printed and not (project.root / "models/B").exists()
