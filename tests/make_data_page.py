@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from stages.format.fields import HARMLESS
 from tests.format.make_cases import read_cases
+from tests.pages import with_part
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/data.md"
@@ -112,9 +113,7 @@ def filled(page: str) -> str:
     """The page with its generated parts made anew."""
     for name, table in tables().items():
         start, end = f"<!-- {name}: made by tests.make_data_page -->\n", f"<!-- end of {name} -->"
-        before, _, rest = page.partition(start)
-        _, _, after = rest.partition(end)
-        page = f"{before}{start}\n{table.strip()}\n\n{end}{after}"
+        page = with_part(page, start, end, table)
     return page
 
 

@@ -17,6 +17,7 @@ from abctune.core.files import write_json
 from abctune.llm.gguf_families import FAMILIES
 from stages.train.plain import UNSLOTH
 from tests.llm.test_architectures import ARCHITECTURES
+from tests.pages import with_part
 from tests.train.test_plain import PLAIN
 
 ROOT = Path(__file__).parent.parent
@@ -94,9 +95,7 @@ def chat(kind: str, app: str) -> str:
 
 def filled(page: str) -> str:
     """The page with its table made anew."""
-    before, _, rest = page.partition(START)
-    table = "\n".join(rows())
-    return f"{before}{START}\n{table}\n\n{END}{rest.partition(END)[2]}"
+    return with_part(page, START, END, "\n".join(rows()))
 
 
 if __name__ == "__main__":

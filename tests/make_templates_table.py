@@ -24,6 +24,7 @@ from stages.format.render import Renderer
 from stages.format.repairs import Conversation
 from stages.format.turns import Rejected
 from tests import small
+from tests.pages import with_part
 
 PAGE = Path(__file__).parent.parent / "docs/models.md"
 START, END = "<!-- table: made by tests.make_templates_table -->\n", "<!-- end of templates' table -->"
@@ -196,9 +197,7 @@ def rows(folder: Path) -> Iterator[str]:
 
 def filled(page: str, folder: Path) -> str:
     """The page with its table made anew."""
-    before, _, rest = page.partition(START)
-    table = "\n".join(rows(folder))
-    return f"{before}{START}\n{table}\n\n{END}{rest.partition(END)[2]}"
+    return with_part(page, START, END, "\n".join(rows(folder)))
 
 
 if __name__ == "__main__":
