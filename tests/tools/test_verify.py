@@ -52,9 +52,10 @@ def cached(project: Workspace, path: str) -> Path:
 def committed(project: Workspace, *stages: str) -> None:
     """DVC takes the workspace as it is for what these stages (all, if none is named) made and read.
 
-    Now only the content can tell: `faults` has no line of a file that changed.
+    Now only the content can tell.
     """
     project.run("dvc", "commit", "--force", *stages)
+    assert check_tracked().faults == []
 
 
 def faults() -> list[str]:
