@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from abctune.llm.chat import Unrenderable, prompt_ids
 from abctune.llm.conversation import Message
 from app.request import Refused
+from app.thoughts import with_thoughts_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ def fit(
     Raises:
         Refused: the last message alone does not fit.
     """
+    messages = with_thoughts_apart(tokenizer, messages)
     reserved = min(max_new_tokens, context // 2)
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]

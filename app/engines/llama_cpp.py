@@ -30,6 +30,7 @@ from abctune.llm.stops import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.scheduler import Canceled, Scheduler
 from app.request import CONTEXT_TOKENS, Refused, Sampling
+from app.thoughts import shown_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,6 +89,7 @@ class LlamaCpp:
         import xllamacpp
 
         self.context, self.tokenizer, self._stops = context, tokenizer, stop_token_ids(tokenizer)
+        self._marks = shown_marks(tokenizer, self._stops)
         self._models = [BASE, *adapters]
         self.n_parallel = n_parallel_for(len(self._models))
         self._slots, self._uses = [_Slot(place) for place in range(self.n_parallel)], 0
@@ -247,6 +249,8 @@ class LlamaCpp:
             if text and self._text(ids) != text:  # of a character's tokens llama.cpp names the last
                 ids = self.tokenizer.encode(text, add_special_tokens=False)
             scores = () if job.likeliest is None else tuple(_score(entry, job.likeliest) for entry in found)
+            if ids and not text:  # a special token
+                text = self._marks.get(ids[0], "")
             if ids and (text or ids[0] not in self._stops):
                 answer.add(text, ids, scores, turn.shared)
             waited_for = _is_greedy(job) and job.grammar is None and self._scheduler.others_wait(_group(job))

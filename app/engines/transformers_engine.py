@@ -24,6 +24,7 @@ from abctune.llm.stops import stop_token_ids
 from app.engines import Job, Likely, Piece, TokenScore
 from app.engines.streaming import StreamingAnswer
 from app.request import Sampling
+from app.thoughts import shown_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +58,7 @@ class TransformersEngine:
         from peft import PeftModel
 
         self.tokenizer, self._stops = tokenizer, stop_token_ids(tokenizer)
+        self._marks = shown_marks(tokenizer, self._stops)
         self.context = context
         model = load_for_inference(dtype, base=base)
         try:
@@ -151,7 +153,8 @@ class TransformersEngine:
                     continue
                 if row.job.likeliest is not None and token not in self._stops:
                     row.scores += (self._score(logits[index], token, row.job.likeliest),)
-                if piece := row.take(index, token, self.tokenizer, token in self._stops):
+                shown = self._marks.get(token)
+                if piece := row.take(index, token, self.tokenizer, token in self._stops, shown):
                     yield replace(piece, scores=row.scores, shared=len(jobs) > 1)
                     row.scores = ()
             if all(row.finish for row in rows):

@@ -36,6 +36,12 @@ def _load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
+def _tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def _token(letter: str) -> int:
     return small.chatml_tokenizer().convert_tokens_to_ids(letter)
 
@@ -72,7 +78,7 @@ def speak_in_turn(folder: Path, text: str) -> None:
     """Let a model say the text's tokens (all different) in turn, beginning with the first behind the prompt."""
     import torch
 
-    model, tokens = _load(folder), small.chatml_tokenizer().encode(text, add_special_tokens=False)
+    model, tokens = _load(folder), _tokenizer(folder).encode(text, add_special_tokens=False)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -132,7 +138,7 @@ def write_gguf(folder: Path) -> None:
     from abctune.llm.rotary import interleaved
 
     model = _load(folder)
-    config, tokenizer = model.config, small.chatml_tokenizer()
+    config, tokenizer = model.config, _tokenizer(folder)
     writer = gguf.GGUFWriter(folder / "base.gguf", "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -148,7 +154,7 @@ def write_gguf(folder: Path) -> None:
     writer.add_tokenizer_pre("default")
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     writer.add_token_list(tokens)
-    special = set(small.CHATML_TOKENS)
+    special = set(tokenizer.added_tokens_encoder)
     writer.add_token_types(
         [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import httpx
 import openai
 import pytest
 
+from abctune.llm.chat import Unrenderable, prompt_ids
+from app.context import fit
+from app.service import Service
+from tests import small
 from tests.app.conftest import serving
 from tests.app.planted import LETTERS
 
@@ -29,6 +34,42 @@ def test_a_model_answers_by_name(client, model):
     done = client.chat.completions.create(model=model, messages=HELLO, max_tokens=5)
     assert done.choices[0].message.content == LETTERS[model] * 5
     assert (done.model, done.choices[0].finish_reason, done.usage.completion_tokens) == (model, "length", 5)
+
+
+# Templates to which a system message alone is an error, as Qwen3.5's and Mistral's: one wants a question somewhere, the
+# other prints the message with the last question.
+WANTS_A_QUESTION = (
+    "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ raise_exception('No user query found in messages.') }}{% endif %}" + small.CHATML
+)
+WITH_THE_LAST_QUESTION = (
+    "{% if messages[-1].role == 'system' %}{{ raise_exception('a system message is no question') }}{% endif %}"
+    "{% for message in messages if message.role != 'system' %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if loop.last and message.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "{{ message.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [WANTS_A_QUESTION, WITH_THE_LAST_QUESTION])
+def test_a_system_message_is_answered_to_where_the_template_refuses_one_alone(
+    models, engines, tokenizer, template
+):
+    refusing = copy.copy(tokenizer)
+    refusing.chat_template = template
+    with pytest.raises(Unrenderable):
+        prompt_ids(refusing, HELLO[:1])
+    further = [*HELLO, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and now?"}]
+    with (
+        serving(Service(models, engines["llama.cpp"], refusing)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for asked in (HELLO, further):
+            done = client.chat.completions.create(model="B", messages=asked, max_tokens=5)
+            assert done.choices[0].message.content == "b" * 5
+            stock = refusing.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+            assert done.usage.prompt_tokens == len(stock)
+    shortened = fit(refusing, [HELLO[0], *20 * further[1:3], HELLO[1]], 64, 400)
+    assert shortened.dropped and "be brief" in refusing.decode(shortened.ids)
 
 
 def test_an_answer_streams_and_ends_with_its_usage(client):
