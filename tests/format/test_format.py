@@ -7,6 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from abctune.llm.chat import prompt_ids
+from abctune.llm.conversation import IGNORE, conversation_of
+from abctune.llm.tokenizer import load_tokenizer
 from tests import small
 
 
@@ -79,6 +82,54 @@ def test_a_field_that_nobody_reads_is_named_in_the_remedy_which_works(project):
     project.set(sources__chat__ignore=["rationale"])
     project.stage("format", "A")
     assert summary(project)["sources"]["chat"]["kept"] == 20
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLED = {
+    "messages": [
+        {"role": "user", "content": "Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "rain", "name": "weather"},
+        {"role": "assistant", "content": "It rains."},
+    ]
+}
+
+
+# As functionary's: it joins texts, so a call's arguments have to be one and a tool without a description is an error. What
+# some words make it do stands for all other errors that a template has with one row.
+EASILY_BROKEN = (
+    "{% macro endless() %}{{ endless() }}{% endmacro %}"
+    "{% for tool in tools or [] %}{{ '// ' + tool.function.description + tool.function.name }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% if message.content == 'divide' %}{{ 1 // 0 }}{% elif message.content == 'recurse' %}{{ endless() }}"
+    "{% elif message.content == 'raise' %}{{ raise_exception('not like this') }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}{{ '>>>' + call.function.name + call.function.arguments }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_an_error_of_the_template_is_the_reason_of_its_row_and_no_other_row_is_lost(project):
+    (project.root / "models/base/chat_template.jinja").write_text(EASILY_BROKEN)
+    project.set(sources__chat__max_quarantined=0.9, sources__chat__schema="auto")
+    tool = {"type": "function", "function": {"name": "weather", "description": "Tells the weather."}}
+    described, bare = CALLED | {"tools": [tool]}, CALLED | {"tools": [{"function": {"name": "weather"}}]}
+    broken = [
+        {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": "Yo"}]}
+        for word in ("divide", "recurse", "raise")
+    ]
+    write_mixed(project, [described, bare, *broken])
+    project.stage("format", "A")
+    reasons = {row["row"]: row["reason"] for row in rows(project, "quarantine")}
+    assert sorted(reasons) == [1, 2, 3, 4]
+    assert all(reason.startswith("chat template fails (") for reason in reasons.values())
+    assert "division" in reasons[2] and "recursion" in reasons[3] and "not like this" in reasons[4]
+
+    [row] = rows(project)
+    messages, tools = conversation_of(row)
+    prompt = prompt_ids(load_tokenizer(project.root / "models/base"), messages[:1], tools)
+    assert row["input_ids"][: len(prompt)] == prompt
+    learned = [token for token in row["labels"] if token != IGNORE]
+    assert '>>>weather{"city": "Oslo"}<|im_end|>' in small.chatml_tokenizer().decode(learned)
 
 
 def test_rows_that_a_source_says_to_drop_do_not_stop_the_stage_and_are_counted(project):

@@ -26,6 +26,7 @@ from stages.export.write import sixteen_bit, write_merged
 from stages.train.plain import add_adapter
 from tests import small
 from tests.llm.test_architectures import ARCHITECTURES, SHAPE
+from tests.llm.wrappers import WRAPPERS, write_wrapper
 from tools.verify.adapters import by_peft, shapes_of
 
 RESULTS = Path(__file__).with_name("whole_path.json")  # written by tests.make_models_page
@@ -38,11 +39,11 @@ STEPS = ("load", "verify", "merged", "app")
 
 
 def path_of(kind: str) -> dict[str, str]:
-    """One architecture's steps."""
+    """One architecture's steps; also of one that reads images."""
     tokenizer = small.chatml_tokenizer()
     lora = load_params().lora_of("B").model_copy(update={"r": 4})
     with TemporaryDirectory() as folder, chdir(folder):
-        make_base(kind, tokenizer)
+        write_wrapper(kind, BASE) if kind in WRAPPERS else make_base(kind, tokenizer)
         make_adapter(lora)
         steps: dict[str, Callable[[], None]] = {
             "load": lambda: loads(tokenizer),

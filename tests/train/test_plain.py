@@ -10,40 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
 from stages.train.micro_batching import padded
 from stages.train.plain import UNSLOTH, add_adapter, linear_layers, load, targets, unreached
-from tests.llm.test_architectures import ARCHITECTURES, SHAPE, build
+from tests.llm.test_architectures import ARCHITECTURES, build
+from tests.llm.wrappers import WRAPPERS, write_wrapper
 
 PLAIN = tuple(name for name in ARCHITECTURES if name not in UNSLOTH)
 
 
 def lora(**changes):
     return load_params().lora_of("B").model_copy(update={"r": 4, **changes})
-
-
-@pytest.fixture
-def wrapper(tmp_path):
-    """Gemma 3 with its vision tower."""
-    config = AutoConfig.for_model(
-        "gemma3",
-        text_config={**SHAPE, "model_type": "gemma3_text"},
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        image_token_index=120,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    recipe = SimpleNamespace(dtype="float32", load_in_4bit=False)
-    return load(tmp_path, recipe, 64, "none")
 
 
 def rows(seed):
@@ -90,13 +69,17 @@ def test_a_models_loss_while_training_is_its_own_and_knows_no_neighbours(kind):
     assert loss(model, others).item() == pytest.approx(share, rel=1e-5)
 
 
-def test_of_a_vision_wrapper_the_language_model_alone_is_adapted_and_trains(wrapper):
-    model = add_adapter(wrapper, lora(), "none", seed=1)
-    adapted = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert len(adapted) == 2 * 7 * 2 and not any("vision" in name for name in adapted)
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_of_a_model_that_reads_images_too_the_language_model_alone_is_adapted_and_trains(kind, tmp_path):
+    write_wrapper(kind, tmp_path)
+    wrapper = load(tmp_path, SimpleNamespace(dtype="float32", load_in_4bit=False), 64, "none")
+    model = add_adapter(wrapper, lora(target_modules="all-linear"), "none", seed=1)
+    text = {id(weight) for weight in model.get_base_model().get_decoder().parameters()}
+    adapted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted and {id(p) for p in adapted.values()} <= text
     model.train()
     loss(model, rows(0)).backward()
-    assert unreached(model) == []
+    assert all(p.grad.abs().sum() > 0 for name, p in adapted.items() if "lora_B" in name)
 
 
 def test_layers_that_the_adapter_does_not_reach_are_named():
