@@ -166,9 +166,9 @@ class TransformersEngine:
     def _forward(self, jobs: Sequence[Job], ids: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple:
         """The next-token scores of each row, and the cache that now holds `ids` too."""
         position = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        names = {"adapter_names": [_adapter(job.model) for job in jobs]}
+        names = {"adapter_names": ["__base__" if _applied(job) == BASE else job.model for job in jobs]}
         self._scale({job.model: job.sampling.adapter_strength for job in jobs if job.model != BASE})
-        with self._alone(jobs[0].model):
+        with self._alone(_applied(jobs[0])):
             output = self._model(
                 input_ids=ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
@@ -200,8 +200,9 @@ class TransformersEngine:
                 self._strength[name] = strength
 
 
-def _adapter(model: str) -> str:
-    return "__base__" if model == BASE else model
+def _applied(job: Job) -> str:
+    """The job's model, or the base at strength 0, where DoRA's magnitudes alone would still change it."""
+    return job.model if job.sampling.adapter_strength else BASE
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from abctune.llm.chat import prompt_ids
@@ -37,6 +38,25 @@ def by_peft(root: Path, name: str, prompt: list[int]) -> str:
         model = PeftModel.from_pretrained(model, root / name).eval()
     ids = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)[0]
     return small.chatml_tokenizer().decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+def test_at_strength_0_a_dora_adapter_leaves_the_base_as_it_is(tmp_path):
+    write_models(tmp_path, "use_dora")
+    path = tmp_path / "B" / "adapter_model.safetensors"
+    weights = load_file(path)  # magnitudes as training leaves them: no longer the base's
+    moved = {name: 2 * weight if "magnitude" in name else weight for name, weight in weights.items()}
+    assert any("magnitude" in name for name in weights)
+    save_file(moved, path)
+    tokenizer = small.chatml_tokenizer()
+    prompt = prompt_ids(tokenizer, [{"role": "user", "content": "hi"}])
+    engine = TransformersEngine(tmp_path / "base", {"B": tmp_path / "B"}, tokenizer, 256, torch.float32)
+    answers = []
+    for strength in (0.0, 1.0):
+        sampling = GREEDY.model_copy(update={"adapter_strength": strength})
+        pieces = engine.stream([Job("B", prompt, TOKENS, sampling)])
+        answers.append("".join(piece.text for piece in pieces))
+    assert answers == [by_peft(tmp_path, name, prompt) for name in ("base", "B")]
+    assert answers[0] != answers[1]
 
 
 @pytest.mark.parametrize("setting", ["use_rslora", "use_dora"])
