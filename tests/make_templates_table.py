@@ -8,20 +8,24 @@ accepted is compared with the prompt that inference makes of the same turns.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from abctune.core.errors import UserError
 from abctune.core.files import write_json
+from abctune.core.params import SourceParams
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import IGNORE
 from abctune.llm.tokenizer import load_tokenizer
+from stages.format.formatter import RecordReader
 from stages.format.render import Renderer
 from stages.format.repairs import Conversation
+from stages.format.trials import helpful_setting
 from stages.format.turns import Rejected
 from tests import small
 from tests.pages import with_part
@@ -72,53 +76,47 @@ BEHIND_A_CALL = (
 )  # eos_token_id of GLM's generation_config.json
 
 
-class Remedy(NamedTuple):
-    """What makes a template's refused kinds usable: in words, as settings that are tried here, or neither."""
-
-    says: str
-    args: Mapping[str, Any] | None = None
-    template: str | None = None
-
-
-THINK = Remedy("`template_args: {enable_thinking: true}`", {"enable_thinking": True})
-NO_THINK = Remedy("`template_args: {enable_thinking: false}`", {"enable_thinking": False})
-CHATML = Remedy("`chat_template: chatml-tools`", {}, "chatml-tools")
-OWN = Remedy("a template of one's own")
-# {template: (tokens that end a reply, what helps)}, for the families that people fine-tune.
-TEMPLATES: dict[str, tuple[tuple[str, ...], Remedy | None]] = {
-    "Apriel-1.6-15b-Thinker-fixed": (("<|end|>",), OWN),
-    "Bielik-11B-v3.0-Instruct": (("<|im_end|>",), CHATML),
-    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": (("<|END_OF_TURN_TOKEN|>",), THINK),
-    "GLM-4.6": (BEHIND_A_CALL, None),
-    "GLM-4.7-Flash": (BEHIND_A_CALL, NO_THINK),
-    "HuggingFaceTB-SmolLM3-3B": (("<|im_end|>",), CHATML),
-    "Kimi-K2-Instruct": (("<|im_end|>",), Remedy("moonshotai-Kimi-K2's template", {}, "moonshotai-Kimi-K2")),
-    "LFM2-8B-A1B": (("<|im_end|>",), CHATML),
-    "Mistral-Small-3.2-24B-Instruct-2506": (("</s>",), OWN),
-    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (("<|im_end|>",), None),
-    "NVIDIA-Nemotron-Nano-v2": (("<SPECIAL_12>",), OWN),
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": (("<|im_end|>",), CHATML),
-    "Qwen-QwQ-32B": (("<|im_end|>",), THINK),
-    "Qwen-Qwen2.5-7B-Instruct": (("<|im_end|>",), CHATML),
-    "Qwen-Qwen3-0.6B": (("<|im_end|>",), None),
-    "Qwen3-Coder": (("<|im_end|>",), CHATML),
-    "Qwen3.5-4B": (("<|im_end|>",), None),
-    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": (("<｜end▁of▁sentence｜>",), OWN),
-    "deepseek-ai-DeepSeek-V3.1": (("<｜end▁of▁sentence｜>",), OWN),
-    "deepseek-ai-DeepSeek-V3.2": (("<｜end▁of▁sentence｜>",), THINK),
-    "google-gemma-2-2b-it": (("<end_of_turn>",), OWN),
-    "google-gemma-4-31B-it": (("<turn|>",), OWN),
-    "ibm-granite-granite-3.3-2B-Instruct": (("<|end_of_text|>",), OWN),
-    "ibm-granite-granite-4.0": (("<|end_of_text|>",), OWN),
-    "meetkai-functionary-medium-v3.2": (("<|eot_id|>",), OWN),
-    "meta-llama-Llama-3.2-3B-Instruct": (("<|eot_id|>",), OWN),
-    "microsoft-Phi-3.5-mini-instruct": (("<|end|>",), OWN),
-    "mistralai-Ministral-3-14B-Reasoning-2512": (("</s>",), OWN),
-    "mistralai-Mistral-Nemo-Instruct-2407": (("</s>",), Remedy("with calls, the system message in the first question")),
-    "moonshotai-Kimi-K2": (("<|im_end|>",), CHATML),
-    "openai-gpt-oss-120b": (("<|return|>", "<|call|>"), None),
-    "unsloth-Apriel-1.5": (("<|end|>",), OWN),
-}  # fmt: skip
+# {template: tokens that end a reply}, for the families that people fine-tune.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "Apriel-1.6-15b-Thinker-fixed": ("<|end|>",),
+    "Bielik-11B-v3.0-Instruct": ("<|im_end|>",),
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": ("<|END_OF_TURN_TOKEN|>",),
+    "GLM-4.6": BEHIND_A_CALL,
+    "GLM-4.7-Flash": BEHIND_A_CALL,
+    "HuggingFaceTB-SmolLM3-3B": ("<|im_end|>",),
+    "Kimi-K2-Instruct": ("<|im_end|>",),
+    "LFM2-8B-A1B": ("<|im_end|>",),
+    "Mistral-Small-3.2-24B-Instruct-2506": ("</s>",),
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("<|im_end|>",),
+    "NVIDIA-Nemotron-Nano-v2": ("<SPECIAL_12>",),
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": ("<|im_end|>",),
+    "Qwen-QwQ-32B": ("<|im_end|>",),
+    "Qwen-Qwen2.5-7B-Instruct": ("<|im_end|>",),
+    "Qwen-Qwen3-0.6B": ("<|im_end|>",),
+    "Qwen3-Coder": ("<|im_end|>",),
+    "Qwen3.5-4B": ("<|im_end|>",),
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": ("<｜end▁of▁sentence｜>",),
+    "deepseek-ai-DeepSeek-V3.1": ("<｜end▁of▁sentence｜>",),
+    "deepseek-ai-DeepSeek-V3.2": ("<｜end▁of▁sentence｜>",),
+    "google-gemma-2-2b-it": ("<end_of_turn>",),
+    "google-gemma-4-31B-it": ("<turn|>",),
+    "ibm-granite-granite-3.3-2B-Instruct": ("<|end_of_text|>",),
+    "ibm-granite-granite-4.0": ("<|end_of_text|>",),
+    "meetkai-functionary-medium-v3.2": ("<|eot_id|>",),
+    "meta-llama-Llama-3.2-3B-Instruct": ("<|eot_id|>",),
+    "microsoft-Phi-3.5-mini-instruct": ("<|end|>",),
+    "mistralai-Ministral-3-14B-Reasoning-2512": ("</s>",),
+    "mistralai-Mistral-Nemo-Instruct-2407": ("</s>",),
+    "moonshotai-Kimi-K2": ("<|im_end|>",),
+    "openai-gpt-oss-120b": ("<|return|>", "<|call|>"),
+    "unsloth-Apriel-1.5": ("<|end|>",),
+}
+OWN = "a template of one's own"
+# What helps where no setting does, and is more than a template of one's own.
+IN_WORDS = {
+    "Kimi-K2-Instruct": "moonshotai-Kimi-K2's template (calls, system and calls)",
+    "mistralai-Mistral-Nemo-Instruct-2407": "with calls, the system message in the first question",
+}
 WITH_A_DEFAULT = (
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
 )  # published beside a `default` that is ChatML
@@ -161,39 +159,38 @@ def outcome(tokenizer: Any, kind: str) -> str:
     return "yes"
 
 
-def outcomes(folder: Path, name: str, remedy: Remedy | None) -> dict[str, str]:
-    """What becomes of each kind of conversation with one template, or with what helps where it is refused."""
+def load(folder: Path, name: str, made: Path) -> Any:
+    """A tokenizer with a published template, as `format` loads it; `made` is a folder for its files, which it reads later too."""
     template: str | dict[str, str] = (folder / f"{name}.jinja").read_text(encoding="utf-8")
-    named, args = "model", dict(remedy.args or {}) if remedy else {}
-    with TemporaryDirectory() as made:
-        if remedy and remedy.template == "chatml-tools":
-            named = remedy.template
-        elif name in WITH_A_DEFAULT:
-            template = {"default": small.CHATML, "tool_use": template}
-        elif remedy and remedy.template:
-            template = (folder / f"{remedy.template}.jinja").read_text(encoding="utf-8")
-        write_tokenizer(Path(made), template, TEMPLATES[name][0])
-        tokenizer = load_tokenizer(Path(made), named, args)
-        return {kind: outcome(tokenizer, kind) for kind in KINDS}
+    if name in WITH_A_DEFAULT:
+        template = {"default": small.CHATML, "tool_use": template}
+    write_tokenizer(made, template, TEMPLATES[name])
+    return load_tokenizer(made)
+
+
+def helps(tokenizer: Any, name: str, refused: Sequence[str]) -> str:
+    """What makes the refused kinds usable: the settings that `format` names for them, each with its kinds."""
+    reader = RecordReader({"own": SourceParams()}, tokenizer, 10_000, {})
+    kinds: dict[str, list[str]] = {}
+    for kind in refused:
+        row = {"messages": KINDS[kind]} | ({"tools": TOOLS} if "calls" in kind else {})
+        setting = helpful_setting(reader, [{"source": "own", "record": json.dumps(row), "group": None}])
+        kinds.setdefault(f"`{setting[0]}`" if setting else IN_WORDS.get(name, OWN), []).append(kind)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return ", ".join(f"{one} ({', '.join(its)})" for one, its in kinds.items())
 
 
 def rows(folder: Path) -> Iterator[str]:
-    """A line per template, by the alphabet.
-
-    Raises:
-        AssertionError: what is said to help does not.
-    """
+    """A line per template, by the alphabet."""
     yield f"| template | {' | '.join(KINDS)} | for what is refused |\n|{'---|' * (len(KINDS) + 2)}"
-    for name, (_, remedy) in TEMPLATES.items():
-        found = outcomes(folder, name, None)
-        refused = [kind for kind in KINDS if found[kind] != "yes"]
-        says = remedy.says if remedy and refused else ""
-        if refused and remedy and remedy.args is not None:
-            helped = outcomes(folder, name, remedy)
-            mended = [kind for kind in refused if helped[kind] == "yes"]
-            assert mended, f"{name}: {remedy.says} does not help: {helped}"
-            says += "" if mended == refused else f" ({', '.join(mended)})"
-        yield f"| {name} | {' | '.join(found.values())} | {says} |"
+    for name in TEMPLATES:
+        with TemporaryDirectory() as made:
+            tokenizer = load(folder, name, Path(made))
+            found = {kind: outcome(tokenizer, kind) for kind in KINDS}
+            refused = [kind for kind in KINDS if found[kind] != "yes"]
+            helped = helps(tokenizer, name, refused) if refused else ""
+        yield f"| {name} | {' | '.join(found.values())} | {helped} |"
 
 
 def filled(page: str, folder: Path) -> str:

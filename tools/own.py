@@ -219,9 +219,7 @@ def check_usable(found: Examination, source: str, file: Path, params: Params) ->
     if fields := unread_fields(counts):
         options = " ".join(f"--ignore {shlex.quote(field)}" for field in fields)
         helps = f"say what may be left out (`{options}`), or what belongs to the conversation (`--column PART=COLUMN`)"
-    elif re.match(
-        r"(say under|check) sources", helps := remedy(source, counts, params, found.longest_refused)
-    ):
+    elif re.match(r"(say under|check) sources", helps := remedy(source, counts, params, found.formatter)):
         helps = "say which columns are the user's and the assistant's: `--column user=COLUMN --column assistant=COLUMN`"
     else:
         by_option = False

@@ -45,7 +45,7 @@ def main(variant: ItemArgument) -> None:
         if any(source.quarantined for source in record.sources.values()):
             with atomic_output(rejected) as copy:
                 shutil.copy(folder / "quarantine.parquet", copy)
-        check_quarantine(record, params, mixed, rejected, formatter.tally.longest_refused)
+        check_quarantine(formatter, record, params, mixed, rejected)
         rejected.unlink(missing_ok=True)
         write_record(folder / "summary.json", record)
         write_text(folder / "preview.txt", formatter.preview.text(record))

@@ -34,7 +34,7 @@ class Examination:
     groups: int  # of the usable rows: those of a group stay on one side of the split
     replies: dict[str, int]  # rows by their last reply, where these are few and short: labels; else none
     calls: int  # rows with a reply that calls tools
-    longest_refused: int  # tokens of the longest row whose questions alone exceed max_length; 0 if none do
+    formatter: Formatter  # what has read the rows
 
     @property
     def usable(self) -> float:
@@ -84,7 +84,6 @@ def examine(
     record, labels = formatter.record(), {} if len(replies) > MAX_LABELS else dict(replies)
     if not labels or max(map(len, labels)) > LABEL_CHARACTERS or "" in labels:
         labels = {}
-    longest = formatter.tally.longest_refused[source]
     return Examination(
-        record, formatter.preview.text(record), dict(roles), len(groups), labels, calls, longest
+        record, formatter.preview.text(record), dict(roles), len(groups), labels, calls, formatter
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 NOTHING_LEFT = "nothing supervised after truncation"
 TOO_LONG = "longer than max_length"  # where the source says `overlong: drop`
+BY_TEMPLATE = "chat template"  # how the reasons begin for which a chat template refuses a conversation
+REMEMBERED = 8  # such rows of each source: enough to see whether another setting of the template helps
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,15 @@ class RecordReader:
         groups: Mapping[str, str | None],
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self._sources = sources
+        self._sources, self._groups = sources, groups
         self._readers = {name: Reader(options, groups.get(name)) for name, options in sources.items()}
         self._renderer = Renderer(tokenizer, max_length)
+
+    def with_template(self, template: str) -> RecordReader:
+        """The same with another chat template."""
+        tokenizer = copy(self.tokenizer)
+        tokenizer.chat_template = template
+        return RecordReader(self._sources, tokenizer, self.max_length, self._groups)
 
     def read(self, records: list[dict[str, Any]]) -> list[Usable | Refused]:
         """Some records of data/mixed, in their order."""
@@ -112,7 +122,10 @@ class RecordReader:
 
 
 class Formatter:
-    """Formats record batches; what it has seen so far is in `tally` and `preview`."""
+    """Formats record batches; what it has seen so far is in `tally` and `preview`.
+
+    `refused` has, by source, the first records that the chat template refuses.
+    """
 
     def __init__(
         self,
@@ -127,6 +140,7 @@ class Formatter:
         self._seen: set[str] = set()
         self.tally = Tally(max_length)
         self.preview = Preview(tokenizer, preview_rows)
+        self.refused: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self._template_hash = template_hash(tokenizer)
 
     def batch(self, records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -160,6 +174,9 @@ class Formatter:
 
     def _reject(self, one: Refused) -> dict[str, Any]:
         self.tally.quarantined(one.record["source"], one.reason, one.n_tokens)
+        refused = self.refused[one.record["source"]]
+        if one.reason.startswith(BY_TEMPLATE) and len(refused) < REMEMBERED:
+            refused.append(one.record)
         kept = {key: one.record[key] for key in ("source", "row", "record")}
         return {**kept, "reason": one.reason}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from abctune.core.errors import UserError
@@ -11,7 +10,9 @@ from abctune.core.params import PARAMS_FILE, Params
 from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
 from abctune.llm.stops import NO_STOP
-from stages.format.formatter import NOTHING_LEFT, TOO_LONG
+from stages.format.formatter import BY_TEMPLATE, NOTHING_LEFT, TOO_LONG, Formatter
+from stages.format.render import REWRITES
+from stages.format.trials import helpful_setting
 
 UNREAD = "unread field: "
 # What helps, by how the reason begins; the first that fits.
@@ -19,7 +20,8 @@ REMEDIES = (
     (UNREAD, "set sources.{source}.ignore: [{fields}], or name under sources.{source}.columns what belongs to the conversation"),
     (NOTHING_LEFT, "raise profiles.{profile}.data.max_length in {file} from {max_length} to {longest}: the questions alone are longer"),
     (NO_STOP, "name in generation_config.json of the model's folder, as `eos_token_id`, the tokens that end a reply (published models do); or set profiles.{profile}.model.chat_template in {file} to a template that prints one"),
-    ("chat template", "set profiles.{profile}.model.chat_template in {file} to one that has a place for it (chatml-tools, for models with ChatML)"),
+    (REWRITES, "set profiles.{profile}.model.chat_template in {file} to models/own/NAME.jinja, a copy of the model's template, changed to print before a reply what it prints to have one written"),
+    (BY_TEMPLATE, "set profiles.{profile}.model.chat_template in {file} to models/own/NAME.jinja, a copy of the model's template, changed to print such conversations"),
     ("schema not recognised", "say under sources.{source}.columns which column is the user's and which the assistant's"),
     ("the conversation is inside", "write what is inside to a file of its own, a row each: an object with `messages`"),
     ("turns under", "write each turn as an object, as {{\"role\": \"user\", \"content\": \"...\"}}"),
@@ -38,19 +40,21 @@ REMEDIES = (
 
 
 def check_quarantine(
-    record: FormatRecord, params: Params, mixed: Path, rejected: Path, longest: Mapping[str, int]
+    formatter: Formatter, record: FormatRecord, params: Params, mixed: Path, rejected: Path
 ) -> None:
     """Stop when a source has more unusable rows than its limit allows, or no row is usable.
 
     Args:
+        formatter: what has read the rows.
+        record: its counts.
         rejected: where the refused rows are, for the message.
-        longest: tokens of each source's longest row of which the cut leaves nothing to learn.
 
     Raises:
         UserError: with counts by reason, the limit's key, and what helps.
     """
+    longest = formatter.tally.longest_refused
     lines = [
-        _line(source, counts, params, rejected, longest[source])
+        _line(source, counts, params, rejected, remedy(source, counts, params, formatter))
         for source, counts in record.sources.items()
         if unwanted(counts) / counts.read > _limit(source, params)[1]
     ]
@@ -75,34 +79,42 @@ def _limit(source: str, params: Params) -> tuple[str, float]:
     return "format.max_quarantined", params.format.max_quarantined
 
 
-def _line(source: str, counts: FormattedRows, params: Params, rejected: Path, longest: int) -> str:
+def _line(source: str, counts: FormattedRows, params: Params, rejected: Path, helps: str) -> str:
     key, limit = _limit(source, params)
     by_count = sorted(counts.quarantined.items(), key=lambda pair: -pair[1])
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in by_count[:5])
     return (
         f"{unwanted(counts):,} of {counted(counts.read, 'row')} of {source} ({unwanted(counts) / counts.read:.1%}) cannot be used "
         f"({reasons}); the limit is {key} = {limit:g} in {PARAMS_FILE}. The rows are in {rejected}. "
-        f"To use them, {remedy(source, counts, params, longest)}; to do without them, set sources.{source}.max_quarantined"
+        f"To use them, {helps}; to do without them, set sources.{source}.max_quarantined"
     )
 
 
-def remedy(source: str, counts: FormattedRows, params: Params, longest: int) -> str:
+def remedy(source: str, counts: FormattedRows, params: Params, formatter: Formatter) -> str:
     """The remedy for the most common reason for which rows of a source are refused.
 
+    Where that is the chat template, settings of it are tried on some of the rows, and the one that helps is named.
+
     Args:
-        longest: tokens of the longest row of which the cut leaves nothing to learn.
+        formatter: what has read and counted the rows.
     """
     reasons = sorted(
         (reason for reason in counts.quarantined if reason != TOO_LONG),
         key=lambda one: -counts.quarantined[one],
     )
-    text = next(text for start, text in REMEDIES if reasons[0].startswith(start))
+    start, text = next(one for one in REMEDIES if reasons[0].startswith(one[0]))
+    if start in (REWRITES, BY_TEMPLATE) and (
+        setting := helpful_setting(formatter.reader, formatter.refused[source])
+    ):
+        name, usable = setting
+        tried = len(formatter.refused[source])
+        return f"set profiles.{params.profile}.model.{name} in {PARAMS_FILE}, with which {usable} of {tried} rows that were tried can be used"
     return text.format(
         source=source,
         file=PARAMS_FILE,
         profile=params.profile,
         max_length=params.active.data.max_length,
-        longest=longest,
+        longest=formatter.tally.longest_refused[source],
         fields=", ".join(map(_in_yaml, unread_fields(counts))),
     )
 

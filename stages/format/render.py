@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+REWRITES = "chat template rewrites earlier turns"
 CONTROL_NOTE = "control token's spelling kept as characters"
 
 
@@ -121,7 +122,7 @@ class Renderer:
         try:
             pieces = reply_pieces(self.tokenizer, messages, tools)
         except TemplateError:
-            raise Rejected("chat template rewrites earlier turns") from None
+            raise Rejected(REWRITES) from None
         pieces = self._stops.closed(pieces, messages)
         example = Rendered(pieces, frozenset({len(messages) - 1}), marks, len(messages))
         check_complete(example, messages, tools, past_thoughts=False)

@@ -84,6 +84,13 @@ def test_a_field_that_nobody_reads_is_named_in_the_remedy_which_works(project):
     assert summary(project)["sources"]["chat"]["kept"] == 20
 
 
+# As GLM-4.7's: its prompt has a reply begin with thoughts unless they are switched off, and replies have none.
+THOUGHTFUL = small.CHATML.replace(
+    "+ message['content']", "+ ('</think>' if message['role'] == 'assistant' else '') + message['content']"
+).replace(
+    "'<|im_start|>assistant\n'",
+    "'<|im_start|>assistant\n' + ('</think>' if enable_thinking is defined and not enable_thinking else '<think>')",
+)
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 CALLED = {
     "messages": [
@@ -93,6 +100,50 @@ CALLED = {
         {"role": "assistant", "content": "It rains."},
     ]
 }
+
+
+@pytest.mark.parametrize(
+    ("template", "records", "reason", "named", "setting"),
+    [
+        (
+            THOUGHTFUL,
+            small.chat_records(10),
+            "chat template rewrites earlier turns: 10",
+            "template_args: {enable_thinking: false} in params.yaml, with which 8 of 8 rows that were tried can be used",
+            {"template_args": {"enable_thinking": False}},
+        ),
+        (
+            small.CHATML,
+            [CALLED],
+            "chat template has no place for tool calls: 1",
+            "chat_template: chatml-tools in params.yaml, with which 1 of 1 rows that were tried can be used",
+            {"chat_template": "chatml-tools"},
+        ),
+    ],
+    ids=["an argument", "chatml-tools"],
+)
+def test_rows_that_the_template_refuses_are_usable_with_the_setting_that_the_message_names(
+    project, template, records, reason, named, setting
+):
+    (project.root / "models/base/chat_template.jinja").write_text(template)
+    project.set(sources__chat__schema="auto")
+    write_mixed(project, records)
+    done = project.stage("format", "A", check=False)
+    assert done.returncode == 1 and f"({reason})" in done.stderr
+    assert f"set profiles.tiny.model.{named}; to do without them" in done.stderr
+    project.set(profiles__tiny__model=project.params()["profiles"]["tiny"]["model"] | setting)
+    project.stage("format", "A")
+    assert summary(project)["sources"]["chat"]["kept"] == len(records)
+
+
+def test_where_no_setting_helps_a_copy_of_the_template_is_named(project):
+    small.llama_tokenizer().save_pretrained(project.root / "models/base")
+    project.set(sources__chat__schema="auto")
+    thought = {"role": "assistant", "content": "Yo", "reasoning_content": "Hm"}
+    write_mixed(project, [{"messages": [{"role": "user", "content": "Hi"}, thought]}])
+    done = project.stage("format", "A", check=False)
+    assert "(chat template has no place for reasoning: 1)" in done.stderr
+    assert "set profiles.tiny.model.chat_template in params.yaml to models/own/NAME.jinja" in done.stderr
 
 
 # As functionary's: it joins texts, so a call's arguments have to be one and a tool without a description is an error. What
