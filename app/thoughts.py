@@ -13,25 +13,12 @@ from typing import TYPE_CHECKING
 
 from abctune.llm.chat import Unrenderable, render
 from abctune.llm.conversation import Message
+from abctune.llm.thoughts import HEADINGS, THOUGHTS
 from abctune.llm.tokenizer import REPLY_MARKUP, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What thoughts stand between: Qwen's, DeepSeek's and GLM's kind, Mistral's, Command-R's, Gemma 4's, gpt-oss's.
-THOUGHTS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|channel|>analysis", "<|end|>"),
-    ("<|start|>assistant<|channel|>analysis", "<|end|>"),
-)
-# gpt-oss's heading of an answer.
-HEADINGS = (
-    ("<|channel|>final", "<|message|>"),
-    ("<|start|>assistant<|channel|>final", "<|message|>"),
-)
 # A template that prints a reply's thoughts from a field of their own, or leaves out that field's in past turns.
 HAS_A_PLACE = re.compile(r"reasoning_content|message\.thinking|['\"]thinking['\"] in message")
 ALL_MARKS = [mark for pair in (*THOUGHTS, *HEADINGS) for mark in pair]

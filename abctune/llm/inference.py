@@ -14,11 +14,13 @@ import torch
 
 from abctune.core.adapters import require_adapter
 from abctune.core.errors import UserError
+from abctune.llm.auto_class import auto_class
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain, is_whole
 from abctune.llm.device import device, free_bytes
 from abctune.llm.stops import stop_token_ids
+from abctune.llm.thoughts import answer_ids
 from abctune.llm.tokenizer import BASE_MODEL
 from abctune.llm.weights import weight_bytes
 
@@ -45,7 +47,6 @@ def load_for_inference(
     Raises:
         UserError: the base model or the adapter is missing or does not fit.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # for "Loading weights", a second's work
@@ -53,7 +54,7 @@ def load_for_inference(
         raise UserError(
             f"{base}/config.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = auto_class(base).from_pretrained(
         base,
         dtype=dtype,
         local_files_only=True,
@@ -190,6 +191,7 @@ class Answer:
     text: str
     token_ids: list[int]  # without the stop token
     stopped: bool  # ended with a stop token, not at the limit
+    after_thoughts: str  # the text without what the model thought first
 
 
 @torch.inference_mode()
@@ -222,13 +224,21 @@ def generate(
                 eos_token_id=sorted(stops),
                 pad_token_id=pad,
             )[:, width:]
-    return [_answer(tokenizer, ids, stops) for ids in answers.tolist()]
+    return [
+        _answer(tokenizer, prompt, ids, stops) for prompt, ids in zip(prompts, answers.tolist(), strict=True)
+    ]
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: frozenset[int]) -> Answer:
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], stops: frozenset[int]
+) -> Answer:
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     kept = ids if end is None else ids[:end]
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end is not None)
+    text, after_thoughts = (
+        tokenizer.decode(part, skip_special_tokens=True).strip()
+        for part in (kept, answer_ids(tokenizer, prompt, kept))
+    )
+    return Answer(text, kept, end is not None, after_thoughts)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
 from abctune.core.records import TaskRecord
+from abctune.llm.chat import THOUGHT
 from abctune.llm.conversation import Message, Tools, conversation_of, learned_turns, text_hash
 from abctune.llm.inference import Answer
 from stages.eval.calls import call_of, json_calls, json_object, tagged_calls
@@ -109,7 +110,9 @@ def task_of(row: Row, turn: int, check: OwnCheck) -> Iterator[OwnTask]:
     if not calls:  # sets such as Hermes' write them into the text
         calls = json_calls(reply["content"]) or tagged_calls(reply["content"])
     prompt = "\n\n".join(message["content"] for message in messages[:turn])
-    reference = Reference(reply["content"], tuple(calls), prompt)
+    thoughts = THOUGHT.match(reply["content"])  # answers are compared without theirs, too
+    text = reply["content"][thoughts.end() :] if thoughts else reply["content"]
+    reference = Reference(text, tuple(calls), prompt)
     if fits(check, reference):
         yield OwnTask(conversation_of_row(row), row["source"], messages[:turn], tools, reference)
 
@@ -126,7 +129,8 @@ def fits(check: OwnCheck, reference: Reference) -> bool:
 def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]) -> TaskRecord:
     """The answers to one conversation's tasks, checked: it passes when all do, and its texts stand one below another."""
     by_task = [
-        check_answer(check, task.reference, answer.text) for task, answer in zip(tasks, answers, strict=True)
+        check_answer(check, task.reference, answer.after_thoughts)
+        for task, answer in zip(tasks, answers, strict=True)
     ]
     held = {name: all(one.get(name, False) for one in by_task) for one in by_task for name in one}
     labels = check.labels if isinstance(check, ChoiceCheck) else None
@@ -144,7 +148,7 @@ def line_of(check: OwnCheck, tasks: Sequence[OwnTask], answers: Sequence[Answer]
         expected=label_of(last.reference.text, labels)
         if labels
         else "\n\n".join(expected(task) for task in tasks),
-        predicted=label_of(answer, labels) if labels else None,
+        predicted=label_of(answers[-1].after_thoughts, labels) if labels else None,
     )
 
 

@@ -59,7 +59,7 @@ def results(tasks: Sequence[Task], answers: Sequence[Answer]) -> list[TaskRecord
 
 
 def _result(task: Task, answer: Answer) -> TaskRecord:
-    checks = task.check(answer.text)
+    checks = task.check(answer.after_thoughts)
     return TaskRecord(
         id=task.id,
         kind=task.kind,

@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output
 from abctune.core.licenses import pass_on
 from abctune.core.params import BASE
 from abctune.core.records import ExportRecord, write_record
+from abctune.llm.auto_class import auto_class
 from abctune.llm.gguf_families import text_config
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged
@@ -81,7 +82,7 @@ def write_merged(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTok
     """A folder for `from_pretrained`; returns its next-token distributions."""
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    read = auto_class(folder).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     return by_transformers(read)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.auto_class import auto_class
 from abctune.llm.device import device, resolve_dtype
 from abctune.llm.inference import nf4
 
@@ -27,10 +28,8 @@ UNSLOTH = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 def load(path: Path, recipe: TrainParams, max_length: int, checkpointing: str) -> PreTrainedModel:
     """The base model by transformers, ready to be trained; `add_adapter` switches gradient checkpointing."""
-    from transformers import AutoModelForCausalLM
-
     dtype = resolve_dtype(recipe.dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = auto_class(path).from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,

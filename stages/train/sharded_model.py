@@ -14,6 +14,7 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.auto_class import auto_class
 from abctune.llm.device import device, resolve_dtype
 from abctune.llm.inference import fuse, nf4
 from abctune.llm.tokenizer import BASE_MODEL
@@ -67,8 +68,6 @@ def load_whole(path: Path, dtype: torch.dtype, load_in_4bit: bool) -> PreTrained
     16-bit weights are read by one process of each machine into its memory, and sharding sends every other its part;
     4-bit weights, a quarter as large, are made on every GPU whole.
     """
-    from transformers import AutoModelForCausalLM
-
     os.environ["ACCELERATE_USE_FSDP"] = "true"  # by which from_pretrained knows, like the next one
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = str(not load_in_4bit).lower()
     quantization = nf4(dtype) if load_in_4bit else None
@@ -77,14 +76,14 @@ def load_whole(path: Path, dtype: torch.dtype, load_in_4bit: bool) -> PreTrained
         # copy of many tensors (torch._foreach_copy_), by which FSDP2 gathers, takes those through float32 and makes one
         # NaN of all; 0.08 % of a 4-bit base's bytes change (pytorch/pytorch#159333, bitsandbytes#1945).
         quantization.bnb_4bit_quant_storage = torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = auto_class(path).from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,
         quantization_config=quantization,
         device_map={"": device()} if load_in_4bit else None,
     )
-    model.config.use_cache = False
+    model.config.get_text_config().use_cache = False
     if torch.cuda.is_available():
         fuse(model)
     return model

@@ -15,35 +15,12 @@ from app.request import Sampling
 from app.thoughts import parted
 from tests import small
 from tests.app import planted
+from tests.llm.test_thoughts import WRITTEN
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1)
 ASKED, AGAIN = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
 GEMMA = ("<|channel>", "<channel|>")
 GPT_OSS_TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
-
-
-GPT_OSS = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant"
-# {whose notation, or what is special: (the prompt's end, what the model writes, its answer)}
-WRITTEN = {
-    "Qwen": ("", "<think>\nHm\n</think>\n\nYes", "Yes"),
-    "DeepSeek R1, whose prompt opens the thoughts": ("<think>\n", "Hm\n</think>\n\nYes", "Yes"),
-    "Ministral": ("", "[THINK]Hm[/THINK]Yes", "Yes"),
-    "Command-R": (
-        "",
-        "<|START_THINKING|>Hm<|END_THINKING|><|START_RESPONSE|>Yes<|END_RESPONSE|>",
-        "<|START_RESPONSE|>Yes<|END_RESPONSE|>",
-    ),
-    "Gemma 4": ("", "<|channel>thought\nHm<channel|>Yes", "Yes"),
-    "gpt-oss": ("", f"{GPT_OSS}<|channel|>final<|message|>Yes", "Yes"),
-    "gpt-oss, which thinks twice": ("", f"{GPT_OSS}{GPT_OSS}<|channel|>final<|message|>Yes", "Yes"),
-    "gpt-oss without thoughts": ("", "<|channel|>final<|message|>Yes", "Yes"),
-    "no thoughts": ("", "Yes", "Yes"),
-    "no thoughts after a prompt with empty ones": ("<think>\n\n</think>\n\n", "Yes", "Yes"),
-    "an answer about the notation": ("", "Put it between <think> and </think>.", "Put it between <think> and </think>."),
-    "thoughts that do not end": ("", "<think>\nHm", ""),
-    "thoughts of the prompt's that do not end": ("<think>", "Hm", ""),
-    "thoughts of gpt-oss that do not end": ("", "<|channel|>analysis<|message|>Hm", ""),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("written", WRITTEN)

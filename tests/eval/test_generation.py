@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from abctune.core.params import ChoiceCheck
 from stages.eval import generation
 from stages.eval.generation import answer_all, bytes_of_answer
+from stages.eval.own_checks import Reference
+from stages.eval.own_tasks import OwnTask, line_of
 from tests import small
 from tests.llama_3b import LLAMA_3B
 
@@ -74,3 +77,18 @@ def test_an_answer_s_memory_is_its_cache_and_more():
         dtype = torch.bfloat16
 
     assert bytes_of_answer(Model, 1000) == 1000 * (114_688 + 4 * 8192 * 2)
+
+
+def test_an_answer_is_judged_without_the_thoughts_before_it(monkeypatch, model):
+    """As if the model wrote these ids, the first of which is a mark's."""
+    tokenizer = small.chatml_tokenizer()
+    wrote = tokenizer.encode("<think>\nno or yes?\n</think>\n\nyes<|im_end|>", add_special_tokens=False)
+    monkeypatch.setattr(
+        model, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([wrote])], dim=1)
+    )
+    [answer] = answer_all(model, tokenizer, ["Say yes"], 40)
+    assert answer.stopped and answer.text.startswith("<think>") and answer.after_thoughts == "yes"
+    check = ChoiceCheck(kind="choice", labels=("yes", "no"))
+    task = OwnTask("1", "chat", [], None, Reference("yes"))
+    line = line_of(check, [task], [answer])
+    assert line.passed and line.predicted == "yes" and "no or yes?" in line.answer

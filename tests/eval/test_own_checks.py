@@ -306,11 +306,11 @@ def test_every_reply_with_tool_calls_is_asked_for_and_a_conversation_passes_when
         tasks = own_tasks("mine", check, rows)
         assert [task.reference.calls for task in tasks] == [(CALL,), (calls[1],)]
         assert [len(task.messages) for task in tasks] == [1, 3]
-        right = [Answer(json.dumps(call), [1, 2], True) for call in calls[:2]]
+        right = [Answer(json.dumps(call), [1, 2], True, json.dumps(call)) for call in calls[:2]]
         line = line_of(check, tasks, right)
         assert line.passed and line.n_tokens == 4
         assert line.expected == "\n\n".join(map(json.dumps, calls[:2]))
-        line = line_of(check, tasks, [right[0], Answer("no", [1], True)])
+        line = line_of(check, tasks, [right[0], Answer("no", [1], True, "no")])
         assert line.checks == {"calls": False, "name": False, "arguments": False}
     last = own_tasks("mine", TypeAdapter(OwnCheck).validate_python({"kind": "exact"}), each)
     assert [task.reference.text for task in last] == ["3 degrees"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from abctune.core.errors import UserError
+from abctune.llm.auto_class import auto_class
 from abctune.llm.chat import prompt_ids
 from abctune.llm.heads import head_of
 from abctune.llm.inference import load_for_inference
@@ -15,6 +17,7 @@ from abctune.llm.likelihood import conversation_nll
 from abctune.llm.stops import stop_token_ids
 from abctune.llm.tokenizer import load_tokenizer
 from stages.eval.generation import answer_all
+from tests import small
 from tests.llm.test_architectures import own_loss, rows
 from tests.llm.wrappers import WRAPPERS, write_wrapper
 
@@ -57,3 +60,16 @@ def test_eval_scores_and_asks_it_as_the_whole_model_does(folder):
         end = next((place for place, token in enumerate(said) if token in stops), len(said))
         assert answer.token_ids == said[:end]
     assert len({tuple(answer.token_ids) for answer in found}) > 1, "the model says something"
+
+
+def test_a_model_that_does_not_continue_a_text_is_named(tmp_path):
+    for kind, says in (
+        ("vit", "does not continue"),
+        ("t5", "does not continue"),
+        ("new", "has no code for"),
+    ):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        with pytest.raises(UserError, match=says):
+            auto_class(tmp_path)
+    small.write_model(tmp_path / "llama")
+    assert auto_class(tmp_path / "llama").__name__ == "AutoModelForCausalLM"

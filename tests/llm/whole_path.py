@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from abctune.core.params import load_params
+from abctune.llm.auto_class import auto_class
 from abctune.llm.chat import prompt_ids
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged, logits, rms
@@ -78,7 +79,7 @@ def make_base(kind: str, tokenizer) -> None:
 
 def make_adapter(lora) -> None:
     """models/A on the layers that training takes, with weights that do something."""
-    model = add_adapter(AutoModelForCausalLM.from_pretrained(BASE), lora, "none", seed=1)
+    model = add_adapter(auto_class(BASE).from_pretrained(BASE), lora, "none", seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -117,7 +118,7 @@ def merges(tokenizer) -> None:
     folder = Path("merged")
     folder.mkdir()
     write_merged(folder, merged, tokenizer)
-    read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    read = auto_class(folder).from_pretrained(folder, dtype=torch.float32).eval()
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": one}]) for one in PROMPTS]
     moved = rms(logits(read, prompts) - logits(load_for_inference(torch.float32, ADAPTER, BASE), prompts))
     assert abs(moved - agreement.difference) < SUMS * agreement.spread, "another model is read"

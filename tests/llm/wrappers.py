@@ -20,6 +20,7 @@ QWEN_TOWER = {
     "out_hidden_size": 32,
     "num_position_embeddings": 16,
 }
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}  # of half a head's size
 # {model_type: (what its language model's config has, its vision tower's)}
 WRAPPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({}, TOWER | {"image_size": 28, "patch_size": 14}),
@@ -31,6 +32,16 @@ WRAPPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama4": (
         ARCHITECTURES["llama4_text"],
         TOWER | {"image_size": 28, "projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32},
+    ),
+    "mistral3": ({"model_type": "mistral"}, TOWER | {"image_size": 28, "patch_size": 14, "head_dim": 16}),
+    "qwen2_5_vl": (
+        {"rope_parameters": SECTIONS},
+        {key: size for key, size in QWEN_TOWER.items() if key != "num_position_embeddings"}
+        | {"fullatt_block_indexes": [0]},
+    ),
+    "qwen3_vl": (
+        {"rope_parameters": SECTIONS | {"mrope_interleaved": True}},
+        QWEN_TOWER | {"deepstack_visual_indexes": [0]},
     ),
     "qwen3_5": (ARCHITECTURES["qwen3_5_text"], QWEN_TOWER),
 }  # fmt: skip

@@ -31,14 +31,14 @@ USE = """## Use
 
 """
 ADAPTER_CODE = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")
+base = {loader}.from_pretrained({base}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")"""
-MERGED_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+MERGED_CODE = """from transformers import {loader}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto")
+model = {loader}.from_pretrained("{repo}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")"""
 MERGED = """This repository holds the whole model: the adapter's weights added into the base's and rounded to {dtype}.
 On ten fixed prompts that moved the logits by {difference:.2g} (root mean square), where the adapter itself moves them
@@ -73,7 +73,7 @@ def pack_adapter(variant: str, repo: str, folder: Path) -> None:
     named = f'"{base.repo}", revision="{base.revision}"' if base.repo else f'"{BASE_MODEL}"'
     card = ModelCard(read_card(variant))
     about = "" if base.repo else f"`{BASE_MODEL}` is {base.full_name}, which is on no model hub.\n\n"
-    use = USE.format(code=ADAPTER_CODE.format(base=named, repo=repo))
+    use = USE.format(code=ADAPTER_CODE.format(loader=_loader(BASE_MODEL), base=named, repo=repo))
     insert(card, use + about + promotion(variant))
     finish(folder, card, base)
 
@@ -96,10 +96,18 @@ def pack_merged(variant: str, repo: str, dtype: str, template: dict[str, Any], f
     if card.data.base_model:
         card.data["base_model_relation"] = "finetune"
     about = MERGED.format(dtype=dtype, difference=agreement.difference, effect=agreement.effect)
-    use = USE.format(code=MERGED_CODE.format(repo=repo))
+    use = USE.format(code=MERGED_CODE.format(loader=_loader(folder), repo=repo))
     insert(card, about + use + promotion(variant))
     finish(folder, card, base_of(variant))
     return agreement
+
+
+def _loader(folder: Path) -> str:
+    """The name of transformers' class by which a reader of the card loads the model."""
+    from abctune.llm.auto_class import auto_class
+
+    name: str = auto_class(folder).__name__
+    return name
 
 
 def copy(variant: str, folder: Path, but: tuple[str, ...]) -> None:

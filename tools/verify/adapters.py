@@ -12,6 +12,7 @@ from typing import Any
 from abctune.core.adapters import CONFIG, WEIGHTS, require_adapter
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
+from abctune.llm.auto_class import auto_class
 from abctune.llm.tokenizer import BASE_MODEL
 
 PREFIX, HEAD, EMBEDDING = "base_model.model.", "lm_head", "model.embed_tokens"
@@ -61,14 +62,14 @@ def by_peft(adapter: Path) -> Shapes | None:
     """Names and shapes of the adapter's tensors as PEFT itself makes them on this base's config; None where it cannot."""
     import torch
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with torch.device("meta"):  # shapes without numbers, so without memory
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BASE_MODEL))
+            model = auto_class(BASE_MODEL).from_config(AutoConfig.from_pretrained(BASE_MODEL))
             adapted = get_peft_model(model, PeftConfig.from_pretrained(adapter))
         made = get_peft_model_state_dict(adapted)
-    except (ValueError, KeyError, OSError):
+    except (UserError, ValueError, KeyError, OSError):
         return None
     return {name: tuple(tensor.shape) for name, tensor in made.items()}
 
