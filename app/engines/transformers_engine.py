@@ -10,12 +10,21 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
@@ -41,7 +50,7 @@ class BrokenAdapter(UserError):
 
 
 class TransformersEngine:
-    """The base model with every adapter on it; which one applies is said row by row."""
+    """The base model with every adapter loaded; each row of a batch names the one that applies to it."""
 
     name = "transformers"
     n_parallel = 1
@@ -220,20 +229,34 @@ class _Row(StreamingAnswer):
 
 
 def next_token(scores: torch.Tensor, seen: list[int], sampling: Sampling, random: torch.Generator) -> int:
-    """Repetition penalty, temperature and top-p in transformers' order, then a draw."""
-    if sampling.repetition_penalty != 1:
-        index = torch.tensor(sorted(set(seen)))
-        known = scores[index]
-        penalised = torch.where(
-            known > 0, known / sampling.repetition_penalty, known * sampling.repetition_penalty
-        )
-        scores = scores.index_copy(0, index, penalised)
+    """The next token's id: transformers' processors in the order of its `generate`, then a draw.
+
+    Args:
+        scores: float (vocabulary).
+        seen: ids of the prompt and of the answer so far, whose repetition is penalized.
+    """
+    if chain := _processors(sampling):
+        scores = chain(torch.tensor([seen], dtype=torch.long), scores[None])[0]
     if sampling.temperature == 0:
         return int(scores.argmax())
-    probabilities, order = (scores / sampling.temperature).softmax(dim=0).sort(descending=True)
-    # Keep the fewest tokens whose probabilities reach top_p; the likeliest always stays.
-    probabilities[probabilities.cumsum(dim=0) - probabilities > sampling.top_p] = 0
+    kept = scores.isfinite().nonzero()[:, 0]
+    probabilities, order = scores[kept].softmax(dim=0).sort(descending=True)
+    return int(kept[order[torch.multinomial(probabilities, 1, generator=random)]])
+
+
+@lru_cache(maxsize=64)  # as many answers as are written at once, and more
+def _processors(sampling: Sampling) -> LogitsProcessorList:
+    """What changes the scores before a draw, those that would change nothing left out."""
+    chain = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature == 0:
+        return chain
+    chain.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
-        probabilities[sampling.top_k :] = 0
-    probabilities[probabilities < sampling.min_p * probabilities[0]] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=random)])
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        chain.append(MinPLogitsWarper(sampling.min_p))
+    return chain

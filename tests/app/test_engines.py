@@ -237,6 +237,15 @@ def test_top_k_and_min_p_keep_only_the_likeliest_tokens(limit, random_pair):
     assert [answers(engine, [job(tokenizer, "A", n=8, sampling=narrow)])[0] for engine in engines] == greedy
 
 
+def test_top_k_comes_before_top_p_as_in_llama_cpp_and_generate():
+    import torch
+
+    scores, random = torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), torch.Generator().manual_seed(0)
+    # Of the two that top-k keeps, the first has 4/7 of the probability; of all, 0.4, to which top-p would add another.
+    wanted = Sampling(temperature=1, top_k=2, top_p=0.55, repetition_penalty=1)
+    assert {next_token(scores, [], wanted, random) for _ in range(100)} == {0}
+
+
 @pytest.mark.parametrize("key", ["use_dora", "lora_bias"])
 def test_an_adapter_that_llama_cpp_would_misread_is_refused(key, project, tmp_path):
     import json
