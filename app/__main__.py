@@ -8,8 +8,8 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# llama.cpp's threads wait by spinning, which is fastest on a quiet machine. Beside other work it is ruin: next to a
-# training run on two cores, 64 tokens took over a minute spinning and 1.5 s sleeping.
+# llama.cpp's threads wait by spinning, which is fastest on an idle machine and very slow on a busy one: during a
+# training run on the same two cores, 64 tokens took over a minute with spinning threads and 1.5 s with sleeping ones.
 if os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -126,7 +126,7 @@ def choose_models(revs: Sequence[str], variant: str | None) -> tuple[Models, dic
 
 
 def load_service(revs: Sequence[str], variant: str | None, engine: EngineName) -> Service:
-    """Everything that answers, loaded."""
+    """The models and the engine that answers for them, loaded."""
     models, template = choose_models(revs, variant)
     return Service(models, load_engine(engine, models, load_tokenizer(BASE_MODEL, **template)))
 
@@ -152,14 +152,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Running:
-    """The web server, which ends when the models that load behind it cannot be loaded."""
+    """The web server. It stops if the models, which are loaded in the background, cannot be loaded."""
 
     def __init__(self) -> None:
         self._server: uvicorn.Server | None = None
         self._failure: BaseException | None = None
 
     def fail(self, failure: BaseException) -> None:
-        """Note why the models could not be loaded, and end the server."""
+        """Record why the models could not be loaded, and stop the server."""
         self._failure = failure
         if self._server is not None:
             self._server.should_exit = True
@@ -167,7 +167,7 @@ class Running:
     def announce(
         self, service: Service, loading: LoadingEngine, listener: socket.socket, share: bool, started: float
     ) -> None:
-        """Say where the page is, and, when the models are loaded, that they are."""
+        """Print the address of the page, and print again when the models are loaded."""
         host, port = listener.getsockname()[:2]
         address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
         page = time.perf_counter() - started
@@ -185,7 +185,7 @@ class Running:
         threading.Thread(target=when_loaded, name="announce", daemon=True).start()
 
     def serve(self, app: FastAPI, listener: socket.socket) -> None:
-        """Until it is told to end.
+        """Run the server until it is told to stop.
 
         Raises:
             UserError: the models could not be loaded.
@@ -198,7 +198,7 @@ class Running:
 
 
 def tunnel(host: str, port: int) -> str:
-    """Gradio's own tunnel; the one thing here that makes an outside connection, and only when asked to."""
+    """Open Gradio's tunnel and return its public URL; nothing else here connects to the outside."""
     import secrets
 
     from gradio.networking import setup_tunnel

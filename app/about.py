@@ -21,7 +21,7 @@ QUANTIZED = re.compile(r"(?i)\b(I?Q\d\w*|F16|BF16|F32)\.gguf$")
 
 
 def facts(service: Service, name: str) -> dict[str, str]:
-    """Label and words, in the order in which they are shown; what no file says is left out."""
+    """The text of each fact by its label, in display order; facts that no file states are left out."""
     models, root = service.models, root_of(service.models, name)
     found = {"Base": _base(models), "Served as": _served_as(service)}
     if name != BASE:
@@ -53,7 +53,7 @@ def model_colors(models: Models) -> dict[str, str]:
 
 
 def facts_html(service: Service, name: Any) -> str:
-    """The facts as a list; nothing for a model that is not served."""
+    """The facts as an HTML list; empty for a model that is not served."""
     if name not in service.models.names:
         return ""
     rows = "".join(
@@ -122,7 +122,7 @@ def _training(models: Models, name: str) -> dict[str, str]:
 
 
 def _verdict(models: Models, name: str) -> str:
-    """The loss of base; of a variant, its recipe's verdict against base."""
+    """The loss of base; for a variant, its recipe's verdict compared with base and the loss."""
     loss = models.losses.get(name)
     value = "" if loss is None else f"{loss:.3f} nats"
     if name == BASE:

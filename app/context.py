@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an engine is given to answer, and what had to be left out of it."""
+    """The tokens that an engine reads, and how many messages had to be left out."""
 
     ids: list[int]
     dropped: int  # messages left out, oldest first
@@ -37,7 +37,7 @@ def fit(
     reserved = min(max_new_tokens, context // 2)
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
-    # A conversation may only start with a user's message, or the model sees an answer to nothing.
+    # A conversation may only start with a user's message, or the model sees an answer without its question.
     starts = [index for index, message in enumerate(turns) if message["role"] == "user"] or [
         max(len(turns) - 1, 0)
     ]
@@ -71,7 +71,7 @@ def fit(
 
 
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int, context: int) -> Prompt:
-    """A text to go on with, as it is; the names of control tokens in it stay characters.
+    """Tokenize a text to be continued; names of control tokens in it are read as plain characters.
 
     Raises:
         Refused: it does not fit.

@@ -14,7 +14,7 @@ def read_grammar(body: dict[str, Any]) -> str | None:
     """The grammar that a request's fields ask for; None for free text.
 
     Raises:
-        Refused: both are given, or one of them is not what OpenAI's or llama.cpp's documentation says.
+        Refused: both are given, or one of them does not follow OpenAI's or llama.cpp's documentation.
     """
     grammar, wanted = body.get("grammar") or None, body.get("response_format")
     if wanted is None or wanted == {"type": "text"}:

@@ -1,4 +1,4 @@
-"""Which models there are to talk to: the base, and each variant whose adapter is there and whole."""
+"""The models that can be served: the base, and each variant whose adapter is present and intact."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Models:
-    """What is served, and what was meant to be but cannot."""
+    """The models that are served, and the reasons why others are not."""
 
     base: Path
     adapters: dict[str, Adapter]
@@ -61,7 +61,7 @@ class Models:
         return [BASE, *self.adapters]
 
     def about(self) -> dict[str, Any]:
-        """What answers come from, for the record: abctune's version, the base, each adapter's bytes and commit."""
+        """What the answers depend on, for records: abctune's version, the base, and each adapter's hash and commit."""
         source = optional_record(
             self.base / "source.json", SourceRecord
         )  # None: a base that fetch-model did not bring
@@ -86,12 +86,12 @@ class Models:
         return name if loss is None else f"{name} · test loss {loss:.3f}"
 
     def sha256(self, name: str) -> str | None:
-        """The adapter's SHA-256; None of base."""
+        """The adapter's SHA-256; None for base."""
         return self.adapters[name].sha256 if name in self.adapters else None
 
 
 def find_models(root: Path, base: Path, params: Params, only: str | None = None) -> Models:
-    """Look through `root`/models for the variants of params.yaml.
+    """Find the variants of params.yaml whose adapters in `root`/models can be served.
 
     Args:
         root: the workspace, or a folder that holds another revision's models/ and metrics/.
@@ -138,7 +138,7 @@ def join_revisions(found: Mapping[str, Models]) -> Models:
 
 
 def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter:
-    """An adapter that passes `require_adapter`: what does is served, by either engine.
+    """Read an adapter that passes `require_adapter`; either engine can serve it.
 
     Args:
         path: the adapter's folder, models/<variant>.
@@ -146,7 +146,7 @@ def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter
         recorded: the folder's hash in dvc.lock; None: nothing is recorded, as in a Space.
 
     Raises:
-        UserError: what is wrong, and the command that mends it.
+        UserError: what is wrong, and the command that fixes it.
     """
     remedy = f"`dvc repro train@{path.name}` makes it, or `dvc pull` brings it"
     if (path / CONVERTED_RECORD).exists() and not (path / WEIGHTS).exists():
@@ -156,7 +156,7 @@ def read_adapter(path: Path, base: Path, recorded: str | None = None) -> Adapter
 
 
 def write_converted(folder: Path, gguf: Path, adapter: Adapter) -> None:
-    """Put an adapter's GGUF into a folder, with what says of which adapter it is and that it is whole."""
+    """Write an adapter's GGUF into a folder, with a record that names the adapter and holds the file's hash."""
     target = folder / "adapter.gguf"
     shutil.copy(gguf, target)
     record = Converted(sha256=adapter.sha256, gguf_sha256=sha256_of(target), commit=adapter.commit)
@@ -164,10 +164,10 @@ def write_converted(folder: Path, gguf: Path, adapter: Adapter) -> None:
 
 
 def read_converted(path: Path, base: Path) -> Adapter:
-    """What `write_converted` wrote.
+    """Read what `write_converted` wrote.
 
     Raises:
-        UserError: it is not whole, or of another base.
+        UserError: the file is missing or damaged, or belongs to another base.
     """
     remedy = "`python -m app.space` writes it again"
     record, gguf = optional_record(path / CONVERTED_RECORD, Converted), path / "adapter.gguf"
@@ -209,7 +209,7 @@ def _hashes(stages: Mapping[str, Any], names: list[str], stage: str, side: str) 
 
 
 def read_losses(root: Path) -> dict[str, float]:
-    """Each model's test loss; empty where nothing has been evaluated, which is no reason not to chat."""
+    """Each model's test loss; empty where nothing has been evaluated: the chat works without."""
     found = summary_of(root)
     models = found.models if found else {}
     return {name: model.loss["overall"] for name, model in models.items() if "overall" in model.loss}

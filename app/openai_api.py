@@ -1,4 +1,4 @@
-"""`/v1/models`, `/v1/chat/completions` and `/v1/completions` as OpenAI's clients speak them, so that other tools can use a variant."""
+"""`/v1/models`, `/v1/chat/completions` and `/v1/completions` for OpenAI's clients, so that other tools can use a variant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from app.service import BUSY, FAILED, Reply, Service, Waiting
 log = logging.getLogger("app")
 MAX_BODY = 2**20
 RETRY_SECONDS = 5  # when a full line is worth another try
-# Asked for by many clients with these values, which mean "nothing special".
+# Fields that many clients send with their default values, which ask for nothing.
 ONLY: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -51,7 +51,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
 }
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "adapter_strength")
-# What changes no answer, and what is read elsewhere in this module. Any other field is refused: none is ignored in silence.
+# Fields that change no answer, and fields that are read elsewhere in this module. Any other field is refused, so that
+# none is ignored silently.
 KNOWN = {
     *ONLY,
     *SAMPLING,
@@ -119,7 +120,7 @@ def openai_routes(service: Service) -> APIRouter:
 
 @dataclass(frozen=True)
 class Form:
-    """How OpenAI's two ways of asking differ."""
+    """How the two routes of OpenAI's API differ."""
 
     id: str
     whole: str  # `object` of a whole answer
@@ -160,7 +161,7 @@ TEXT = Form("cmpl", "text_completion", "text_completion", chat=False)
 
 @dataclass(frozen=True)
 class Delta:
-    """A partial reply, and what is new in it."""
+    """A partial reply, and what was added to it last."""
 
     reply: Reply
     text: str
@@ -176,7 +177,7 @@ async def _complete(service: Service, http: HttpRequest, form: Form) -> Response
     answer = _answer(service, request, http)
     try:
         first = await anext(answer)  # so that a refusal still has a status code
-    except StopAsyncIteration:  # the client has gone; nobody reads this
+    except StopAsyncIteration:  # the client has disconnected; nobody reads this
         return Response(status_code=499)
     except Refused as refusal:
         return _refused(refusal)
@@ -264,8 +265,8 @@ def _read_likeliest(body: dict[str, Any], form: Form) -> int | None:
 async def _answer(service: Service, request: Request, http: HttpRequest) -> AsyncGenerator[Delta]:
     """The partial reply and what is new in it.
 
-    A thread drives the model and puts what comes into a queue, so that a slow reader does not keep it from
-    others; when the reader goes away, the thread stops.
+    A thread runs the model and puts its output into a queue, so that a slow reader does not block it for
+    others; when the reader disconnects, the thread stops.
     """
     loop, gone = asyncio.get_running_loop(), threading.Event()
     arrived: asyncio.Queue[Delta | Refused | None] = asyncio.Queue()
@@ -306,7 +307,7 @@ async def _answer(service: Service, request: Request, http: HttpRequest) -> Asyn
 
 
 async def _until_left(http: HttpRequest, arrived: asyncio.Queue[Delta | Refused | None]) -> None:
-    """Put an end into the queue when the client goes away; its request has been read, so nothing else comes."""
+    """Put None into the queue when the client disconnects; its request has been read, so no other message comes."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
     arrived.put_nowait(None)
@@ -340,7 +341,7 @@ async def _events(
         yield chunk(form.delta(None), finish=_finish(reply), abctune=_provenance(reply))
         if with_usage:
             yield _event(head | {"object": form.part, "choices": [], "usage": _usage(reply)})
-    except Refused as refusal:  # the status line is out already
+    except Refused as refusal:  # the status line has been sent already
         yield _event(
             {"error": {"message": str(refusal), "type": "server_error", "param": None, "code": None}}
         )
@@ -365,7 +366,7 @@ def _completion(form: Form, head: dict[str, Any], reply: Reply) -> dict[str, Any
 
 
 def _provenance(reply: Reply) -> dict[str, Any]:
-    """What reproduces the answer; clients read past fields that they do not know."""
+    """What reproduces the answer; clients ignore fields that they do not know."""
     return {
         "seed": reply.request.sampling.seed,
         "shared_batch": reply.shared_batch,

@@ -1,4 +1,4 @@
-"""What pipeline files say, for a chat that needs none of them: None where one is missing or another version's."""
+"""Records of the pipeline that the chat can do without: None where a file is missing or was written by another version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUMMARY, STUDY = Path("metrics/summary.json"), Path("metrics/study.json")
 
 
 def optional_record(path: Path, record: type[AnyRecord]) -> AnyRecord | None:
-    """The record in a file; None if it is missing or another version's."""
+    """The record in a file; None if it is missing or was written by another version."""
     try:
         return read_record(path, record, made_by="")
     except (OSError, UserError):
@@ -20,7 +20,7 @@ def optional_record(path: Path, record: type[AnyRecord]) -> AnyRecord | None:
 
 
 def summary_of(root: Path) -> SummaryRecord | None:
-    """metrics/summary.json of a study; None if there is none or it is another version's."""
+    """metrics/summary.json of a study; None if it is missing or was written by another version."""
     try:
         return SummaryRecord.from_json(read_json(root / SUMMARY, made_by="plot"))
     except (OSError, UserError, ValueError, AttributeError):
@@ -28,5 +28,5 @@ def summary_of(root: Path) -> SummaryRecord | None:
 
 
 def study_of(root: Path) -> StudyRecord | None:
-    """metrics/study.json of a study; None if there is none or it is another version's."""
+    """metrics/study.json of a study; None if it is missing or was written by another version."""
     return optional_record(root / STUDY, StudyRecord)

@@ -57,7 +57,7 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     parser.disable(["link", "image", "autolink", "html_inline", "html_block", "reference"])
     parser.inline.ruler.before("escape", "math", _math)
-    # The text rule jumps to the next special character, of which `$` is none: it is made to stop there.
+    # markdown-it's text rule jumps to the next special character and does not count `$` as one; ours stops there too.
     parser.inline.ruler.at("text", _text)
     parser.add_render_rule("math", lambda renderer, tokens, place, *_: _formula(tokens[place].content))
     return parser

@@ -1,4 +1,4 @@
-"""What a person or a program may ask for, checked here whatever the page or the client has checked already.
+"""What a person or a program may ask for. It is checked here, whatever the page or the client has checked before.
 
 Gradio's sliders let NaN through and its text boxes check no length on direct API calls, so nothing that arrives
 is trusted.

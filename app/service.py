@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("app")
-WAITING = 16  # people in line behind the one being answered; a CPU answers them in a minute or two
-ANSWER_SECONDS = 120.0  # after which an answer is cut, so that the line moves
+WAITING = 16  # requests in the queue behind the one being answered; a CPU answers them in a minute or two
+ANSWER_SECONDS = 120.0  # after which an answer is cut, so that the queue moves on
 SHOW_SECONDS = (
     0.05  # between two updates of an answer that is being written; more often costs more than it shows
 )
-POLL_SECONDS = 0.2  # while in line; also how long a cancelled call may stay in it
+POLL_SECONDS = 0.2  # while in the queue; also how long a canceled call may stay in it
 BUSY = "Too many people are asking at once. Nothing is lost: try again in a minute."
 FAILED = "The model could not answer. The reason is in the log of the terminal that runs the demo."
 
@@ -56,7 +56,7 @@ class Reply:
         return self.raw[: len(self.raw) - self._held_back()].strip()
 
     def add(self, text: str) -> None:
-        """Take up what the model wrote; a stop string ends the answer before it."""
+        """Append what the model wrote; a stop string ends the answer before it."""
         self.raw += text
         found = [place for stop in self.request.stop if (place := self.raw.find(stop)) >= 0]
         if found:
@@ -98,7 +98,7 @@ class Ticket:
 
 
 class RequestQueue:
-    """First come, first served, `n_parallel` at a time, with a limit to those who wait."""
+    """A first-in, first-out queue that serves `n_parallel` answers at a time, with a limit on how many wait."""
 
     def __init__(self, waiting: int, n_parallel: int = 1) -> None:
         self._limit, self._n_parallel = waiting, n_parallel
@@ -110,7 +110,7 @@ class RequestQueue:
         """Enter the queue; the block holds the entry, and then the place, until it ends.
 
         Raises:
-            Refused: the line is full.
+            Refused: the queue is full.
         """
         ticket = Ticket(size)
         with self._changed:
@@ -137,7 +137,7 @@ class RequestQueue:
             return left()
 
     def _served(self) -> int:
-        """How many from the head of the line have a place: nobody overtakes, and the first is always served."""
+        """How many entries from the head of the queue are being served: nobody overtakes, and the first always is."""
         taken = 0
         for count, ticket in enumerate(self._tickets):
             taken += ticket.size
@@ -170,7 +170,7 @@ class Service:
         Several requests are answered together: a comparison is one call with a request per model.
 
         Raises:
-            Refused: a prompt does not fit, the line is full, or the engine failed (the reason goes to the log).
+            Refused: a prompt does not fit, the queue is full, or the engine failed (the reason goes to the log).
         """
         with self._queue.place(len(requests)) as ticket:
             yield from self._until_loaded()  # prompts are read by the engine's tokenizer

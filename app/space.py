@@ -1,7 +1,7 @@
-"""A folder that runs the demo elsewhere: `python -m app.space OUT`. A Hugging Face Space, or a Docker build.
+"""Write a folder that runs the demo elsewhere, as a Hugging Face Space or a Docker build: `python -m app.space OUT`.
 
-It holds all that the demo needs on a CPU: its code, the base as GGUF, the adapters, already converted. So nothing
-is fetched when it starts, and torch is not needed.
+It holds everything that the demo needs on a CPU: its code, the base as GGUF, and the adapters, already converted. So
+nothing is downloaded when it starts, and torch is not needed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Standing(NamedTuple):
     shown: int
     low: float
     high: float
-    chance: float  # the share that choosing without looking would give
+    chance: float  # the share that random choices would give
 
     @property
     def share(self) -> float:
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 
 
 def tally(path: Path) -> list[Standing]:
-    """Each model's blind votes. Those with names in sight do not count: a name is enough to sway people."""
+    """Each model's blind votes. Votes given while names were shown do not count: a name can influence the choice."""
     wins: dict[str, int] = {}
     among: dict[str, list[int]] = {}
     for vote in _read(path):
@@ -67,6 +67,6 @@ def _read(path: Path) -> list[CastVote]:
     votes = []
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     for line in lines:
-        with suppress(ValidationError):  # a line cut short by a full disk; the others still count
+        with suppress(ValidationError):  # a line that a full disk cut short; the others still count
             votes.append(CastVote.model_validate_json(line))
     return votes

@@ -1,4 +1,4 @@
-"""The engine for what is there: llama.cpp where the base has a GGUF and there is no GPU, else transformers."""
+"""Choose and load the engine: llama.cpp where the base has a GGUF and there is no GPU, else transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPORTED = ("q4_k_m", "q8_0", "f16")
 
 
 class Plan(NamedTuple):
-    """An engine that is yet to be loaded, and what is known of it before it is."""
+    """An engine that is not loaded yet, and what is known about it before loading."""
 
     name: str
     context: int
@@ -67,11 +67,11 @@ def load_behind(
     failed: Callable[[BaseException], None],
     cache: Path = CACHE,
 ) -> LoadingEngine:
-    """The same, to be loaded later; what `plan` can know to be wrong is raised here all the same.
+    """Like `load_engine`, but loading starts later, in the background; errors that `plan` detects are raised here.
 
     Args:
-        tokenizer: loads it: transformers' import takes longer than the page.
-        failed: called, in a thread of its own, with what goes wrong after that.
+        tokenizer: a function that loads it, since importing transformers takes longer than building the page.
+        failed: called, in the loading thread, with any later error.
     """
     planned = plan(wanted, models, cache)
     known = (planned.name, planned.context, planned.n_parallel, planned.grammars)

@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 # Slots, so answers at a time and conversations that are remembered. One of 2,048 tokens takes 47 MB with
 # SmolLM2-135M and 235 MB with Llama-3.2-3B.
 N_PARALLEL = 8
-# Tokens of an answer between two questions whose turn it is: a fifth of a second with SmolLM2-135M on two cores. A
-# greedy answer is asked more often where it begins, so that a comparison's first words come together.
+# Tokens of an answer before the scheduler is asked again whose turn it is: a fifth of a second with SmolLM2-135M on two cores. A
+# greedy answer asks more often at its beginning, so that a comparison's first words come together.
 SLICE = 16
 GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
-# Each cut costs one of several answers about a step of the batch, so a sampled answer, which always has all its cuts,
-# gets longer slices once its beginning is there.
+# Where several answers are written, each cut costs about one step of the batch, so a sampled answer, which always has
+# all its cuts, gets longer slices after its beginning.
 SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
 PROMPT_CHUNK = 128  # the same for a prompt
 # Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
-# on what of a prompt is read already (measured: by up to 0.2 nats).
+# on how much of a prompt has been read already (measured: by up to 0.2 nats).
 BATCH_TOKENS = 32
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
@@ -108,8 +108,8 @@ class LlamaCpp:
         params.offline = True
         params.cache_ram_mib = 0  # no second copy of past prompts: memory must not increase with use
         params.verbosity = -1
-        # xllamacpp also opens llama.cpp's own HTTP server on a free loopback port. Nobody needs it, so nobody
-        # gets its key.
+        # xllamacpp also opens llama.cpp's own HTTP server on a free loopback port. Nothing uses it, so its key is random
+        # and kept nowhere.
         params.api_keys = [secrets.token_hex(32)]
         params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
         try:

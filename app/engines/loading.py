@@ -1,4 +1,4 @@
-"""An engine that is still being loaded: the page is there before it, and those who ask meanwhile wait."""
+"""An engine that is still being loaded: the page is shown before it is ready, and requests wait for it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoadingEngine:
             self._engine = self._load()
             self.seconds = time.perf_counter() - self._started
             self._ready.set()
-        except BaseException as error:  # of whatever kind: nobody else would hear of it
+        except BaseException as error:  # of any kind: nothing else would report it
             self._failed(error)
 
     @property

@@ -17,7 +17,7 @@ from abctune.llm.rotary import interleaved
 
 TENSOR = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 FORM = "odd"  # in the name of the file: an older conversion is made again
-# Settings that change what an adapter computes and that a plain GGUF LoRA cannot say.
+# Settings that change what an adapter computes and that a plain GGUF LoRA cannot represent.
 UNSUPPORTED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias")
 
 
@@ -34,7 +34,7 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     """Write `target`.
 
     Raises:
-        UserError: the adapter holds what llama.cpp would silently leave out.
+        UserError: the adapter holds something that llama.cpp would silently ignore.
     """
     import gguf
     import numpy as np

@@ -25,7 +25,7 @@ class Slice:
 
 
 class Scheduler:
-    """Lets slices of one group in at a time, groups in the order in which they began to wait."""
+    """Runs slices of one group at a time, groups in the order in which they began to wait."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,5 +81,5 @@ class Scheduler:
         return any(other != group for other in self._waiting)
 
     def _is_next(self, group: Hashable) -> bool:
-        """Whether a waiting slice of the group may go in: the group is first in line, and nobody else is inside."""
+        """Whether a waiting slice of the group may run: the group is first in the queue, and no other group runs."""
         return next(iter(self._waiting)) == group and (not self._inside or self._group == group)

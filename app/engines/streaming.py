@@ -1,4 +1,4 @@
-"""Text of an answer that is generated token by token: what no later token changes is handed out."""
+"""Text of an answer that is generated token by token; text is handed out once no later token can change it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class StreamingAnswer:
     def take(
         self, index: int, token: int, tokenizer: PreTrainedTokenizerBase, stops: bool, mark: str | None = None
     ) -> Piece | None:
-        """Add a token; what became certain with it, if any.
+        """Add a token; return the text that became final with it, if any.
 
         Args:
             index: the job's place among those generated together.
-            stops: the token is one that ends an answer.
-            mark: what is shown of it, where it is a special token that is shown.
+            stops: whether the token ends an answer.
+            mark: the text to show for a special token that is shown.
         """
         new = ""
         if stops:

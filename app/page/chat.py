@@ -1,11 +1,11 @@
 """The Chat tab.
 
-The conversation lives in a State on the server; the page only shows it (app.page.view: Gradio's own Chatbot knows no
-difference between a message and how it looks). No handler raises: whatever goes wrong becomes a message in the
+The conversation lives in a State on the server; the page only shows it (app.page.view: Gradio's own Chatbot does not
+distinguish a message from its HTML). No handler raises: whatever goes wrong becomes a message in the
 conversation.
 
-Whoever stops an answer or takes it back marks its turn, and the handler that writes it ends by itself, its last view
-being the conversation as it then is. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
+A stopped or retracted answer is marked on its turn; the handler that writes it then ends by itself, and its last view is
+the conversation as it is at that moment. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
 their way arrived after the stop and left the page as if the answer were still being written.) Gradio sends the last view
 of a streaming handler once more when the handler ends, which could cover a newer one; so a `redraw` follows each.
 """

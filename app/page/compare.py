@@ -88,12 +88,12 @@ class Comparison:
 
     @property
     def hidden(self) -> bool:
-        """Whether names are kept back."""
+        """Whether the models' names are hidden."""
         return self.setup.blind and not (self.voted or self.stopped)
 
     @property
     def open_to_vote(self) -> bool:
-        """Whether a vote would count. Half an answer is nothing to vote on."""
+        """Whether a vote would count; incomplete answers are not voted on."""
         return self.done and not self.voted and not self.stopped
 
     @property

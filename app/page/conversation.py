@@ -26,12 +26,12 @@ CONVERSATION_LOCK = threading.RLock()
 
 @dataclass
 class Turn:
-    """One message; an answer also carries how it came about."""
+    """One message; an answer also carries a record of how it was generated."""
 
     role: Literal["user", "assistant"]
     text: str
     reply: Reply | None = None
-    note: str | None = None  # the demo's own words in the place of an answer; no model sees it
+    note: str | None = None  # a message of the demo in place of an answer; no model sees it
     streaming: bool = False  # whether its text is still being written
     canceled: bool = (
         False  # a person stopped it or took it back; the thread that writes it checks this at every step
@@ -111,7 +111,7 @@ def read_stored(text: Any) -> Conversation:
     """A conversation that the browser kept, or a person has imported.
 
     Raises:
-        Refused: it is none.
+        Refused: the text is no such conversation.
     """
     try:
         if not isinstance(text, str) or len(text) > MAX_STORED:
@@ -161,7 +161,7 @@ def messages(conversation: Sequence[Turn], system: str) -> list[Message]:
 
 
 def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
-    """Take up what the service says, unless a person has canceled the turn."""
+    """Apply what the service reports, unless a person has canceled the turn."""
     if turn.canceled:
         return
     if isinstance(progress, Waiting):
@@ -173,7 +173,7 @@ def update(turn: Turn, progress: Waiting | list[Reply], models: Models) -> None:
 
 
 def fail(turn: Turn, reason: str) -> None:
-    """Note on a turn why it has no answer."""
+    """Say on a turn why it has no answer."""
     turn.note = reason
 
 

@@ -1,4 +1,4 @@
-"""What both tabs show: the settings, and the small print under an answer."""
+"""What both tabs show: the settings, and the line of details below an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINISH = {
 PRIVATE: dict[str, Any] = {
     "api_visibility": "private"
 }  # events of the page itself; programs use app.page.api
-QUEUE: dict[str, Any] = {"concurrency_limit": None}  # app.service's line decides who is answered when
+QUEUE: dict[str, Any] = {"concurrency_limit": None}  # the queue of app.service decides who is answered when
 
 
 def sampling_controls() -> list[gr.components.Component]:
@@ -48,7 +48,7 @@ def sampling_controls() -> list[gr.components.Component]:
 def sampling_of(
     temperature: Any, top_p: Any, max_new_tokens: Any, repetition_penalty: Any, seed: Any, strength: Any = 1.0
 ) -> Sampling:
-    """Check what the controls hold.
+    """Read and check the values of the controls.
 
     Raises:
         Refused: a value is impossible.
@@ -64,7 +64,7 @@ def sampling_of(
 
 
 def record_of(reply: Reply, models: Models) -> dict[str, Any]:
-    """Everything that an answer depends on, and how it went; what the downloaded JSON holds of it."""
+    """Everything that an answer depends on, and its figures; the downloaded JSON holds this record."""
     request = reply.request
     return {
         "model": request.model,
@@ -83,7 +83,7 @@ def record_of(reply: Reply, models: Models) -> dict[str, Any]:
 
 
 def figures(record: Mapping[str, Any], hidden: bool = False) -> str:
-    """The small print: which model, how fast, why it ended, what was left out.
+    """The details of an answer: which model, how fast, why it ended, what was left out.
 
     Args:
         record: as record_of makes it, perhaps with fields missing.

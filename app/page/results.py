@@ -37,7 +37,7 @@ def results_html(service: Service) -> str:
 
 
 def _stale(models: Models, root: Path) -> str:
-    """Which of the study's variants are no longer those that the figures are of."""
+    """A note on the study's variants that were trained again after they were scored; empty if there are none."""
     names = [models.adapters[name].path.name for name in models.unscored if name in models.adapters
              and root_of(models, name) == root]  # fmt: skip
     if not names:
@@ -69,7 +69,7 @@ def _study_html(root: Path, variants: tuple[str, ...]) -> str:
 
 
 def _table(summary: SummaryRecord, study: StudyRecord | None, colors: dict[str, str]) -> str:
-    """A row per model: its loss on every set, and its recipe's verdict against base."""
+    """A row per model: its loss on every set, and its recipe's verdict compared with base."""
     sets = list(dict.fromkeys(name for model in summary.models.values() for name in model.loss))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in sets)
     rows = []

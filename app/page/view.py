@@ -63,7 +63,7 @@ def _turn(place: int, row: dict[str, Any], is_last: bool, colors: Mapping[str, s
 
 
 def body_html(row: dict[str, Any]) -> str:
-    """The words of one message."""
+    """The content of one message."""
     text = row["content"]
     if row.get("note"):
         return note_html(text)
@@ -75,12 +75,12 @@ def body_html(row: dict[str, Any]) -> str:
 
 
 def note_html(text: str) -> str:
-    """The demo's own words."""
+    """A message of the demo, not of a model."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def dot_html(color: str | None) -> str:
-    """A model's mark; its name stands next to it, so that no color alone says which it is."""
+    """A model's colored dot; the name is next to it, so that color alone never tells models apart."""
     return (
         f'<span class="dot" style="background: {escape(color)}" aria-hidden="true"></span>' if color else ""
     )
