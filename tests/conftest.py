@@ -51,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
         warm.open_home(folder)
         if workers := getattr(config.option, "tx", None):
             config.option.tx = [warm.worker_spec(spec) for spec in workers]
+            # The test processes wait for the server of their own kind; meanwhile a core is free for the other slow one.
+            if warm.is_on() and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+                warm.begin_server("unsloth")
 
 
 # Files that take the longest, the longest first: begun last, one of them would keep one worker busy while the others

@@ -99,7 +99,7 @@ def test_a_changed_report_never_retrains(finished):
 def test_bytecode_beside_the_code_makes_nothing_out_of_date(finished):
     for folder in ("stages/train", "abctune/core"):
         cache = finished.root / folder / "__pycache__"
-        cache.mkdir()
+        cache.mkdir(exist_ok=True)
         (cache / "x.cpython-311.pyc").write_bytes(b"x")
     assert would_run(finished) == set()
 

@@ -13,7 +13,6 @@ import gc
 import io
 import json
 import os
-import pickle
 import random
 import runpy
 import selectors
@@ -35,19 +34,40 @@ LIGHT = [
     "dvc.commands.commit",
     "dvc.output",
     "dvc.dependency",
-    "dvc.repo.reproduce",
-    "dvc.repo.status",
-    "dvc.repo.commit",
+    "dvc.cachemgr",
+    "dvc.data_cloud",
+    "dvc.render.match",
+    "dvc.repo.artifacts",
     "dvc.repo.checkout",
+    "dvc.repo.commit",
+    "dvc.repo.datasets",
+    "dvc.repo.experiments.collect",
     "dvc.repo.experiments.queue.celery",
+    "dvc.repo.experiments.queue.tasks",
+    "dvc.repo.experiments.save",
+    "dvc.repo.experiments.show",
+    "dvc.repo.index",
+    "dvc.repo.plots",
+    "dvc.repo.reproduce",
+    "dvc.repo.stage",
+    "dvc.repo.status",
+    "dvc_data.fs",
+    "dvc_data.hashfile.db.local",
     "dvc_data.index",
+    "dvc_render.vega_templates",
+    "dvc_task.app",
+    "dvc_task.proc.manager",
     "dvc.fs",
+    "celery.app.control",
+    "kombu.transport.filesystem",
+    "dulwich.porcelain",
     "dulwich.repo",
     "filelock",
     "git",
     "httpx",
     "jinja2",
     "matplotlib.pyplot",
+    "networkx",
     "numpy",
     "pandas",
     "psutil",
@@ -172,7 +192,7 @@ def prepare(kind: str) -> None:
     if kind == "light":
         draw_once()
     if kind in ("light", "models"):
-        parse_each_text_once()
+        import_module("warm_dvc").keep_what_is_known(ROOT / "dvc.yaml")
     if kind in ("models", "unsloth"):  # builds the table of all architectures' renamed weights: half a second
         import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     gc.enable()
@@ -187,24 +207,6 @@ def draw_once() -> None:
     figure = import_module("matplotlib.figure").Figure()
     figure.subplots().set_title("$10^{-1}$")
     figure.savefig(io.BytesIO(), format="svg")
-
-
-def parse_each_text_once() -> None:
-    """Let DVC keep what a YAML text says: it reads params.yaml again for every stage, a fourth of a command's time."""
-    module = import_module("dvc.utils.serialize._yaml")
-    parse, known = module.parse_yaml, dict[str, bytes]()
-
-    def parse_once(text: str, path: str, typ: str = "safe") -> Any:
-        if typ != "safe":  # with comments and places, for an edit
-            return parse(text, path, typ)
-        if text not in known:
-            known[text] = pickle.dumps(parse(text, path))
-        return pickle.loads(known[text])
-
-    module.parse_yaml = import_module("dvc.utils.strictyaml").parse_yaml = parse_once
-    parse_once(
-        (ROOT / "dvc.yaml").read_text(encoding="utf-8"), "dvc.yaml"
-    )  # which most projects of tests have
 
 
 def import_common() -> dict[Path, bytes]:
@@ -270,24 +272,36 @@ def serve(path: Path, owner: int) -> Request:
         match key.data:
             case None:
                 client, _ = listening.accept()
-                request = receive(client)
-                pid = os.fork()
+                waiting.register(client, selectors.EVENT_READ, ("asks", Asking(client)))
+            case "asks", asking:  # may be stopped or killed half-way
+                if asking.goes_on():
+                    continue
+                client = asking.client
+                waiting.unregister(client)
+                request = asking.request()
+                pid = os.fork() if request else -1
                 if not pid:
                     waiting.close()
                     listening.close()
                     client.close()
                     return request
-                for file in request.files:
+                for file in asking.files:
                     os.close(file)
-                client.sendall(f"{pid}\n".encode())
+                if not request:
+                    client.close()
+                    continue
+                with suppress(OSError):  # the client has left, as is seen next
+                    client.sendall(f"{pid}\n".encode())
                 waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, ("ended", pid, client))
                 waiting.register(client, selectors.EVENT_READ, ("left", pid, client))
             case "owner":
                 os._exit(0)
             case "left", pid, client:  # says nothing while it waits, so it is gone
                 waiting.unregister(client)
-                with suppress(ProcessLookupError):  # has no group yet
+                try:
                     os.killpg(pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has no group of its own yet
+                    os.kill(pid, signal.SIGKILL)
             case "ended", pid, client:
                 waiting.unregister(key.fd)
                 os.close(key.fd)
@@ -299,14 +313,30 @@ def serve(path: Path, owner: int) -> Request:
                 client.close()
 
 
-def receive(client: socket.socket) -> Request:
-    """Read one request: three open files, then a line of JSON."""
-    files = array.array("i")
-    _, ancillary, _, _ = client.recvmsg(1, socket.CMSG_SPACE(3 * files.itemsize))
-    for _, _, content in ancillary:
-        files.frombytes(content)
-    folder, _, module, arguments, environment = json.loads(client.makefile("rb").readline())
-    return Request(client, list(files), folder, module, arguments, environment)
+class Asking:
+    """A client that is sending its request: three open files, and a line of JSON."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self.client, self.files = client, array.array("i")
+        self._line = b""
+
+    def goes_on(self) -> bool:
+        """Read what has come; whether more is to come."""
+        try:
+            data, ancillary, _, _ = self.client.recvmsg(1 << 16, socket.CMSG_SPACE(3 * self.files.itemsize))
+        except OSError:
+            return False
+        for _, _, content in ancillary:
+            self.files.frombytes(content)
+        self._line += data
+        return bool(data) and not self._line.endswith(b"\n")
+
+    def request(self) -> Request | None:
+        """What the client asks for; None of one that has left before it had said so."""
+        if not self._line.endswith(b"\n"):
+            return None
+        folder, _, module, arguments, environment = json.loads(self._line)
+        return Request(self.client, list(self.files), folder, module, arguments, environment)
 
 
 def become(request: Request, added: dict[str, str], program: Path) -> None:

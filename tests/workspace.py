@@ -119,11 +119,12 @@ def make_workspace(folder: Path, small_model: Path) -> Workspace:
     small.write_jsonl(folder / "data/own/chat.jsonl", small.chat_records(120))
     small.write_jsonl(folder / "data/own/instruct.jsonl", small.instruct_records(120))
     small.write_jsonl(folder / "data/own/general.jsonl", small.general_records(12))
-    project.set(**{f"profiles__tiny__{key}": value for key, value in SMALL.items()})
+    values: dict[str, object] = {f"profiles__tiny__{key}": value for key, value in SMALL.items()}
     for variant, mix in {"A": {"chat": 120}, "B": {"chat": 60}, "C": {"chat": 60, "instruct": 60}}.items():
-        project.set(**{f"variants__{variant}__mix": mix, f"variants__{variant}__train__max_steps": 4})
-        project.set(**{f"variants__{variant}__train__logging_steps": 2})
-    project.set(variants__B__train__eval_steps=2, variants__C__train__eval_steps=2)
+        values[f"variants__{variant}__mix"] = mix
+        values[f"variants__{variant}__train__max_steps"] = 4
+        values[f"variants__{variant}__train__logging_steps"] = 2
+    project.set(**values, variants__B__train__eval_steps=2, variants__C__train__eval_steps=2)
     project.commit("start")
     return project
 
@@ -133,7 +134,8 @@ def new_project(folder: Path, model: Path) -> Workspace:
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROJECT_FILES:
         if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "small")
+            # With the bytecode, which stays valid: a copy keeps the times of its files.
+            ignore = shutil.ignore_patterns("cache", "tmp", "*.local", "small")
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

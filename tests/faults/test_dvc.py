@@ -9,18 +9,21 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from tests import warm
+from tests.warm_client import PID_FILE
 from tests.workspace import Workspace, make_workspace
 
 STAGES = ("own-data", "own-model", "fetch-model", "fetch@chat", "fetch@instruct", "mix@C", "format@C", "split@C", "train@C", "eval-base", "eval@C", "plot")  # fmt: skip
 KILLS = 5
+PID = "pid.tmp"
 MOMENTARY = ("own-data", "own-model")  # over before they can be killed
 # What differs between two runs of the same: times and memory, and what is drawn or written from them.
 MEASURED = re.compile(r"seconds|tokens_per_second|peak_\w*gib|\bresources\b|timestamp|resumed")
@@ -35,13 +38,19 @@ def make_project(folder: Path, small_model: Path) -> Workspace:
 
 
 def start(project: Workspace, *command: str) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own; its output goes to `log`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Start a command, its output in `log.tmp`; what is returned may be one that passes signals on (tests/warm.py)."""
+    (project.root / PID).unlink(missing_ok=True)
+    environment = warm.with_program(project.environment()) | {PID_FILE: str(project.root / PID)}
     with (project.root / "log.tmp").open("w") as log:
-        return subprocess.Popen(
-            command, cwd=project.root, env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True, text=True,
+        return warm.start(
+            command, project.root, project.environment(), environment, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
+
+
+def pid_of(project: Workspace, process: subprocess.Popen[str]) -> int:
+    """The process and process group of a command itself, once it has started a stage."""
+    return int((project.root / PID).read_text()) if warm.is_on() else process.pid
 
 
 def started(project: Workspace, process: subprocess.Popen[str], patience: float = 60) -> bool:
@@ -72,17 +81,17 @@ def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: r
         if started(project, process):
             time.sleep(rng.uniform(0, seconds))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGSTOP)
+            dvc = pid_of(project, process)
+            send(dvc, signal.SIGSTOP)
             # Not while DVC writes dvc.lock: it does so in place, and half a dvc.lock has to be restored by hand.
-            running = command_of(process.pid)
+            running = command_of(dvc)
             killed += bool(running)
             if attempt % 2:
                 for child in running:
                     child.kill()
             elif running:
-                os.killpg(process.pid, signal.SIGKILL)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGCONT)
+                send(dvc, signal.SIGKILL)
+            send(dvc, signal.SIGCONT)
             assert bool(process.wait()) == bool(running)
             psutil.wait_procs(
                 running, timeout=60
@@ -94,10 +103,19 @@ def kill_some(project: Workspace, stage: str, seconds: float, kills: int, rng: r
     return killed
 
 
+def send(group: int, number: signal.Signals) -> None:
+    """Send a signal to a process group that may have ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
 def command_of(pid: int) -> list[psutil.Process]:
     """The processes of the stage that DVC runs, if its command has not ended."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def lock(project: Workspace) -> dict:
@@ -140,7 +158,9 @@ def results(project: Workspace) -> dict[str, object]:
 def half_written(project: Workspace) -> list[Path]:
     """What killed processes left."""
     return [
-        path for path in project.root.rglob("*.tmp") if ".dvc" not in path.parts and path.name != "log.tmp"
+        path
+        for path in project.root.rglob("*.tmp")
+        if ".dvc" not in path.parts and path.name not in ("log.tmp", PID)
     ]
 
 
@@ -191,16 +211,17 @@ def test_of_two_runs_at_once_one_wins_and_the_other_says_why(tmp_path: Path, sma
     for stage in STAGES[:5]:
         project.run("dvc", "repro", "--single-item", stage)
     first = start(project, "dvc", "repro", "mix@C")
+    assert started(project, first)
+    pid = pid_of(project, first)
     try:
-        assert started(project, first)
-        os.killpg(first.pid, signal.SIGSTOP)  # so that it is still at it, however slow this machine is
+        os.killpg(pid, signal.SIGSTOP)  # so that it is still at it, however slow this machine is
         began = time.monotonic()
         second = project.run("dvc", "repro", "mix@C", check=False)
         seconds = time.monotonic() - began
     finally:
-        os.killpg(first.pid, signal.SIGCONT)
+        os.killpg(pid, signal.SIGCONT)
     assert second.returncode
-    assert f"is busy, it is being blocked by:\n  (PID {first.pid}): " in second.stderr
+    assert f"is busy, it is being blocked by:\n  (PID {pid}): " in second.stderr
     assert first.wait(timeout=60) == 0
     assert (project.root / "data/mixed/C.parquet").exists()
     print(f"\ntwo runs at once: one finished, the other said who blocks it after {seconds:.1f} s")
