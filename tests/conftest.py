@@ -33,6 +33,7 @@ PROJECT_FIXTURES = {
     "ready_to_train",
     "project",
     "finished",
+    "committed",
 }
 
 

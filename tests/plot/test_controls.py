@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 
 from abctune.core.params import load_params
+from tests.workspace import make_workspace
 
 COMMANDS = re.findall(r"^dvc exp run .*$", Path("docs/controls.md").read_text(), re.MULTILINE)
 
 
-@pytest.fixture
-def committed(workspace):
-    workspace.set(profiles__tiny__model__chat_template="model")
-    workspace.commit("the key that dvc.yaml names")
-    return workspace
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory, small_model):
+    """A project, for experiments to be queued in; none of them is run."""
+    project = make_workspace(tmp_path_factory.mktemp("controls"), small_model)
+    project.set(profiles__tiny__model__chat_template="model")
+    project.commit("the key that dvc.yaml names")
+    return project
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_queues_experiments_with_valid_params(committed, command):
+    committed.git("checkout", "-q", "HEAD", "--", "params.yaml")
     queued = shlex.split(command)
     if "--queue" not in queued:
         queued.insert(3, "--queue")

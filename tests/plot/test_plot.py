@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -91,7 +90,7 @@ def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted, u
     assert re.search(r"\| C \| q4_k_m.gguf \| .* \| worse by 0\.0(49|5)", text)
 
 
-def test_another_metric_is_compared_as_the_loss_is(fake_run):
+def test_another_metric_is_compared_as_the_loss_is(fake_run, undrawn):
     fake_run()
     accuracy = {
         "name": "accuracy",
@@ -177,16 +176,16 @@ def test_other_prompts_stop_the_stage(fake_run):
 
 
 @pytest.mark.parametrize("column", ["id", "group"])
-def test_a_test_row_among_the_training_rows_stops_the_stage(fake_run, column):
+def test_a_test_row_among_the_training_rows_stops_the_stage(fake_run, column, capsys):
     fake_run()
     leaked = pd.read_parquet(CONVERSATIONS.format("base")).loc[5, column]
     train = pd.DataFrame({"id": ["t1", "t2"], "group": ["g1", "g2"]})
     train.loc[1, column] = leaked
     train.to_parquet("data/split/B/train.parquet")
-    command = [sys.executable, "-m", "stages.collect", "B"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 1
-    assert re.search(r"unfair comparison: \d of 130 .* among the rows B was trained on", done.stderr)
+    with pytest.raises(SystemExit, match=r"^1$"):
+        collect(Path(), "B")
+    said = capsys.readouterr().err
+    assert re.search(r"unfair comparison: \d of 130 .* among the rows B was trained on", said)
 
 
 @pytest.mark.parametrize(

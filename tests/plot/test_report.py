@@ -67,7 +67,7 @@ def test_the_page_is_well_formed(plain):
     assert page().open == []
 
 
-def test_a_models_answer_cannot_become_markup(fake_run):
+def test_a_models_answer_cannot_become_markup(fake_run, undrawn):
     fake_run()
     path = Path("metrics/eval/B/samples.jsonl")
     rows = [json.loads(line) | {"answer": HOSTILE} for line in path.read_text().splitlines()]
@@ -91,7 +91,7 @@ def test_every_figure_has_alt_text_and_every_prompt_all_answers(plain):
     assert all(text.count(f"{model} says: ") == len(PROMPTS) for model in ("base", "A", "B", "C"))
 
 
-def test_verdicts_come_first_and_the_limits_are_named(plotted):
+def test_verdicts_come_first_and_the_limits_are_named(plotted, undrawn):
     plotted({"C": effect(instruct=-0.3)})
     text = page().text
     assert text.index("C is better than base overall") < text.index("Test loss and paired differences")
@@ -111,7 +111,7 @@ def test_the_report_names_the_datas_versions_and_hashes(plain):
     assert "chat-data" in page().text and "ab" * 8 in page().text
 
 
-def test_the_full_profile_is_the_reports_own_setting(plotted):
+def test_the_full_profile_is_the_reports_own_setting(plotted, undrawn):
     plotted(profile="full")
     assert "ther model and data" not in page().text
 
@@ -169,7 +169,7 @@ def test_a_variants_look_does_not_change_when_another_is_added():
     assert len(DASHES) > 3 and len(MARKERS) > 5
 
 
-def test_many_variants_get_a_line_per_reference(plotted):
+def test_many_variants_get_a_line_per_reference(plotted, undrawn):
     plotted(recipes={**RECIPES, "D": RECIPES["B"], "E": RECIPES["C"]})
     assert "Overall, compared with base (nats): A " in page().text
 

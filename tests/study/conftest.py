@@ -1,5 +1,5 @@
 """Made-up runs, as the tests of `plot` have them."""
 
-from tests.plot.conftest import fake_run, plotted
+from tests.plot.conftest import fake_run, plotted, undrawn
 
-__all__ = ["fake_run", "plotted"]
+__all__ = ["fake_run", "plotted", "undrawn"]

@@ -49,7 +49,7 @@ def test_paired_intervals_hold_the_truth_and_the_test_keeps_its_level(n):
     assert np.mean(rejected) <= 0.06
 
 
-def test_a_model_that_passes_many_more_tasks_is_called_better(plotted):
+def test_a_model_that_passes_many_more_tasks_is_called_better(plotted, undrawn):
     better = [True] * 30 + HALF[30:]
     summary = plotted(passed={"base": HALF, "A": HALF, "B": HALF, "C": better})
     assert summary["C"]["tasks"] == {"pass": 0.75} and summary["base"]["tasks"] == {"pass": 0.5}
@@ -79,7 +79,7 @@ def test_models_that_were_asked_different_tasks_stop_the_stage(fake_run):
         read_study(load_params())
 
 
-def test_a_run_without_tasks_has_a_report_without_that_section(plotted):
+def test_a_run_without_tasks_has_a_report_without_that_section(plotted, undrawn):
     summary = plotted(passed={model: [] for model in ("base", "A", "B", "C")})
     assert "tasks" not in summary["C"]
     assert "Tasks that a program checks" not in Path("plots/report.md").read_text()

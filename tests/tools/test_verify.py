@@ -58,6 +58,11 @@ def committed(project: Workspace, *stages: str) -> None:
     assert check_tracked().faults == []
 
 
+def train_and_eval(variants: str) -> list[str]:
+    """The stages that make and read these variants' adapters."""
+    return [f"{stage}@{variant}" for stage in ("train", "eval") for variant in variants]
+
+
 def faults() -> list[str]:
     return verify(load_params()).faults
 
@@ -192,7 +197,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_named(study: Workspace) -> Non
     for variant, change in changes.items():
         path = f"models/{variant}/adapter_model.safetensors"
         save_file(change(load_file(path)), path)
-    committed(study)
+    committed(study, *train_and_eval("ABC"))
     for variant, line in zip(changes, faults(), strict=True):
         path = f"models/{variant}/adapter_model.safetensors"
         assert line.startswith(f"{path} does not fit models/base: base_model.model.model.layers.")
@@ -205,7 +210,7 @@ def test_values_that_are_no_numbers_and_an_adapter_of_another_base_are_named(stu
     save_file(tensors, ADAPTER)
     path = study.root / "models/C/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/else"}))
-    committed(study)
+    committed(study, *train_and_eval("BC"))
     values, base = faults()
     assert values.startswith(f"{ADAPTER} has values in {name} that are not finite")
     assert base.startswith("models/C/adapter_config.json is not that of a LoRA adapter on models/base")
