@@ -130,9 +130,8 @@ def test_a_model_whose_template_has_no_tools_is_told_and_the_remedy_works(projec
     Path("calls.jsonl").write_text(calls())
     tokenizer = small.chatml_tokenizer()
     tokenizer.save_pretrained("models/base")
-    assert "one that has a place for it (chatml-tools, for models with ChatML)" in refusal(
-        capsys, "calls.jsonl"
-    )
+    remedy = "set profiles.tiny.model.chat_template: chatml-tools in params.yaml"
+    assert remedy in refusal(capsys, "calls.jsonl")
     text = PARAMS_FILE.read_text()
     PARAMS_FILE.write_text(text.replace("chat_template: model", "chat_template: chatml-tools"))
     own("calls.jsonl")
