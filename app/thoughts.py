@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A template that prints a reply's thoughts from a field of their own, or leaves out that field's in past turns.
 HAS_A_PLACE = re.compile(r"reasoning_content|message\.thinking|['\"]thinking['\"] in message")
-ALL_MARKS = [mark for pair in (*THOUGHTS, *HEADINGS) for mark in pair]
+PAIRS = (*THOUGHTS, *HEADINGS)
 ANY = [Message(role="user", content="a")]
 
 
@@ -29,7 +29,7 @@ def shown_marks(tokenizer: PreTrainedTokenizerBase, stops: Container[int]) -> di
     """{id: text} of the special tokens that mark thoughts, which an answer's text shows although they are special."""
     special = special_tokens(tokenizer)
     found: dict[int, str] = {}
-    for pair in (*THOUGHTS, *HEADINGS):
+    for pair in PAIRS:
         inside = [[token for token in special if token in mark] for mark in pair]
         if all(inside):
             found |= {special[token]: token for tokens in inside for token in tokens}
@@ -44,9 +44,7 @@ def parted(text: str, opened: str = "") -> tuple[str, str]:
     """
     thoughts, left = "", (opened + text).lstrip()
     while True:
-        found = next(
-            (pair for pairs in (THOUGHTS, HEADINGS) for pair in pairs if left.startswith(pair[0])), None
-        )
+        found = next((pair for pair in PAIRS if left.startswith(pair[0])), None)
         if found is None:
             return thoughts, left
         inside, _, left = left.removeprefix(found[0]).partition(found[1])
@@ -61,7 +59,8 @@ def with_thoughts_apart(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
     Marks that are special tokens can't stand in a text that goes into a prompt: where the template has no place for
     thoughts (Gemma 4's prints none of past turns), those between such marks are left out.
     """
-    if not any(message["role"] == "assistant" and _has(message, ALL_MARKS) for message in messages):
+    marks = [mark for pair in PAIRS for mark in pair]
+    if not any(message["role"] == "assistant" and _has(message, marks) for message in messages):
         return list(messages)
     has_a_place = HAS_A_PLACE.search(tokenizer.chat_template or "") is not None
     special = special_tokens(tokenizer).keys() - REPLY_MARKUP
