@@ -8,14 +8,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+ROOT = Path(__file__).parent.parent
 STAGE = re.compile(r"Running stage '([^']+)'")
+
+
+def finding_project(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Python that finds the project's packages from any folder, besides those that it found before."""
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Used(NamedTuple):

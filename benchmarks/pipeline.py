@@ -118,7 +118,9 @@ def main() -> None:
     """Run, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--here", action="store_true", help="run every stage again in this folder")
-    here = parser.parse_args().here
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write the figures")
+    options = parser.parse_args()
+    here, results = options.here, options.results.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = ROOT if here else Path(scratch, "clone")
         if not here:
@@ -140,7 +142,7 @@ def main() -> None:
         "hardware": hardware(),
         "versions": versions(),
     }
-    write_json(RESULTS, result)
+    write_json(results, result)
     print(table(seconds, least))
     print(
         f"\nNo-op `dvc repro`: {result['no_op_seconds']} s. Best speed: {result['gflops']} GFLOP/s in float32."

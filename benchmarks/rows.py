@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from abctune.core.files import write_json
 from abctune.core.provenance import hardware
-from benchmarks.measure import Used, run_measured
+from benchmarks.measure import Used, finding_project, run_measured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/rows.json"
@@ -93,11 +93,18 @@ def main() -> None:
         (folder / "models/base").symlink_to(ROOT / "models/base")
         record: dict[str, Any] = {"rows": rows, "target_gib": MAX_GIB, "machine": hardware()}
         for stage in ("mix", "format", "split"):
-            measured = run_measured([sys.executable, "-m", f"stages.{stage}", "B"], folder, env=environment())
+            measured = run_measured(
+                [sys.executable, "-m", f"stages.{stage}", "B"], folder, env=finding_project(os.environ)
+            )
             assert measured.status == 0, f"{stage} failed, see above"
             record[stage] = used(measured)
             write_json(RESULTS, record)
-        subprocess.run([sys.executable, "-c", READ, "found.json"], cwd=folder, check=True, env=environment())
+        subprocess.run(
+            [sys.executable, "-c", READ, "found.json"],
+            cwd=folder,
+            check=True,
+            env=finding_project(os.environ),
+        )
         record["train"] = json.loads((folder / "found.json").read_text())
     write_json(RESULTS, record)
     print(json.dumps(record))
@@ -110,11 +117,6 @@ def used(measured: Used) -> dict[str, float]:
         "peak_gib": round(measured.peak_rss_gib, 2),  # of the largest process
         "peak_pss_gib": round(measured.peak_pss_gib, 2),  # of all together
     }
-
-
-def environment() -> dict[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import finding_project
 from benchmarks.random_llama import write_llama
 from benchmarks.scale import SHAPES, model
 from benchmarks.train_gpu import CONVERSATIONS, MAX_LENGTH, ROOT, Watch
@@ -253,8 +254,8 @@ def run(name: str, models: Path, gpus: str) -> dict[str, Any]:
         identity = {
             f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
-        environment = os.environ | identity | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": gpus}
-        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        settings = identity | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": gpus}
+        environment = finding_project(os.environ | settings)
         started = time.perf_counter()
         done = subprocess.run(
             [*launcher(name, processes), "-m", "benchmarks.sharding_gpu", "--one", name],

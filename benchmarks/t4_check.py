@@ -29,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import finding_project
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/t4_check.json"
 # What a format changes in profiles.tiny.train.
@@ -94,8 +96,7 @@ def prepare(folder: Path, changes: dict[str, Any]) -> None:
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Test loss per replicate, and what training says of itself; what is there already is not made again."""
     identity = {f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    environment = os.environ | identity
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    environment = finding_project(os.environ | identity)
     os.environ |= identity
     if not (folder / "params.yaml").exists():
         prepare(folder, FORMATS[name])
