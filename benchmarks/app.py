@@ -76,7 +76,7 @@ def speeds(folder: Path, prompts: int, tokens: int, rounds: int) -> list[dict[st
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every number; beside a median, where it is a speed, what it is the median of."""
+    """Of every number; with a median, where it is a speed, also what it is the median of."""
     result: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row[key] for row in rows]
@@ -157,7 +157,7 @@ def differences(
 
 
 def losses(folder: Path, limit: int | None) -> dict[str, Any]:
-    """Test loss of the base and the last variant by precision beside transformers' (metrics/eval), in nats per token,
+    """Test loss of the base and the last variant by precision next to transformers' (metrics/eval), in nats per token,
     and how far the variant's effect on a conversation is the same: the correlation of (variant - base) per token."""
     params = load_params()
     variant = list(params.variants)[-1]

@@ -1,7 +1,7 @@
 """What DVC adds to the loop of change, run, compare: `python -m benchmarks.experiments`.
 
 In a clone of the last commit, with a cache of its own: the time of `dvc exp run -S variants.B.train.learning_rate=...`
-beside the stages that it runs (to stay at 10 s or below), then, with 20 experiments, of `dvc exp show`, `make exp`'s
+in addition to the stages that it runs (to stay at 10 s or below), then, with 20 experiments, of `dvc exp show`, `make exp`'s
 table, a `dvc repro` that runs nothing, and the calls of DVC's extension for VS Code (3 s or below each). Writes
 benchmarks/results/experiments.json. Needs a finished `dvc repro`.
 """
@@ -95,7 +95,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def exp_run(clone: Path, folder: Path, steps: int | None) -> dict[str, float | dict[str, float]]:
-    """A learning rate that was never tried: seconds in all, in the stages, and beside them."""
+    """A learning rate that was never tried: seconds in all, in the stages, and in addition to them."""
     log, shims = folder / "stopwatch", folder / "bin"
     shims.mkdir()
     (shims / "python").write_text(STOPWATCH.format(python=sys.executable, log=log))
@@ -116,7 +116,7 @@ def exp_run(clone: Path, folder: Path, steps: int | None) -> dict[str, float | d
         "seconds": round(seconds, 2),
         "stages": stages,
         "stages_seconds": round(inside, 2),
-        "beside_seconds": round(seconds - inside, 2),
+        "overhead_seconds": round(seconds - inside, 2),
     }
 
 

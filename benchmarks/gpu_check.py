@@ -3,7 +3,7 @@
 A random Llama of 60M parameters takes the place of the 3B weights and generated text that of the data; all else
 is as reported: 4-bit base, adamw_8bit, Unsloth's kernels and checkpointing, the Llama-3.1 template, variants A
 and C with their own batches and schedules. Every stage from fetch to plot runs as a user would run it, the two
-variants beside each other. With two GPUs, A is also trained by two processes. What is checked is printed line by line;
+variants at the same time. With two GPUs, A is also trained by two processes. What is checked is printed line by line;
 the exit status is 1 if anything fails.
 """
 

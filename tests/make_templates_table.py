@@ -119,7 +119,7 @@ IN_WORDS = {
 }
 WITH_A_DEFAULT = (
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
-)  # published beside a `default` that is ChatML
+)  # published next to a `default` that is ChatML
 CONTROL = re.compile(
     r"<[|｜][^<>{}'\"%+ ]+?[|｜]>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?[A-Z_]{3,}\]|<(?:start|end)_of_turn>|</?s>|<bos>|<SPECIAL_\d+>"
 )

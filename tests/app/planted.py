@@ -132,7 +132,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(folder: Path) -> None:
-    """`base.gguf` beside a small model's safetensors, in float32."""
+    """`base.gguf` next to a small model's safetensors, in float32."""
     import gguf
 
     from abctune.llm.rotary import interleaved

@@ -150,7 +150,7 @@ def test_forgetting_is_a_sentence_on_general_text(outcome, numbers, text):
     ("numbers", "text"),
     [
         ((0.12, 0.09, 0.15), "0.12 [0.09, 0.15]"),
-        ((0.012, 0.0004, 0.0236), "0.0120 [0.0004, 0.0236]"),  # the bound beside 0 is not printed as 0
+        ((0.012, 0.0004, 0.0236), "0.0120 [0.0004, 0.0236]"),  # the bound next to 0 is not printed as 0
         ((-0.001, -0.4, 0.4), "0.00 [−0.40, 0.40]"),  # no −0.00
         ((0.0123456, 0.0121, 0.0125), "0.0123 [0.0121, 0.0125]"),
     ],

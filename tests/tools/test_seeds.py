@@ -1,4 +1,4 @@
-"""Several seeds pooled: from real Git and DVC revisions, and with the seed effect beside the variants'."""
+"""Several seeds pooled: from real Git and DVC revisions, and with the seed effect next to the variants'."""
 
 from __future__ import annotations
 
