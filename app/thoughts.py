@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from abctune.llm.chat import Unrenderable, render
 from abctune.llm.conversation import Message
-from abctune.llm.thoughts import HEADINGS, THOUGHTS
+from abctune.llm.thoughts import PAIRS, THOUGHTS, opening, parted
 from abctune.llm.tokenizer import REPLY_MARKUP, special_tokens
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # A template that prints a reply's thoughts from a field of their own, or leaves out that field's in past turns.
 HAS_A_PLACE = re.compile(r"reasoning_content|message\.thinking|['\"]thinking['\"] in message")
-PAIRS = (*THOUGHTS, *HEADINGS)
 ANY = [Message(role="user", content="a")]
 
 
@@ -34,23 +33,6 @@ def shown_marks(tokenizer: PreTrainedTokenizerBase, stops: Container[int]) -> di
         if all(inside):
             found |= {special[token]: token for tokens in inside for token in tokens}
     return {number: token for number, token in found.items() if number not in stops}
-
-
-def parted(text: str, opened: str = "") -> tuple[str, str]:
-    """The thoughts of an answer's text, and what follows them.
-
-    Args:
-        opened: the mark that the prompt ends with, where it opens the thoughts itself.
-    """
-    thoughts, left = "", (opened + text).lstrip()
-    while True:
-        found = next((pair for pair in PAIRS if left.startswith(pair[0])), None)
-        if found is None:
-            return thoughts, left
-        inside, _, left = left.removeprefix(found[0]).partition(found[1])
-        left = left.lstrip()
-        if found in THOUGHTS:
-            thoughts += inside.rpartition("<|message|>")[2].strip()
 
 
 def with_thoughts_apart(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:
@@ -88,7 +70,6 @@ def _has(message: Message, marks: Iterable[str]) -> bool:
 def _opened(tokenizer: PreTrainedTokenizerBase) -> str:
     """The mark at the end of a prompt, where the template opens the thoughts there."""
     try:
-        prompt = render(tokenizer, ANY, add_generation_prompt=True).rstrip()
+        return opening(render(tokenizer, ANY, add_generation_prompt=True))
     except Unrenderable:
         return ""
-    return next((mark for mark, _ in THOUGHTS if prompt.endswith(mark)), "")

@@ -22,7 +22,31 @@ HEADINGS = (
     ("<|channel|>final", "<|message|>"),
     ("<|start|>assistant<|channel|>final", "<|message|>"),
 )
+PAIRS = (*THOUGHTS, *HEADINGS)
 TAIL = 8  # tokens at the end of a prompt that hold the mark by which it opens the thoughts itself
+
+
+def opening(prompt: str) -> str:
+    """The mark by which the end of a prompt opens the thoughts itself, as DeepSeek R1's does; "" where none does."""
+    end = prompt.rstrip()
+    return next((mark for mark, _ in THOUGHTS if end.endswith(mark)), "")
+
+
+def parted(text: str, opened: str = "") -> tuple[str, str]:
+    """The thoughts of an answer's text, and what follows them.
+
+    Args:
+        opened: the mark that the prompt ends with, where it opens the thoughts itself.
+    """
+    thoughts, left = "", (opened + text).lstrip()
+    while True:
+        found = next((pair for pair in PAIRS if left.startswith(pair[0])), None)
+        if found is None:
+            return thoughts, left
+        inside, _, left = left.removeprefix(found[0]).partition(found[1])
+        left = left.lstrip()
+        if found in THOUGHTS:
+            thoughts += inside.rpartition("<|message|>")[2].strip()
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> list[int]:
@@ -32,12 +56,11 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: S
         prompt: what the reply follows: some templates (DeepSeek R1's) open the thoughts in it.
         ids: all that the model wrote, without its stop token.
     """
-    end = tokenizer.decode(prompt[-TAIL:]).rstrip()
-    before = next((mark for mark, _ in THOUGHTS if end.endswith(mark)), "")
+    before = opening(tokenizer.decode(prompt[-TAIL:]))
     left = list(ids)
     while True:
         text = (before + tokenizer.decode(left)).lstrip()
-        closing = next((close for mark, close in (*THOUGHTS, *HEADINGS) if text.startswith(mark)), None)
+        closing = next((close for mark, close in PAIRS if text.startswith(mark)), None)
         if closing is None:
             return left
         left, before = _behind(tokenizer, left, closing), ""

@@ -57,8 +57,7 @@ def load_tokenizer(
         )
     tokenizer = _as_written(path)
     if chat_template != "model" and "/" not in chat_template:
-        file = Path(__file__).parent / f"{chat_template}.jinja"
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        tokenizer.chat_template = own_template(chat_template)
     if isinstance(tokenizer.chat_template, dict):  # several named ones, as Hermes 2 and Command-R publish
         tokenizer.chat_template = _one_template(tokenizer.chat_template)
     if not tokenizer.chat_template:
@@ -70,6 +69,11 @@ def load_tokenizer(
         # Padding with eos makes collators mask the real eos, and the model never learns to stop.
         tokenizer.pad_token = _pad_token(tokenizer, path)
     return tokenizer
+
+
+def own_template(name: str) -> str:
+    """The source of a chat template of this project's, `<name>.jinja` next to this module."""
+    return (Path(__file__).parent / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _as_written(path: Path) -> PreTrainedTokenizerBase:

@@ -8,7 +8,7 @@ use to another: llama.cpp forgets it when a slot's adapter changes, and we look 
 llama.cpp computes slots as one batch only if their numbers follow one another, so concurrent answers get such
 slots: four answers in slots 0 to 3 came at 85 tokens/s, in slots 0, 2, 4 and 6 at 65.
 
-A greedy answer does not depend on what was asked before: BATCH_TOKENS and the form of the adapters (app.engines.lora_gguf)
+A greedy answer does not depend on what was asked before: PROMPT_CHUNK and the form of the adapters (app.engines.lora_gguf)
 make llama.cpp compute a token's scores alike, whether the tokens before it were read one by one or together. It may
 depend, in a near tie, on answers by the same adapter that are written at the same time; `Piece.shared` says so.
 """
@@ -45,10 +45,12 @@ GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Where several answers are written, each cut costs about one step of the batch, so a sampled answer, which always has
 # all its cuts, gets longer slices after its beginning.
 SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
-PROMPT_CHUNK = 128  # the same for a prompt
-# Tokens that llama.cpp computes together. From 64 on its attention sums in another order, and then scores would depend
-# on how much of a prompt has been read already (measured: by up to 0.2 nats).
-BATCH_TOKENS = 32
+# The same for a prompt. From 64 tokens of a slot on llama.cpp's attention sums in another order, and then scores would
+# depend on how much of a prompt has been read already (measured: by up to 0.2 nats).
+PROMPT_CHUNK = 63
+BATCH_TOKENS = (
+    4 * PROMPT_CHUNK
+)  # that llama.cpp computes together: of four slots whose prompts are read at the same time
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
 
@@ -172,6 +174,7 @@ class LlamaCpp:
         """Natural logarithm of the probability that the model gives the token after `ids`, by its plain scores."""
         job = Job(model, ids, 1, Sampling())
         with self._slot(job) as slot:
+            self._read(slot, job, threading.Event())
             return self._scores(job, slot, ids, token, 1)[token]
 
     # --- one answer

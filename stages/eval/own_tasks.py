@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from abctune.core.errors import UserError
 from abctune.core.params import ChoiceCheck, JsonCheck, OwnCheck, Params, ToolCallCheck
 from abctune.core.records import TaskRecord
-from abctune.llm.chat import THOUGHT
 from abctune.llm.conversation import Message, Tools, conversation_of, learned_turns, text_hash
 from abctune.llm.inference import Answer
+from abctune.llm.thoughts import parted
 from stages.eval.calls import call_of, json_calls, json_object, tagged_calls
 from stages.eval.generation import answer_conversations
 from stages.eval.own_checks import Reference, check_answer, label_of
@@ -110,9 +110,8 @@ def task_of(row: Row, turn: int, check: OwnCheck) -> Iterator[OwnTask]:
     if not calls:  # sets such as Hermes' write them into the text
         calls = json_calls(reply["content"]) or tagged_calls(reply["content"])
     prompt = "\n\n".join(message["content"] for message in messages[:turn])
-    thoughts = THOUGHT.match(reply["content"])  # answers are compared without theirs, too
-    text = reply["content"][thoughts.end() :] if thoughts else reply["content"]
-    reference = Reference(text, tuple(calls), prompt)
+    _, answer = parted(reply["content"])  # answers are compared without their thoughts, too
+    reference = Reference(answer, tuple(calls), prompt)
     if fits(check, reference):
         yield OwnTask(conversation_of_row(row), row["source"], messages[:turn], tools, reference)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from abctune.llm.tokenizer import self_contained, special_tokens
+from abctune.llm.tokenizer import own_template, self_contained, special_tokens
 from stages.format.formatter import RecordReader, Usable
 
 if TYPE_CHECKING:
@@ -49,4 +48,4 @@ def _candidates(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]
                     self_contained(present, {name: value}),
                 )
     if special_tokens(tokenizer).keys() >= CHATML_TOKENS:
-        yield f"chat_template: {CHATML}", files("abctune.llm").joinpath(f"{CHATML}.jinja").read_text("utf-8")
+        yield f"chat_template: {CHATML}", own_template(CHATML)

@@ -6,13 +6,13 @@ import pytest
 
 from abctune.core.params import load_params
 from abctune.llm.chat import prompt_ids, render
+from abctune.llm.thoughts import parted
 from abctune.llm.tokenizer import load_tokenizer
 from app.context import fit
 from app.engines import Job
 from app.engines.choose import load_engine
 from app.models import find_models
 from app.request import Sampling
-from app.thoughts import parted
 from tests import small
 from tests.app import planted
 from tests.llm.test_thoughts import WRITTEN
