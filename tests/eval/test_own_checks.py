@@ -258,6 +258,13 @@ def test_rows_are_of_the_source_one_of_a_group_and_bounded():
     assert all(task.messages[-1]["role"] == "user" for task in tasks)
 
 
+@pytest.mark.parametrize("thoughts", ["<think>\nno, yes\n</think>\n\n", "[THINK]no, yes[/THINK]", ""])
+def test_a_reference_is_the_reply_without_its_thoughts(thoughts):
+    check = TypeAdapter(OwnCheck).validate_python({"kind": "exact"})
+    (task,) = own_tasks("mine", check, [row(1, f"{thoughts}positive")])
+    assert task.reference.text == "positive"
+
+
 def test_rows_whose_reply_is_no_label_are_left_out_and_none_at_all_is_an_error():
     check = TypeAdapter(OwnCheck).validate_python(CHOICE)
     assert [task.id for task in own_tasks("mine", check, [row(1, "maybe"), row(2, "negative")])] == ["2"]
