@@ -6,8 +6,9 @@ conversation.
 
 A stopped or retracted answer is marked on its turn; the handler that writes it then ends by itself, and its last view is
 the conversation as it is at that moment. (Gradio's own way, `cancels`, cuts that handler off: views that were still on
-their way arrived after the stop and left the page as if the answer were still being written.) Gradio sends the last view
-of a streaming handler once more when the handler ends, which could cover a newer one; so a `redraw` follows each.
+their way arrived after the stop and left the page as if the answer were still being written.) Views are numbered: of two
+handlers that run at the same time the earlier view may arrive last, and Gradio sends the last view of a streaming handler
+once more when that ends. The page then asks for the conversation as it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from app.engines import TokenScore
 from app.page.conversation import (
     CONVERSATION_LOCK,
     Conversation,
+    Drawing,
     Turn,
     as_json,
     display,
@@ -59,7 +61,7 @@ RESTORE = """(turns) => {
 CHATS = """<nav aria-label="Conversations"><h2>Conversations</h2><p class="none">Kept in this browser alone.</p><ul></ul>
 <label class="bring">Import JSON<input type="file" accept=".json,application/json" class="unseen"></label>
 <p role="status"></p></nav>"""
-Shown = tuple[Conversation, list[dict[str, Any]], Any]
+Shown = tuple[Conversation, Drawing, Any]
 SEND = {"submit_btn": True, "stop_btn": False}
 STOP = {"submit_btn": False, "stop_btn": True}
 
@@ -86,7 +88,10 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
                 elem_id="model",
             )
             chatbot = gr.HTML(
-                conversation_html([], EXAMPLES), js_on_load=SCRIPT, apply_default_css=False, elem_id="chatbot"
+                conversation_html(Drawing(0, "", []), EXAMPLES),
+                js_on_load=SCRIPT,
+                apply_default_css=False,
+                elem_id="chatbot",
             )
             box = gr.Textbox(
                 label="Message", show_label=False, placeholder="Write a message; Shift+Enter for a new line", lines=1,
@@ -115,18 +120,14 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
 
     def draw(shown: Shown) -> tuple[Conversation, str, Any]:
         """A handler's result as the values of `view`."""
-        turns, rows, text = shown
-        return turns, conversation_html(rows, EXAMPLES, turns.key, model_colors(models)), text
+        turns, drawing, text = shown
+        return turns, conversation_html(drawing, EXAMPLES, model_colors(models)), text
 
     def then_answer(event: gr.events.Dependency) -> gr.events.Dependency:
-        """After an event, have the model answer, then settle."""
-        return settle(event.then(answer, answer_inputs, view, **in_line, **always))
+        """After an event, have the model answer."""
+        return event.then(answer, answer_inputs, view, **in_line, **always)
 
-    def settle(event: gr.events.Dependency) -> gr.events.Dependency:
-        """After an event, draw the conversation as it is then: an earlier event may have drawn it last."""
-        return event.then(drawing(_as_it_is), [conversation], view, **at_once, **always)
-
-    def drawing(handler: Callable[..., Shown]) -> Callable[..., Any]:
+    def drawn(handler: Callable[..., Shown]) -> Callable[..., Any]:
         """The handler with its result as the values of `view`."""
         return functools.wraps(handler)(lambda *given: draw(handler(*given)))
 
@@ -141,8 +142,8 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
 
     def tokens(turns: Conversation, event: gr.EventData) -> Iterator[tuple[Any, Any]]:
         """Show how likely the tokens of the clicked answer were, or hide it."""
-        for rows in _tokens(service, turns, event.index):
-            yield turns, draw((turns, rows, None))[1]
+        for drawing in _tokens(service, turns, event.index):
+            yield turns, draw((turns, drawing, None))[1]
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
     # Through the queue: Gradio shows no warning of an event that is outside it.
@@ -150,15 +151,17 @@ def chat_tab(service: Service, page: gr.Blocks) -> None:
     # "multiple": Gradio's other modes drop an event that comes while the last one of its kind is ending. What must not be
     # done twice is checked where it is done.
     always: dict[str, Any] = {"trigger_mode": "multiple"}
-    then_answer(box.submit(drawing(_ask), [conversation, box], view, **in_line, **always))
-    then_answer(chatbot.example_select(drawing(_example), [conversation], view, **at_once))
-    then_answer(chatbot.retry(drawing(_retry), [conversation], view, **at_once, **always))
-    then_answer(chatbot.edit(drawing(_edit), [conversation], view, **in_line, **always))
-    box.stop(drawing(_settle), [conversation], view, **at_once)
-    chatbot.undo(drawing(_undo), [conversation], view, **at_once)
-    settle(chatbot.select(tokens, [conversation], view[:2], **in_line, **always))
-    gr.on([clear.click, chats.clear], drawing(_clear), [conversation], view, **at_once, **always)
-    settle(chats.select(open_kept, [conversation], opened, **in_line, **always))
+    then_answer(box.submit(drawn(_ask), [conversation, box], view, **in_line, **always))
+    then_answer(chatbot.example_select(drawn(_example), [conversation], view, **at_once))
+    then_answer(chatbot.retry(drawn(_retry), [conversation], view, **at_once, **always))
+    then_answer(chatbot.edit(drawn(_edit), [conversation], view, **in_line, **always))
+    box.stop(drawn(_settle), [conversation], view, **at_once)
+    chatbot.undo(drawn(_undo), [conversation], view, **at_once)
+    chatbot.select(tokens, [conversation], view[:2], **in_line, **always)
+    # The page asks for it when Gradio has delivered an earlier view after a later one.
+    chatbot.tick(drawn(_as_it_is), [conversation], view, **at_once, **always)
+    gr.on([clear.click, chats.clear], drawn(_clear), [conversation], view, **at_once, **always)
+    chats.select(open_kept, [conversation], opened, **in_line, **always)
     page.load(open_chat, [conversation, stored], opened, js=RESTORE, **in_line)
     model.change(lambda name: facts_html(service, name), [model], [about], **at_once)
     save.click(
@@ -199,7 +202,7 @@ def _settings_of(service: Service, record: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[list[dict[str, Any]]]:
+def _tokens(service: Service, turns: Conversation, index: Any) -> Iterator[Drawing]:
     """Show how likely each token of an answer was, or hide it again."""
     turn = turns[index] if isinstance(index, int) and 0 <= index < len(turns) else None
     if turn is None or not turn.record or turn.scores is not None:
@@ -311,7 +314,7 @@ def _clear(turns: Conversation) -> Shown:
         turns.clear()  # the list itself: an answer that is being written looks at it
         turns.key = ""
         turns.begin_opening()  # one that is being opened does not come after this
-    return turns, [], gr.update(value="", **SEND)
+    return turns, display(turns), gr.update(value="", **SEND)
 
 
 def _undo(turns: Conversation) -> Shown:

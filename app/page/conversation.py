@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -145,9 +147,23 @@ def sampling_of_record(record: dict[str, Any]) -> Sampling | None:
         return None
 
 
-def display(conversation: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Rows for app.page.view."""
-    return [turn.display() for turn in conversation]
+@dataclass(frozen=True)
+class Drawing:
+    """A conversation at one moment, as app.page.view draws it; a later moment has a higher number."""
+
+    number: int
+    key: str
+    rows: list[dict[str, Any]]
+
+
+# From the clock, so that a page which outlives a restart of the demo meets higher numbers.
+_NUMBERS = itertools.count(int(time.time() * 1000))
+
+
+def display(conversation: Conversation) -> Drawing:
+    """The conversation as it is now."""
+    with CONVERSATION_LOCK:
+        return Drawing(next(_NUMBERS), conversation.key, [turn.display() for turn in conversation])
 
 
 def messages(conversation: Sequence[Turn], system: str) -> list[Message]:

@@ -9,24 +9,25 @@ from html import escape
 from typing import Any
 
 from app.engines import TokenScore
+from app.page.conversation import Drawing
 from app.page.style import ASSETS
 from app.rendering import answer_html, plain_html
 
 SILENT = "(the model ended its turn without a word)"
 SCRIPT = (ASSETS / "conversation.js").read_text(encoding="utf-8")
-Rows = Sequence[dict[str, Any]]
 
 
 def conversation_html(
-    rows: Rows, examples: Sequence[str] = (), key: str = "", colors: Mapping[str, str] | None = None
+    drawing: Drawing, examples: Sequence[str] = (), colors: Mapping[str, str] | None = None
 ) -> str:
     """All turns, or the examples while there is none.
 
     Args:
-        key: under which the browser keeps the conversation; it keeps none without one.
+        drawing: the browser keeps the conversation under its key; it keeps none without one.
         colors: of the models, by name.
     """
-    chat = f' data-chat="{escape(key)}"' if key else ""
+    rows, chat = drawing.rows, f' data-number="{drawing.number}"'
+    chat += f' data-chat="{escape(drawing.key)}"' if drawing.key else ""
     if not rows:
         buttons = "".join(
             f'<button type="button" data-do="example" data-raw="{escape(text)}">{escape(text)}</button>'

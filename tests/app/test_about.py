@@ -141,7 +141,7 @@ def test_a_kept_conversation_is_read_back_with_what_its_answers_depend_on():
         ],
     }
     turns = read_stored(json.dumps(kept))
-    rows = display(turns)
+    rows = display(turns).rows
     assert turns.key == "abc123" and rows[1]["how"] == how
     assert rows[1]["figures"] == "B · strength 0.5 · 1 token"
     assert "interrupted" in rows[3]["figures"]

@@ -536,6 +536,31 @@ def test_retry_that_comes_after_new_conversation_leaves_the_box_free(page, model
         sync_api.expect(stop(page)).to_have_count(0)
 
 
+def test_a_view_that_comes_late_does_not_cover_a_later_one(page, models, tokenizer, monkeypatch):
+    undo, answered, ended = chat._undo, threading.Event(), threading.Event()
+
+    def late(turns):
+        view = undo(turns)
+        answered.wait(PATIENCE / 1000)
+        ended.set()
+        return view
+
+    monkeypatch.setattr(chat, "_undo", late)
+    with serving(Service(models, Says(["fine"]), tokenizer)) as url:
+        visit(page, url)
+        send(page, "hello")
+        says(answers(page), "fine")
+        page.locator("[data-do=undo]").click()
+        send(page, "and now?")
+        says(page.locator("#chatbot [data-testid=user]").last, "and now?")
+        says(answers(page).last, "fine")
+        answered.set()
+        until(page, ended.is_set)
+        page.wait_for_timeout(500)  # until the late view is there
+        sync_api.expect(page.locator(".start")).to_have_count(0)
+        says(answers(page), "fine")
+
+
 def test_of_two_conversations_opened_quickly_the_second_is_shown(page, models, tokenizer, monkeypatch):
     read, opened, ended = chat.read_stored, threading.Event(), threading.Event()
 

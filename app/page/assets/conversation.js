@@ -73,4 +73,9 @@ const drawn = () => {
     window.abctuneTypeset?.(element);
     if (atEnd) { const box = scroller(); box.scrollTop = box.scrollHeight; }
 };
-watch("value", () => { keep(); drawn(); });
+let newest = 0;
+watch("value", () => {
+    const number = Number(element.querySelector("[data-number]")?.dataset.number || 0);
+    if (number < newest) { trigger("tick"); return; }  // an earlier view that came late: ask for the present one
+    newest = number; keep(); drawn();
+});
