@@ -20,8 +20,8 @@ ALL = compare.Setup(("base", "A", "B", "C"))
 
 def talk(service, turns, text, model="B", settings=SETTINGS):
     turns, *_ = chat._ask(turns, text)
-    *_, (turns, display, box) = chat._answer(service, turns, model, "", settings)
-    return turns, display, box
+    *_, (turns, drawing, box) = chat._answer(service, turns, model, "", settings)
+    return turns, drawing.rows, box
 
 
 def test_an_answer_shows_its_model_speed_and_time_to_first_token(service):
@@ -75,8 +75,8 @@ def test_what_was_written_before_a_stop_stays_and_is_marked(models, tokenizer):
     for _ in range(3):
         next(answer)
     answer.close()
-    turns, display, _ = chat._settle(turns)
-    assert display[-1]["content"].startswith("x") and "stopped" in display[-1]["figures"]
+    turns, drawing, _ = chat._settle(turns)
+    assert drawing.rows[-1]["content"].startswith("x") and "stopped" in drawing.rows[-1]["figures"]
 
 
 def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(models, tokenizer):
@@ -86,8 +86,8 @@ def test_a_stopped_answer_ends_by_itself_with_the_box_free_and_frees_the_model(m
     for _ in range(3):
         next(answer)
     chat._settle(turns)
-    *_, (_, display, box) = answer
-    assert "stopped" in display[-1]["figures"] and box["submit_btn"] is True
+    *_, (_, drawing, box) = answer
+    assert "stopped" in drawing.rows[-1]["figures"] and box["submit_btn"] is True
     assert engine.inside == 0
 
 
@@ -98,8 +98,8 @@ def test_an_answer_that_is_cleared_or_retried_while_it_grows_does_not_come_back(
         answer = chat._answer(service, turns, "A", "", SETTINGS)
         next(answer)
         leave(turns)
-        *_, (_, display, _) = answer
-        assert [message["content"] for message in display] == left
+        *_, (_, drawing, _) = answer
+        assert [message["content"] for message in drawing.rows] == left
 
 
 def test_a_stopped_comparison_keeps_what_is_there_and_asks_for_no_vote(models, tokenizer):
@@ -256,21 +256,21 @@ def test_of_two_conversations_that_are_opened_the_later_one_stays(monkeypatch):
         return read(text)
 
     monkeypatch.setattr(chat, "read_stored", slowly)
-    (_, display, _), _ = chat._open(turns, kept["a"])
-    assert turns.key == "b" and display[0]["content"] == "b"
+    (_, drawing, _), _ = chat._open(turns, kept["a"])
+    assert turns.key == "b" and drawing.rows[0]["content"] == "b"
 
 
 def test_retry_of_a_cleared_conversation_leaves_the_box_free(service):
     turns, _, box = chat._retry(Conversation())
     assert box["submit_btn"] is True and box["stop_btn"] is False
-    *_, (_, display, box) = chat._answer(service, turns, "B", "", SETTINGS)
-    assert display == [] and box["submit_btn"] is True
+    *_, (_, drawing, box) = chat._answer(service, turns, "B", "", SETTINGS)
+    assert drawing.rows == [] and box["submit_btn"] is True
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", 7, "x" * 200_000])
 def test_what_is_no_message_starts_nothing(text):
-    turns, display, _ = chat._ask(Conversation(), text)
-    assert turns == [] and display == []
+    turns, drawing, _ = chat._ask(Conversation(), text)
+    assert turns == [] and drawing.rows == []
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * 200_000])
