@@ -264,14 +264,16 @@ def test_an_epochs_end_that_a_kill_cut_off_is_made_up_for(project, uninterrupted
 
 
 def test_the_best_adapter_of_before_a_kill_is_the_one_published(project, driver, tmp_path):
+    # At this rate the loss of steps 13 to 16 is the lowest: 5.433, and 5.446 of steps 17 to 20.
     project.set(
-        variants__B__train=RECIPE | {"learning_rate": 0.3, "max_steps": 22, "per_device_train_batch_size": 2}
-    )  # its losses rise at the end
+        variants__B__train=RECIPE | {"learning_rate": 0.05, "max_steps": 20, "per_device_train_batch_size": 2}
+    )
     whole = project.copy(tmp_path / "whole")
-    assert driver.train(whole)["exit"] == 0
-    assert driver.train(project, die_in_save=20, die_at=0)["exit"] == -signal.SIGKILL
+    found = driver.train(whole)
+    assert found["exit"] == 0, found["output"]
+    assert driver.train(project, die_in_save=18, die_at=0)["exit"] == -signal.SIGKILL
     assert driver.train(project)["exit"] == 0
-    assert project.record()["kept"]["step"] < 18 and project.record()["resumed_at"] == [18]
+    assert project.record()["kept"]["step"] == 16 and project.record()["resumed_at"] == [16]
     assert project.result() == whole.result()
 
 
