@@ -120,8 +120,8 @@ class Server(Target):
         return text, chunk.get("timings", {}).get("predicted_n", 0)
 
 
-# libgomp's default, as llama.cpp's server has it. The demo lets its threads sleep where the load average is high when it
-# starts, as it still is on a machine that has just become quiet: half the speed.
+# libgomp's default, for both servers. The demo, and what imports its environment, lets threads sleep where the load average
+# is high at the start, as it still is on a machine that has just become quiet: half the speed.
 SPINNING = {"GOMP_SPINCOUNT": "300000"}
 
 
@@ -129,7 +129,7 @@ SPINNING = {"GOMP_SPINCOUNT": "300000"}
 def ours() -> Iterator[Target]:
     """`python -m app`, its models loaded."""
     command = [sys.executable, "-m", "app", "--port", str(PORT), "--engine", "llama.cpp"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | SPINNING) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline(), "the demo did not start"
             yield Ours("demo", f"http://127.0.0.1:{PORT}/v1/chat/completions", process.pid)
@@ -354,6 +354,7 @@ def measure_clients(
 
 def measure(turn_count: int, prompts: int, counts: Sequence[int], tokens: int, rounds: int) -> Measured:
     """Both servers: the long conversation, unless it has no turns, and each number of clients."""
+    os.environ |= SPINNING  # the servers' processes inherit it
     measured = Measured()
     with both(measured) as targets:
         if turn_count:

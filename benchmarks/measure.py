@@ -17,6 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 STAGE = re.compile(r"Running stage '([^']+)'")
+PREFIX = re.compile(r"([\w-]+(?:@\w+)?): ")  # of a line of tools.together
 
 
 def finding_project(environment: Mapping[str, str]) -> dict[str, str]:
@@ -83,10 +84,7 @@ def run_repro(
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *arguments],
         cwd=folder,
-        env=os.environ
-        | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        | environment,
+        env=_printing(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,3 +101,37 @@ def run_repro(
     status = process.wait()
     seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - since, 2)
     return status
+
+
+def run_together(
+    folder: Path, spans: dict[str, list[float]], *arguments: str, begin: float, **environment: str
+) -> int:
+    """Run `tools.together`, and note when each stage began and ended, in seconds from `begin`; the exit status.
+
+    A stage ends where the next one of the same variant begins, or with its last line.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.together", *arguments],
+        cwd=folder,
+        env=_printing(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running: dict[str, str] = {}  # {prefix of a line: the stage that prints it}
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        now = round(time.perf_counter() - begin, 1)
+        prefix = found[1] if (found := PREFIX.match(line)) else ""
+        if match := STAGE.search(line):
+            running[prefix] = match[1]
+            spans[match[1]] = [now, now]
+        elif prefix in running:
+            spans[running[prefix]][1] = now
+    return process.wait()
+
+
+def _printing(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command whose lines are read as they come, and whose stages run by this Python."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **environment}

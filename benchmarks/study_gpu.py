@@ -22,6 +22,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import random_llama
-from benchmarks.measure import run_repro
+from benchmarks.measure import run_repro, run_together
 from benchmarks.train_gpu import SHAPE
 from tests.hub_server import Hub
 from tests.workspace import PROJECT_FILES, ROOT, Workspace
@@ -253,6 +254,26 @@ def records(project: Workspace) -> dict[str, Any]:
     return found
 
 
+def run(
+    project: Workspace,
+    result: dict[str, Any],
+    arguments: argparse.Namespace,
+    save: Callable[[], None],
+    hub: str,
+) -> int:
+    """Run the study, or the part of it that was asked for, and note its seconds; the exit status."""
+    if not arguments.jobs:
+        return run_repro(project.root, result["seconds"], *arguments.stages, save=save, HF_ENDPOINT=hub)
+    spans = result.setdefault("spans", [])  # a call's stages: when each began and ended
+    spans.append({})
+    began = time.perf_counter()
+    only = ("--data",) if arguments.data else ()
+    jobs = ("--jobs", str(arguments.jobs))
+    status = run_together(project.root, spans[-1], *jobs, *only, begin=began, HF_ENDPOINT=hub)
+    result["seconds"][f"call {len(spans)}"] = round(time.perf_counter() - began, 1)
+    return status
+
+
 def main() -> None:
     from abctune.core.files import write_json
     from abctune.core.provenance import hardware, versions
@@ -263,6 +284,9 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, help="instead of profile full's number")
     parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--prepare", action="store_true", help="only make the hub's files")
+    parser.add_argument("--jobs", type=int, help="run variants at the same time, by tools.together")
+    parser.add_argument("--data", action="store_true", help="with --jobs: only make the data")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--stages", nargs="*", default=[], help="only these and what they need")
     arguments = parser.parse_args()
     work = arguments.work
@@ -290,7 +314,7 @@ def main() -> None:
 
     with Hub() as hub:
         serve(hub, project, folders)
-        status = run_repro(project.root, result["seconds"], *arguments.stages, save=save, HF_ENDPOINT=hub.url)
+        status = run(project, result, arguments, save, hub.url)
     import torch  # for the card's name
 
     torch.cuda.is_available()
@@ -305,8 +329,7 @@ def main() -> None:
         "hardware": hardware(),
     }
     save()
-    RESULTS.parent.mkdir(exist_ok=True)
-    shutil.copy(result_file, RESULTS)
+    shutil.copy(result_file, arguments.results)
     for name, spent in result["seconds"].items():
         print(f"{name:24} {spent:8.1f} s")
     print(f"{'total':24} {result['total_seconds']:8.1f} s, exit status {status}")

@@ -43,8 +43,8 @@ N_PARALLEL = 8
 SLICE = 16
 GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Where several answers are written, each cut costs about one step of the batch, so a sampled answer, which always has
-# all its cuts, gets longer slices after its beginning.
-SAMPLED_SLICES = {0: SLICE, SLICE: 2 * SLICE}
+# all its cuts, gets a short slice, by which the first words of all come soon, and long ones.
+SAMPLED_SLICES = {0: 8, 8: 40}
 # The same for a prompt. From 64 tokens of a slot on llama.cpp's attention sums in another order, and then scores would
 # depend on how much of a prompt has been read already (measured: by up to 0.2 nats).
 PROMPT_CHUNK = 63
@@ -343,9 +343,9 @@ class LlamaCpp:
         """The free slot that holds most of the prompt for this model, else one that makes a batch, else the oldest."""
         with self._free:
             self._free.wait_for(lambda: any(not slot.busy for slot in self._slots))
-            free = [slot for slot in self._slots if not slot.busy]
-            group = _group(job)
-            best = max(free, key=lambda slot: self._worth(slot, group, job.prompt))
+            free = sorted((slot for slot in self._slots if not slot.busy), key=lambda slot: slot.used)
+            group, old = _group(job), free[: (len(free) + 1) // 2]
+            best = max(free, key=lambda slot: self._worth(slot, group, job.prompt, slot in old))
             self._uses += 1
             best.busy, best.used = True, self._uses
             if best.group != group:
@@ -357,17 +357,19 @@ class LlamaCpp:
                 best.busy = False
                 self._free.notify()
 
-    def _worth(self, slot: _Slot, group: Group, prompt: list[int]) -> tuple[int, bool, bool, int]:
+    def _worth(
+        self, slot: _Slot, group: Group, prompt: list[int], is_old: bool
+    ) -> tuple[int, bool, bool, int, int]:
         known = shared_prefix(slot.cached, prompt) if slot.group == group else 0
-        # The same conversation, or a question of it again. A system message that two conversations share is not worth
-        # another conversation's slot.
+        # The same conversation, or a question of it again. A system message that two conversations share is worth the slot
+        # of one that would soon be forgotten anyway.
         same = known == len(prompt) or 2 * known > len(slot.cached)
         neighbors = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
         makes_a_batch = any(one.group == group for one in neighbors)
         apart_from_others = all(
             one.group == group for one in neighbors
         )  # for another answer next to one that is being written
-        return known if same else 0, makes_a_batch, apart_from_others, -slot.used
+        return known if same else 0, makes_a_batch, apart_from_others, known if is_old else 0, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""

@@ -26,7 +26,7 @@ WEIGHTS = "adapter_model.safetensors"
 EXPLAINED = re.compile(
     r"(data/(general|own-files|raw|mixed|formatted|split)|models|metrics|\.dvc|checkpoints"
     r"|\.compiled)/.*"
-    r"|.*__pycache__/|log\.tmp|metrics/study\.json"
+    r"|.*__pycache__/|(log|pid)\.tmp|metrics/study\.json"
 )
 EMPTY_AT_THE_END = ("checkpoints", "data/quarantine")
 
