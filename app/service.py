@@ -266,6 +266,9 @@ class Service:
 
 def _stream(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:
     started, shown = time.perf_counter(), 0.0
+    speaking: set[int] = (
+        set()
+    )  # whose first words were shown: not held back, as the next piece may take seconds
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
     for piece in pieces:
         now, reply = time.perf_counter(), replies[piece.index]
@@ -286,7 +289,10 @@ def _stream(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Repl
             for late in replies:
                 late.finish = late.finish or "time"
             break
-        if now - shown >= SHOW_SECONDS:
+        first_words = piece.index not in speaking and bool(reply.text)
+        if first_words:
+            speaking.add(piece.index)
+        if first_words or now - shown >= SHOW_SECONDS:
             shown = now
             yield replies
     yield replies

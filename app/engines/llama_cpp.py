@@ -44,7 +44,7 @@ SLICE = 16
 GREEDY_SLICES = {0: 1, 8: 4, 16: SLICE}
 # Where several answers are written, each cut costs about one step of the batch, so a sampled answer, which always has
 # all its cuts, gets a short slice, by which the first words of all come soon, and long ones.
-SAMPLED_SLICES = {0: 8, 8: 40}
+SAMPLED_SLICES = {0: 2, 2: 46}
 # The same for a prompt. From 64 tokens of a slot on llama.cpp's attention sums in another order, and then scores would
 # depend on how much of a prompt has been read already (measured: by up to 0.2 nats).
 PROMPT_CHUNK = 63

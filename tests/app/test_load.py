@@ -234,6 +234,23 @@ def test_what_streams_is_what_is_there_in_the_end(models, tokenizer, monkeypatch
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
 
 
+def test_first_words_are_shown_before_the_next_piece_comes(models, tokenizer):
+    """It may take seconds, while other adapters have their turns."""
+    asked = []
+
+    class Pauses(Says):
+        def stream(self, jobs):
+            for piece in super().stream(jobs):
+                asked.append(piece.text)
+                yield piece
+
+    service = Service(models, Pauses(["\n", "first", " second", " third"]), tokenizer)
+    answer = service.answer([request(service)])
+    shown = next(reply for (reply,) in answer if reply.text)
+    assert shown.text == "first" and asked == ["\n", "first"]
+    answer.close()
+
+
 def test_a_white_space_beginning_costs_a_streaming_client_nothing(models, tokenizer, monkeypatch):
     monkeypatch.setattr("app.service.SHOW_SECONDS", 0)
     with serving(Service(models, Says([" \n\n", "unf", "olders", " ", "lie"]), tokenizer)) as url:

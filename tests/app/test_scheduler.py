@@ -83,7 +83,7 @@ def test_a_slice_says_whether_others_were_computed_with_it():
 
 def test_slices_end_at_the_same_places_in_every_answer():
     """So that a sampled answer's seeds do not depend on who else was asked."""
-    for greedy, wanted in ((True, [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 48, 64]), (False, [8, 48, 88])):
+    for greedy, wanted in ((True, [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 48, 64]), (False, [2, 48, 94])):
         ends, n = [], 0
         while n < 64:
             n += slice_size(n, greedy)
