@@ -266,9 +266,8 @@ class Service:
 
 def _stream(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Reply]]:
     started, shown = time.perf_counter(), 0.0
-    speaking: set[int] = (
-        set()
-    )  # whose first words were shown: not held back, as the next piece may take seconds
+    # Whose first words were shown. Those are not held back: the next piece may take seconds.
+    speaking: set[int] = set()
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
     for piece in pieces:
         now, reply = time.perf_counter(), replies[piece.index]

@@ -17,6 +17,8 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 STAGE = re.compile(r"Running stage '([^']+)'")
+# Of a project that is made for a benchmark.
+GIT_IDENTITY = {f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 PREFIX = re.compile(r"([\w-]+(?:@\w+)?): ")  # of a line of tools.together
 
 
@@ -81,14 +83,7 @@ def run_repro(
     What comes before the first stage is counted as `dvc`. `save` is called after each line, so that a run that is
     stopped leaves what it has measured.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *arguments],
-        cwd=folder,
-        env=_printing(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = _printing([sys.executable, "-m", "dvc", "repro", *arguments], folder, environment)
     stage, since = "dvc", time.perf_counter()
     for line in process.stdout or ():
         print(line, end="", flush=True)
@@ -110,14 +105,7 @@ def run_together(
 
     A stage ends where the next one of the same variant begins, or with its last line.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.together", *arguments],
-        cwd=folder,
-        env=_printing(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = _printing([sys.executable, "-m", "tools.together", *arguments], folder, environment)
     running: dict[str, str] = {}  # {prefix of a line: the stage that prints it}
     for line in process.stdout or ():
         print(line, end="", flush=True)
@@ -131,7 +119,14 @@ def run_together(
     return process.wait()
 
 
-def _printing(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command whose lines are read as they come, and whose stages run by this Python."""
+def _printing(command: list[str], folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a command whose lines are read as they come, and whose stages run by this Python."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **environment}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

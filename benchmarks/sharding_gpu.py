@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import finding_project
+from benchmarks.measure import GIT_IDENTITY, finding_project
 from benchmarks.random_llama import write_llama
 from benchmarks.scale import SHAPES, model
 from benchmarks.train_gpu import CONVERSATIONS, MAX_LENGTH, ROOT, Watch
@@ -251,10 +251,7 @@ def run(name: str, models: Path, gpus: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         prepare(folder, models / shape, train, steps)
-        identity = {
-            f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-        }
-        settings = identity | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": gpus}
+        settings = GIT_IDENTITY | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": gpus}
         environment = finding_project(os.environ | settings)
         started = time.perf_counter()
         done = subprocess.run(

@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import finding_project
+from benchmarks.measure import GIT_IDENTITY, finding_project
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results/t4_check.json"
@@ -95,9 +95,8 @@ def prepare(folder: Path, changes: dict[str, Any]) -> None:
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Test loss per replicate, and what training says of itself; what is there already is not made again."""
-    identity = {f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    environment = finding_project(os.environ | identity)
-    os.environ |= identity
+    os.environ |= GIT_IDENTITY
+    environment = finding_project(os.environ)
     if not (folder / "params.yaml").exists():
         prepare(folder, FORMATS[name])
     made = {"train": "models/B/training.json", "score": "scores.json"}

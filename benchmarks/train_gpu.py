@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import finding_project
+from benchmarks.measure import GIT_IDENTITY, finding_project
 from benchmarks.random_llama import write_llama
 
 STARTED = time.perf_counter()  # before the imports that are measured
@@ -386,10 +386,7 @@ def run(name: str, model_folder: Path) -> dict[str, Any]:
             "TRITON_CACHE_DIR": f"{kept}/triton",
             "UNSLOTH_COMPILE_LOCATION": f"{kept}/unsloth",
         }
-        identity = {
-            f"GIT_{who}_{what}": "b@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-        }
-        environment = finding_project(os.environ | caches | identity | {"HF_HUB_OFFLINE": "1"})
+        environment = finding_project(os.environ | caches | GIT_IDENTITY | {"HF_HUB_OFFLINE": "1"})
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.train_gpu", "--one", name, str(model_folder)],

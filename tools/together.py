@@ -32,15 +32,25 @@ def main(
     data: Annotated[bool, typer.Option("--data", help="only make the data, which needs no GPU")] = False,
 ) -> None:
     """Make what variants share, then the variants' stages together, then what is left."""
-    variants, run = list(load_params().variants), Together(jobs)
-    run.all([SHARED], single=False)
+    variants, together = list(load_params().variants), Together(jobs)
+    repro(*SHARED)
     for stage in DATA:
-        run.all([(f"{stage}@{variant}",) for variant in variants])
+        together.run([(f"{stage}@{variant}",) for variant in variants])
     if data:
         return
     models = [(f"train@{variant}", f"eval@{variant}", f"collect@{variant}") for variant in variants]
-    run.all([*models, ("eval-base",)])
-    run.all([()], single=False)
+    together.run([*models, ("eval-base",)])
+    repro()
+
+
+def repro(*targets: str) -> None:
+    """`dvc repro` of some stages and what they need, or of all."""
+    if subprocess.run((*REPRO, *targets)).returncode:
+        raise _failure(" ".join(["dvc repro", *targets]))
+
+
+def _failure(what: str) -> UserError:
+    return UserError(f"{what} failed; see above. What has ended is kept: the same command goes on from there")
 
 
 class Together:
@@ -50,37 +60,28 @@ class Together:
         self._jobs = jobs
         self._printing = threading.Lock()
 
-    def all(self, chains: Sequence[Chain], single: bool = True) -> None:
-        """Run all chains to their ends.
-
-        Args:
-            chains: what runs at the same time.
-            single: run each chain's stages one by one, without what they need; else the chain is one `dvc repro`.
+    def run(self, chains: Sequence[Chain]) -> None:
+        """Run all chains to their ends; what their stages need has been made.
 
         Raises:
             UserError: a stage failed. The other chains have run to their ends.
         """
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
-                ended = list(pool.map(self._chain if single else self._whole, chains))
+                ended = list(pool.map(self._chain, chains))
             except KeyboardInterrupt:  # what runs has had it too, and a training saves a checkpoint
                 pool.shutdown(cancel_futures=True)
                 raise
-        failed = [stage for stage in ended if stage]
-        if failed:
-            raise UserError(
-                f"{', '.join(failed)} failed; see above. What has ended is kept: the same command goes on from there"
-            )
-
-    def _whole(self, targets: Chain) -> str | None:
-        return " ".join(targets) or "dvc repro" if self._run((*REPRO, *targets), "") else None
+        if failed := [stage for stage in ended if stage]:
+            raise _failure(", ".join(failed))
 
     def _chain(self, chain: Chain) -> str | None:
         """The first stage that failed, after which the chain's others do not run; None if none did."""
-        return next((one for one in chain if self._run((*REPRO, "--single-item", one), f"{one}: ")), None)
+        return next((stage for stage in chain if self._stage(stage)), None)
 
-    def _run(self, command: Sequence[str], prefix: str) -> int:
-        """Run a command, and print its output line by line; its exit status."""
+    def _stage(self, stage: str) -> int:
+        """Run a stage, and print its output line by line; its exit status."""
+        command = (*REPRO, "--single-item", stage)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert process.stdout is not None
         with process, process.stdout:
@@ -88,7 +89,7 @@ class Together:
                 # Of a progress bar, which rewrites its line, the last state.
                 text = line.decode(errors="replace").rstrip().rpartition("\r")[2]
                 with self._printing:
-                    print(f"{prefix}{text}", flush=True)
+                    print(f"{stage}: {text}", flush=True)
         return process.returncode
 
 

@@ -48,9 +48,8 @@ SAMPLED_SLICES = {0: 2, 2: 46}
 # The same for a prompt. From 64 tokens of a slot on llama.cpp's attention sums in another order, and then scores would
 # depend on how much of a prompt has been read already (measured: by up to 0.2 nats).
 PROMPT_CHUNK = 63
-BATCH_TOKENS = (
-    4 * PROMPT_CHUNK
-)  # that llama.cpp computes together: of four slots whose prompts are read at the same time
+# That llama.cpp computes together: of four slots whose prompts are read at the same time.
+BATCH_TOKENS = 4 * PROMPT_CHUNK
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
 
