@@ -35,11 +35,10 @@ from benchmarks.app_engines import served
 
 SLOTS = 4
 PORT = 7996
-# Whose answers are longer than those that are measured, so that both servers write as many tokens.
-RULES = (
-    "unused-import", "bare-except", "mutable-argument-default", "f-string-missing-placeholders", "undefined-name",
-    "line-too-long", "unused-variable", "print", "hardcoded-password-string", "redefined-loop-name", "too-many-branches",
-    "eval", "assert", "useless-return", "unreachable-code", "blind-except",
+# Stories, which the adapters write longer than what is measured, so that both servers write as many tokens.
+SUBJECTS = (
+    "a lighthouse", "a bridge", "a fox", "an old clock", "a storm", "a market", "a river", "a library", "a train", "a mountain",
+    "a garden", "a ship", "a letter", "a winter", "a bakery", "a violin",
 )  # fmt: skip
 QUESTION = "And what happened next? Answer in a few sentences."
 TURN_TOKENS = 32  # of an answer in the long conversation: 30 turns then fit the context of 2,048
@@ -112,6 +111,7 @@ class Server(Target):
         lora = [{"id": n, "scale": float(name == model)} for n, name in enumerate(self._adapters)]
         # The demo's defaults of the settings that both have.
         settings = {"temperature": 0.7, "top_p": 0.9, "repeat_penalty": 1.1, "top_k": 0, "min_p": 0.0}
+        settings["repeat_last_n"] = CONTEXT_TOKENS
         prompt = prompt_ids(self._tokenizer, messages)
         return {"prompt": prompt, "lora": lora, "timings_per_token": True, **settings}
 
@@ -229,8 +229,8 @@ def clients(target: Target, count: int, mixed: bool, tokens: int, seed: int) -> 
 
 def long_question(number: int, seed: int) -> str:
     """One that has not been asked before: nothing of it is known to a server."""
-    rule = RULES[number % len(RULES)]
-    return f"Question {seed * len(RULES) + number}: what does the Python lint rule `{rule}` check for, and why is it a problem? Explain at length."
+    subject = SUBJECTS[number % len(SUBJECTS)]
+    return f"Write a story of 500 words about {subject} in the year {1000 + seed * len(SUBJECTS) + number}."
 
 
 def repeats(target: Target, prompts: int, tokens: int) -> dict[str, Any]:

@@ -229,6 +229,19 @@ def serve(hub: Hub, project: Workspace, folders: dict[str, Path]) -> None:
         hub.add(kind, origin["repo"], files, revision=origin["revision"])
 
 
+def download(work: Path, hub: Hub, folders: dict[str, Path]) -> None:
+    """Fetch everything in another clone, which is then removed: what it downloaded stays in the user's cache."""
+    if (work / "downloaded").exists():
+        return
+    clone = project_at(work / "clone")
+    clone.set(profile="full")
+    serve(hub, clone, folders)
+    if run_repro(clone.root, {}, "fetch-model", "fetch", "fetch-general", HF_ENDPOINT=hub.url):
+        sys.exit("the downloads failed; see above")
+    shutil.rmtree(clone.root)
+    (work / "downloaded").touch()
+
+
 def disk_gib(project: Workspace) -> dict[str, float]:
     """GiB on disk of the project's folders; files that DVC links into its cache count in both."""
     return {
@@ -286,6 +299,11 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="only make the hub's files")
     parser.add_argument("--jobs", type=int, help="run variants at the same time, by tools.together")
     parser.add_argument("--data", action="store_true", help="with --jobs: only make the data")
+    parser.add_argument(
+        "--downloaded",
+        action="store_true",
+        help="weights and data are in the user's cache: fetch them before, untimed",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--stages", nargs="*", default=[], help="only these and what they need")
     arguments = parser.parse_args()
@@ -293,6 +311,9 @@ def main() -> None:
     began = time.perf_counter()
     folders = repositories(work, arguments.tokenizer)
     print(f"repositories: {time.perf_counter() - began:.1f} s", flush=True)
+    if arguments.downloaded:
+        with Hub() as hub:
+            download(work, hub, folders)
     if arguments.prepare:
         return
     project = project_at(work / "project")

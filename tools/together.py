@@ -1,29 +1,31 @@
-"""`dvc repro` with several variants at the same time: `python -m tools.together --jobs 3`, or `make repro JOBS=3`.
+"""`dvc repro` with several stages at the same time: `python -m tools.together --jobs 4`, or `make repro JOBS=4`.
 
 `dvc repro` runs one stage after another. Much of a full-size study is not the GPU's time: imports, loading, and data that
-processor cores make. So where a GPU has memory for several trainings, the variants' stages run next to each other, each
-by a `dvc repro` of its own; DVC's locks keep them apart. What is made is the same.
+processor cores make. So where a GPU has memory for several processes, each stage runs as soon as the stages that it needs
+have ended, by a `dvc repro --single-item` of its own; DVC says what needs what, and its locks keep them apart. What is
+made is the same.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
 from typing import Annotated
 
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
-from abctune.core.params import load_params
 from tools.command import run_command
 
-SHARED = ("fetch", "fetch-model", "fetch-general")  # with what they need
-DATA = ("mix", "format", "split")
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
-Chain = Sequence[str]  # stages of which each needs the one before
+LAST_OF_DATA = "split"
+CONTEXT_SHARE = 0.02  # of a GPU, that each process takes in addition to what torch counts: CUDA's own 0.5 GiB
+Graph = Mapping[str, Set[str]]  # {stage: the stages that must have ended before it begins}
 
 
 @exits_with_one_line
@@ -31,56 +33,78 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="how many stages run at the same time")] = 3,
     data: Annotated[bool, typer.Option("--data", help="only make the data, which needs no GPU")] = False,
 ) -> None:
-    """Make what variants share, then the variants' stages together, then what is left."""
-    variants, together = list(load_params().variants), Together(jobs)
-    repro(*SHARED)
-    for stage in DATA:
-        together.run([(f"{stage}@{variant}",) for variant in variants])
+    """Run every stage that is out of date, several at the same time, each when what it needs is there."""
+    graph = stage_graph()
     if data:
-        return
-    models = [(f"train@{variant}", f"eval@{variant}", f"collect@{variant}") for variant in variants]
-    together.run([*models, ("eval-base",)])
-    repro()
+        graph = ancestors(graph, {stage for stage in graph if stage.partition("@")[0] == LAST_OF_DATA})
+    share = 1 / jobs - CONTEXT_SHARE
+    # Each process plans with the memory that it finds free: without shares, two that begin together both count it.
+    # A share that the user has set stays.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", f"per_process_memory_fraction:{share:.3f}")
+    if failed := run_graph(graph, jobs, Printer().run_stage):
+        raise UserError(
+            f"{', '.join(failed)} failed; see above. What has ended is kept: the same command goes on from there"
+        )
+    print(f"All {len(graph)} stages are up to date.")
 
 
-def repro(*targets: str) -> None:
-    """`dvc repro` of some stages and what they need, or of all."""
-    if subprocess.run((*REPRO, *targets)).returncode:
-        raise _failure(" ".join(["dvc repro", *targets]))
+def stage_graph() -> Graph:
+    """dvc.yaml's stages, those of `foreach` as `train@B`. What `dvc add` tracks has no command and is left out."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        graph = repo.index.graph
+        return {
+            stage.addressing: {need.addressing for need in graph.successors(stage) if need.cmd}
+            for stage in graph
+            if stage.cmd
+        }
 
 
-def _failure(what: str) -> UserError:
-    return UserError(f"{what} failed; see above. What has ended is kept: the same command goes on from there")
+def ancestors(graph: Graph, stages: Set[str]) -> Graph:
+    """The part of the graph that makes some stages."""
+    found, new = set(stages), set(stages)
+    while new := {need for stage in new for need in graph[stage]} - found:
+        found |= new
+    return {stage: graph[stage] for stage in graph if stage in found}
 
 
-class Together:
-    """Runs chains, at most `jobs` at the same time; each line of output begins with its stage."""
+def run_graph(graph: Graph, jobs: int, run: Callable[[str], int]) -> list[str]:
+    """Run all stages, at most `jobs` at the same time; those that failed. What needs one of those does not run.
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    Args:
+        run: runs a stage and returns its exit status.
+    """
+    waiting, failed = TopologicalSorter(graph), []
+    waiting.prepare()
+    running: dict[Future[int], str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting.is_active():
+                running |= {pool.submit(run, stage): stage for stage in waiting.get_ready()}
+                if not running:  # what is left needs a stage that failed
+                    break
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for one in ended:
+                    stage = running.pop(one)
+                    if one.result():
+                        failed.append(stage)
+                    else:
+                        waiting.done(stage)
+        except KeyboardInterrupt:  # what runs has had it too, and a training saves a checkpoint
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+class Printer:
+    """Runs stages, and prints their output line by line; each line begins with its stage."""
+
+    def __init__(self) -> None:
         self._printing = threading.Lock()
 
-    def run(self, chains: Sequence[Chain]) -> None:
-        """Run all chains to their ends; what their stages need has been made.
-
-        Raises:
-            UserError: a stage failed. The other chains have run to their ends.
-        """
-        with ThreadPoolExecutor(self._jobs) as pool:
-            try:
-                ended = list(pool.map(self._chain, chains))
-            except KeyboardInterrupt:  # what runs has had it too, and a training saves a checkpoint
-                pool.shutdown(cancel_futures=True)
-                raise
-        if failed := [stage for stage in ended if stage]:
-            raise _failure(", ".join(failed))
-
-    def _chain(self, chain: Chain) -> str | None:
-        """The first stage that failed, after which the chain's others do not run; None if none did."""
-        return next((stage for stage in chain if self._stage(stage)), None)
-
-    def _stage(self, stage: str) -> int:
-        """Run a stage, and print its output line by line; its exit status."""
+    def run_stage(self, stage: str) -> int:
+        """Run a stage, whose needs have been made; its exit status."""
         command = (*REPRO, "--single-item", stage)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert process.stdout is not None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -77,10 +77,14 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed processes left for `path`, which would count as data in their folder."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+    """Remove the temporary files that killed processes left for `path`, which would count as data in their folder.
+
+    A writer that is atomic itself, given another's temporary path, has put a dot and a process id around that one's name.
+    """
+    ours = re.compile(rf"\.+{re.escape(path.name)}\.(\d+)\.tmp(\.\d+\.tmp)*")
+    for leftover in path.parent.glob(".*.tmp"):
+        found = ours.fullmatch(leftover.name)
+        if found and (int(found[1]) == os.getpid() or not _is_alive(int(found[1]))):
             _remove(leftover)
 
 

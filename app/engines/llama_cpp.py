@@ -18,6 +18,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,11 @@ PROMPT_CHUNK = 63
 # That llama.cpp computes together: of four slots whose prompts are read at the same time.
 BATCH_TOKENS = 4 * PROMPT_CHUNK
 SEEDS = 2**32 - 1  # the largest unsigned seed means "draw one" to llama.cpp
+# Between two pieces of all answers together: of four that are written, each shows new words every fifth of a second. Each piece
+# wakes three threads, to which llama.cpp's own give way.
+PIECE_SECONDS = 0.05
+# So much of a prompt that a slot has read is worth more than a place next to other answers by the same adapter.
+WORTH_A_BATCH = 256
 CHARACTER_TOKENS = 4  # UTF-8 writes a character in at most four bytes, so a tokenizer in at most four tokens
 
 Group = tuple[str, float]  # a model and its adapter's strength
@@ -93,7 +99,7 @@ class LlamaCpp:
         self._marks = shown_marks(tokenizer, self._stops)
         self._models = [BASE, *adapters]
         self.n_parallel = n_parallel_for(len(self._models))
-        self._slots, self._uses = [_Slot(place) for place in range(self.n_parallel)], 0
+        self._slots, self._uses, self._n_busy = [_Slot(place) for place in range(self.n_parallel)], 0, 0
         self._free = threading.Condition()
         self._texts: dict[int, str] = {}  # of single tokens, at most the vocabulary
         self._scheduler = Scheduler()
@@ -254,12 +260,14 @@ class LlamaCpp:
             if ids and not text:  # a special token
                 text = self._marks.get(ids[0], "")
             if ids and (text or ids[0] not in self._stops):
-                answer.add(text, ids, scores, turn.shared)
+                answer.add(text, ids, scores, turn.shared, pause=PIECE_SECONDS * self._n_busy)
             waited_for = _is_greedy(job) and job.grammar is None and self._scheduler.others_wait(_group(job))
             return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
         finish = self._call(slot, job, job.prompt + answer.ids, answer.canceled, received, **options)
         slot.cached = job.prompt + answer.ids
+        if answer.pending:
+            answer.put()
         return finish
 
     def _call(
@@ -339,13 +347,14 @@ class LlamaCpp:
 
     @contextmanager
     def _slot(self, job: Job) -> Iterator[_Slot]:
-        """The free slot that holds most of the prompt for this model, else one that makes a batch, else the oldest."""
+        """A free slot: one that holds much of the prompt, else one that makes a batch, else one that holds some of it, or is old."""
         with self._free:
             self._free.wait_for(lambda: any(not slot.busy for slot in self._slots))
             free = sorted((slot for slot in self._slots if not slot.busy), key=lambda slot: slot.used)
             group, old = _group(job), free[: (len(free) + 1) // 2]
             best = max(free, key=lambda slot: self._worth(slot, group, job.prompt, slot in old))
             self._uses += 1
+            self._n_busy += 1
             best.busy, best.used = True, self._uses
             if best.group != group:
                 best.group, best.cached, best.empty = group, [], True
@@ -354,6 +363,7 @@ class LlamaCpp:
         finally:
             with self._free:
                 best.busy = False
+                self._n_busy -= 1
                 self._free.notify()
 
     def _worth(
@@ -362,13 +372,13 @@ class LlamaCpp:
         known = shared_prefix(slot.cached, prompt) if slot.group == group else 0
         # The same conversation, or a question of it again. A system message that two conversations share is worth the slot
         # of one that would soon be forgotten anyway.
-        same = known == len(prompt) or 2 * known > len(slot.cached)
+        useful = known if known == len(prompt) or 2 * known > len(slot.cached) or is_old else 0
         neighbors = [one for one in self._slots if one.busy and abs(one.id - slot.id) == 1]
         makes_a_batch = any(one.group == group for one in neighbors)
-        apart_from_others = all(
-            one.group == group for one in neighbors
-        )  # for another answer next to one that is being written
-        return known if same else 0, makes_a_batch, apart_from_others, known if is_old else 0, -slot.used
+        # For another answer next to one that is being written.
+        apart_from_others = all(one.group == group for one in neighbors)
+        long = useful if useful >= WORTH_A_BATCH else 0
+        return long, makes_a_batch, apart_from_others, useful, -slot.used
 
     def _body(self, slot: _Slot, job: Job) -> dict[str, Any]:
         """llama.cpp's fields, those that it would otherwise decide included (it defaults to top_k 40, min_p 0.05)."""
@@ -409,23 +419,42 @@ class _Generation:
     finish: Any = None
     shared: bool = False
     cached_tokens: int = 0
+    pending: str = ""  # since the last piece, as are the scores
+    pending_scores: tuple[TokenScore, ...] = ()
+    _handed: float = 0.0  # when the last piece with text went to the reader
 
     @property
     def n_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.ids)
 
-    def add(self, text: str, ids: list[int], scores: tuple[TokenScore, ...], shared: bool) -> None:
-        """Add what was generated to the answer, and hand it to whoever reads it."""
+    def add(
+        self, text: str, ids: list[int], scores: tuple[TokenScore, ...], shared: bool, pause: float
+    ) -> None:
+        """Add what was generated; the first words go to the reader at once, later ones `pause` seconds after others."""
         self.ids += ids
         self.shared |= shared
-        self.put(text, scores)
+        self.pending += text
+        self.pending_scores += scores
+        if time.monotonic() - self._handed >= pause:
+            self.put()
 
-    def put(self, text: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
-        """Hand the reader a piece with the answer's present state."""
+    def put(self) -> None:
+        """Hand the reader what was generated since the last piece, and the answer's present state."""
         self.pieces.put(
-            Piece(self.index, text, self.n_tokens, self.finish, scores, self.shared, self.cached_tokens)
+            Piece(
+                self.index,
+                self.pending,
+                self.n_tokens,
+                self.finish,
+                self.pending_scores,
+                self.shared,
+                self.cached_tokens,
+            )
         )
+        if self.pending:
+            self._handed = time.monotonic()
+        self.pending, self.pending_scores = "", ()
 
 
 def _group(job: Job) -> Group:

@@ -88,6 +88,7 @@ def rows_at_once(model: Any, tokens: int) -> int:
     if model.device.type != "cuda":
         return CPU_ROWS
     total = torch.cuda.get_device_properties(model.device).total_memory
+    total = int(total * torch.cuda.get_per_process_memory_fraction(model.device))
     left = total - torch.cuda.memory_allocated(model.device)
     return max(1, int(GPU_SHARE * left) // bytes_of_answer(model, tokens))
 

@@ -2,7 +2,63 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from tests.workspace import Workspace
+from tools.together import ancestors, run_graph
+
+GRAPH = {
+    "fetch": set(),
+    "mix@A": {"fetch"},
+    "mix@B": {"fetch"},
+    "train@A": {"mix@A"},
+    "train@B": {"mix@B", "mix@A"},
+    "plot": {"train@A", "train@B"},
+}
+
+
+class Log:
+    """Runs stages by noting when they begin and end."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.events: list[tuple[str, str]] = []
+        self.most, self._running, self._fails = 0, 0, fails
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str) -> int:
+        with self._lock:
+            self.events.append(("begins", stage))
+            self._running += 1
+            self.most = max(self.most, self._running)
+        time.sleep(0.02)
+        with self._lock:
+            self._running -= 1
+            self.events.append(("ends", stage))
+        return int(stage == self._fails)
+
+
+def test_a_stage_begins_when_what_it_needs_has_ended_and_no_later() -> None:
+    log = Log()
+    assert run_graph(GRAPH, 4, log) == []
+    for stage, needs in GRAPH.items():
+        begins = log.events.index(("begins", stage))
+        assert all(log.events.index(("ends", need)) < begins for need in needs)
+    assert log.most == 2 and len(log.events) == 2 * len(GRAPH)
+    alone = Log()
+    run_graph(GRAPH, 1, alone)
+    assert alone.most == 1 and len(alone.events) == 2 * len(GRAPH)
+
+
+def test_what_needs_a_failed_stage_does_not_run_and_all_else_does() -> None:
+    log = Log(fails="mix@B")
+    assert run_graph(GRAPH, 2, log) == ["mix@B"]
+    assert {stage for _, stage in log.events} == {"fetch", "mix@A", "mix@B", "train@A"}
+
+
+def test_the_stages_that_make_others_are_found() -> None:
+    assert set(ancestors(GRAPH, {"mix@B"})) == {"fetch", "mix@B"}
+    assert ancestors(GRAPH, {"plot"}) == GRAPH
 
 
 def test_variants_at_the_same_time_leave_nothing_for_dvc_repro_to_do(workspace: Workspace) -> None:
