@@ -54,9 +54,9 @@ def file_table() -> Iterator[str]:
             if "refused" in case
             else f"{case['rows']:,} row{'s' * (case['rows'] != 1)}"
         )
-        read = re.sub(r"params\.yaml: KEY\.(\w+): ", r"`\1`: ", read)
         if case.get("problems"):
             read += f", {case['problems']:,} of them quarantined"
+        read += "".join(f"; a line says that {plain(note)}" for note in case.get("notes", []))
         yield f"| {plain(case['looks'])} (`{name.partition('_')[2] or name}`) | {read} |"
 
 

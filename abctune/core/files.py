@@ -39,12 +39,12 @@ def atomic_output(path: Path) -> Iterator[Path]:
         sync(temporary)
         if path.is_dir():
             _exchange(temporary, path)
-            _remove(temporary)
+            remove(temporary)
         else:
             temporary.replace(path)
         _sync_one(path.parent)
     except BaseException as error:
-        _remove(temporary, ignore_errors=True)
+        remove(temporary, ignore_errors=True)
         if is_disk_full(error):
             raise disk_full(path) from error
         raise
@@ -85,7 +85,7 @@ def _remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(".*.tmp"):
         found = ours.fullmatch(leftover.name)
         if found and (int(found[1]) == os.getpid() or not _is_alive(int(found[1]))):
-            _remove(leftover)
+            remove(leftover)
 
 
 def _is_alive(pid: int) -> bool:
@@ -95,7 +95,8 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _remove(path: Path, ignore_errors: bool = False) -> None:
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file, if it is there, or a folder with all that is in it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
@@ -115,12 +116,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, made_by: str) -> Any:
     """Read JSON that the DVC stage `made_by` writes."""
-    try:
+    with reading(path, made_by):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _missing(path, made_by) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, made_by, error) from None
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -131,14 +128,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path, made_by: str) -> list[dict[str, Any]]:
     """Read a file of one JSON object per line that the DVC stage `made_by` writes."""
-    try:
+    with reading(path, made_by):
         # Not splitlines(), which also parts at characters that stand unescaped in JSON's strings (U+2028, U+0085).
         lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
-    except FileNotFoundError:
-        raise _missing(path, made_by) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, made_by, error) from None
 
 
 @contextmanager
@@ -163,13 +156,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) ->
 
 def read_batches(path: Path, made_by: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Stream a Parquet file that the DVC stage `made_by` writes, BATCH_ROWS rows at a time."""
-    with parquet_errors(path, made_by), pq.ParquetFile(path) as file:
+    with reading(path, made_by), pq.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def count_rows(path: Path, made_by: str) -> int:
     """How many rows a Parquet file has, by its footer."""
-    with parquet_errors(path, made_by):
+    with reading(path, made_by):
         return int(pq.read_metadata(path).num_rows)
 
 
@@ -181,29 +174,21 @@ def read_rows(path: Path, made_by: str, columns: list[str] | None = None) -> Ite
 
 def read_table(path: Path, made_by: str, columns: list[str] | None = None) -> pa.Table:
     """Read a whole Parquet file (or some of its columns) into memory."""
-    with parquet_errors(path, made_by):
+    with reading(path, made_by):
         return pq.read_table(path, columns=columns)
 
 
 @contextmanager
-def parquet_errors(path: Path, made_by: str) -> Iterator[None]:
-    """Say in the usual words that a Parquet file is missing or damaged."""
+def reading(path: Path, made_by: str) -> Iterator[None]:
+    """Say of a file that the DVC stage `made_by` writes that it is missing or damaged, and what brings it back."""
     try:
         yield
     except FileNotFoundError:
-        raise _missing(path, made_by) from None
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise _damaged(path, made_by, error) from None
-
-
-def _missing(path: Path, made_by: str) -> UserError:
-    return UserError(
-        f"{path} not found; `dvc repro {made_by}` makes it, or `dvc pull` brings it from the remote"
-    )
-
-
-def _damaged(path: Path, made_by: str, error: Exception) -> UserError:
-    detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        f"{path} cannot be read ({detail}); delete it and run `dvc repro --force --single-item {made_by}`"
-    )
+        raise UserError(
+            f"{path} not found; `dvc repro {made_by}` makes it, or `dvc pull` brings it from the remote"
+        ) from None
+    except (ValueError, KeyError, OSError) as error:  # JSON's, Arrow's and pandas' errors are of these
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({detail}); delete it and run `dvc repro --force --single-item {made_by}`"
+        ) from None

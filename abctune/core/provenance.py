@@ -38,6 +38,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_of(file: Path) -> dict[str, Any]:
+    """SHA-256 and size in bytes of a file, as records and manifests have them."""
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+
+
 def dvc_folder_hash(folder: Path) -> str:
     """The hash that DVC gives to a folder, `.dir` at its end: that of the sorted list of its files' MD5s."""
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}

@@ -325,10 +325,6 @@ class TrainingRecord(Record):
     versions: dict[str, str]
     hardware: dict[str, JsonValue]
 
-    def argument(self, name: str) -> Any:
-        """A training argument's value; None where transformers does not know it."""
-        return self.arguments.get(name)
-
     @property
     def conversations_per_step(self) -> int:
         """2 x 8 and 4 x 4 make the same optimizer step."""

@@ -14,11 +14,11 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import Params, key_from_dvc, load_params
+from abctune.core.places import BASE_MODEL, GENERAL_TEXT, RAW
 from abctune.core.plural import counted
 from stages.fetch import own_files
 from stages.fetch.outputs import write_model, write_source
 
-RAW, GENERAL_TEXT, BASE_MODEL = Path("data/raw"), Path("data/general"), Path("models/base")
 OWN_FILES = Path("data/own-files")
 
 

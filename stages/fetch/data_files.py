@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from abctune.core.errors import UserError
-from stages.fetch.records import SUFFIXES, DataFile, check_suffix, suffix_of
+from abctune.core.suffixes import SUFFIXES, suffix_of
+from stages.fetch.records import DataFile, check_suffix
 from stages.fetch.splits import CARD, NoSplits, splits_of
 from stages.fetch.tables import is_saved_dataset, saved_splits
 

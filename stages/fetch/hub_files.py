@@ -8,7 +8,7 @@ from pathlib import Path
 
 from abctune.core.errors import UserError
 from abctune.core.params import HubSource
-from stages.fetch.records import suffix_of
+from abctune.core.suffixes import suffix_of
 from stages.fetch.splits import NoSplits, splits_of
 
 NAMED = 5  # files that a message lists

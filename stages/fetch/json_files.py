@@ -69,7 +69,11 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
 
 
 def is_one_object_a_line(start: list[str]) -> bool:
-    """Whether a file that begins with these lines is JSON lines, of which some may be broken, the first included."""
+    """Whether a file that begins with these lines is JSON lines, of which some may be broken, the first included.
+
+    A first line that is an object makes it so. Where the file begins with a list or with a line that is no JSON, lines further down
+    must be objects (below a list also lists) of their own. What is left is read as a whole, by JsonStream.
+    """
     if not start:
         return True
     first = parsed(start[0])

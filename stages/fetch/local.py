@@ -9,7 +9,7 @@ from typing import Any
 
 from abctune.core.errors import UserError
 from abctune.core.params import LocalModel, LocalSource
-from abctune.core.provenance import sha256_of
+from abctune.core.provenance import hash_of
 from stages.fetch.data_files import data_files
 from stages.fetch.model_files import INDEX, needed_files
 from stages.fetch.records import DataFile, Record, read_files
@@ -25,7 +25,7 @@ def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, A
     found = data_files(origin.paths, f"params.yaml: {key}.path", origin.split)
     for note in found.notes:
         print(f"{note}. Another one: {key}.split in params.yaml")
-    records = read_files(found.files, origin.group_by, key)
+    records = read_files(found.files, origin.group_by)
     about = {"path": ", ".join(origin.paths)} | ({"split": found.split} if found.split else {})
     return records, {**about, "files": hashes(found.files)}
 
@@ -39,11 +39,6 @@ def hashes(files: Iterable[DataFile]) -> dict[str, dict[str, Any]]:
         if file.is_file()
     )
     return {"/".join(file.parts[2:]): hash_of(file) for file in inside}
-
-
-def hash_of(file: Path) -> dict[str, Any]:
-    """SHA-256 and size in bytes of a file."""
-    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def model(origin: LocalModel, key: str, folder: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from abctune.core.files import atomic_output, write_json
 from abctune.core.params import LocalModel, LocalSource, ModelOrigin, Params, SourceOrigin
+from abctune.core.provenance import hash_of
 from stages.fetch.data_files import data_files
-from stages.fetch.local import hash_of, hashes, model_files
+from stages.fetch.local import hashes, model_files
 
 GENERAL = "general"  # no source can have this name
 

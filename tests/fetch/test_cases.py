@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError
 from stages.fetch import json_files
+from stages.fetch.data_files import data_files
 from stages.fetch.json_files import JsonStream
-from stages.fetch.records import read_records
+from stages.fetch.records import read_files, read_records
 from tests.fetch.conftest import ProjectHere, jsonl
 
 FOLDER = Path(__file__).parent / "cases"
@@ -37,10 +38,15 @@ def test_a_file_gives_its_rows_or_is_told_by_what_it_is(name: str) -> None:
     case, path = CASES[name], FOLDER / name
     if "refused" in case:
         with pytest.raises(UserError) as refusal:
-            list(read_records(path, name, key="KEY"))
+            list(read_records(path, name))
         assert case["refused"] in str(refusal.value) and name in str(refusal.value)
         return
-    records = list(read_records(path, name))
+    if path.is_dir():
+        found = data_files([str(path)], "KEY")
+        records = list(read_files(found.files))
+        assert [note.removeprefix(f"{path}: ") for note in found.notes] == case.get("notes", [])
+    else:
+        records = list(read_records(path, name))
     assert len(records) == case["rows"]
     assert [record.text for record in records[:1]] == ([case["first"]] if case["rows"] else [])
     assert sum(record.problem is not None for record in records) == case.get("problems", 0)

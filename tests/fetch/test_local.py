@@ -26,6 +26,8 @@ ROWS = [
     ("name", "content"),
     [
         ("a.jsonl", jsonl(*ROWS)),
+        ("a.ndjson", jsonl(*ROWS)),
+        ("a.jsonlines", jsonl(*ROWS)),
         ("a.json", json.dumps(ROWS, indent=2).encode()),
         ("a.json", jsonl(*ROWS)),  # as some hubs' .json files are
         ("a.jsonl", b"\xef\xbb\xbf" + jsonl(*ROWS).replace(b"\n", b"\r\n\r\n")),  # as Windows writes it
@@ -127,6 +129,14 @@ def test_a_line_with_a_key_twice_is_kept_as_it_stands_for_format_to_refuse(tmp_p
     twice = '{"prompt": "b", "prompt": "c"}'
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a"}}\n{twice}\n{{"prompt": "d"}}\n')
     assert [record.text for record in read_records(tmp_path / "a.jsonl", "a.jsonl")][1] == twice
+
+
+@pytest.mark.parametrize("folder", ["v1.2", "release.final"])
+def test_a_folder_may_have_a_dot_in_its_name(here: ProjectHere, folder: str) -> None:
+    here.own(f"{folder}/a.jsonl", jsonl(*ROWS))
+    here.source(origin="local", path=f"data/own/{folder}")
+    here.fetched("chat")
+    assert here.records() == ROWS
 
 
 def test_a_file_outside_the_folder_that_dvc_watches_is_refused(here: ProjectHere) -> None:

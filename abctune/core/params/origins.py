@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from abctune.core.params.section import (
     Version,
     below,
 )
+from abctune.core.suffixes import SUFFIXES, suffix_of
 
 
 class _Model(Section):
@@ -121,14 +123,8 @@ class LocalModel(_Model):
         return "a model of our own"
 
 
-DATA_SUFFIXES = (
-    ".jsonl",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".arrow",
-)  # the first four also with .gz or .zst
+# How the name of a file's type ends a path; what begins with a digit, as the end of `v1.2`, is none.
+FILE_TYPE = re.compile(r"\.[a-z][^.*?\[\]]*(\.gz|\.zst)?$", re.IGNORECASE)
 
 
 class LocalSource(Section):
@@ -147,10 +143,9 @@ class LocalSource(Section):
     def _inside_own(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for one in (path,) if isinstance(path, str) else path:
             below(one, ("data", "own"))
-            suffixes = [suffix for suffix in Path(one).suffixes if suffix not in (".gz", ".zst")]
-            if suffixes and suffixes[-1] not in DATA_SUFFIXES and "*" not in suffixes[-1]:
+            if suffix_of(one) is None and FILE_TYPE.search(Path(one).name) and not Path(one).is_dir():
                 raise ValueError(
-                    f"{one!r} must end in {', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}, or be a folder"
+                    f"{one!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or be a folder"
                 )
         return path
 

@@ -41,6 +41,7 @@ def key_from_dvc() -> str | None:
     return item_of(stage) if "@" in stage else None
 
 
+# DVC sets DVC_STAGE=train@B; typer reads it as the default, and `item_of` takes the variant out of it.
 ItemArgument = Annotated[
     str,
     typer.Argument(
