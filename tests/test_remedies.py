@@ -29,7 +29,7 @@ from tools.verify.run import verify
 CODE = ("abctune", "stages", "tools", "app")
 HOLE = "HOLE"  # what an f-string puts in
 PROGRAMS = ("dvc", "git", "make", "python", "pip", "gto", "iconv", "nvidia-smi", HOLE)
-READERS = {"read_json", "read_jsonl", "read_table", "read_record", "read_records", "parquet_errors"}
+READERS = {"read_json", "read_jsonl", "read_table", "read_record", "read_records", "reading"}
 SETTING = re.compile(
     r"(?<![\w./])((?:profiles|train|lora|variants|sources|format|split|evaluation|export)(?:\.(?:\w+|<\w+>|\*))+)"
 )

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
-from abctune.study.origins import flat
+from tools.dotted import flat
 
 CODE = ("stages/", "abctune/")
 # Parts of JSON keys whose values describe the run, not its result.

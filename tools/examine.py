@@ -1,4 +1,4 @@
-"""What training would make of a source's records, before anything runs: for tools/own.py."""
+"""What training would make of a source's records, before anything runs."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from typing import Any
 from abctune.core.errors import UserError
 from abctune.core.params import BASE
 from abctune.core.records import SummaryRecord
-from abctune.study.origins import flat
 from abctune.study.rendering import yaml_value
 from abctune.study.wording import listed
+from tools.dotted import flat
 
 WORKSPACE = "workspace"
 METRICS_FILE = "metrics/summary.json"

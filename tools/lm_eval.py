@@ -17,10 +17,11 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import write_json
 from abctune.core.params import BASE, load_params
+from abctune.core.places import BASE_MODEL, MODELS
 from abctune.core.provenance import sha256_of, versions
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 
-MODELS, RESULTS = Path("models"), Path("metrics/harness")
+RESULTS = Path("metrics/harness")
 
 
 @exits_with_one_line

@@ -41,11 +41,11 @@ from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
 from stages.fetch.data_files import data_files
 from stages.fetch.records import DataFile, read_files
-from stages.format.examine import Examination, Record, examine
 from stages.format.limits import remedy, unread_fields, unwanted
 from stages.format.preview import lines
 from stages.split.buckets import SUBSETS
 from stages.split.check import FEW_GROUPS
+from tools.examine import Examination, Record, examine
 from tools.tidy_params import as_dvc_writes
 
 OWN = Path("data/own")

@@ -6,7 +6,6 @@ and every stage ignore them. What DVC has recorded once stays in its cache until
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.files import remove
 from abctune.core.params import Params, load_params
 from abctune.study.leftovers import leftovers
 from tools.command import run_command
@@ -35,7 +35,7 @@ def main(yes: Annotated[bool, typer.Option("--yes", help="remove without asking"
         raise UserError("nothing was removed; `python -m tools.prune --yes` removes without asking")
     if yes or typer.confirm(f"Remove these {len(found)}?"):
         for path in found:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def old_checkpoints(params: Params) -> list[Path]:

@@ -18,15 +18,14 @@ from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import BASE, PARAMS_FILE
+from abctune.core.places import EVAL
 from abctune.core.records import GENERAL, LOSS
 from abctune.study.comparison import pairs_of
-from abctune.study.fairness import test_fault_of_rows
-from abctune.study.inputs import OVERALL
-from abctune.study.origins import flat
-from abctune.study.places import EVAL
-from abctune.study.pooling import Scores, pool_studies
+from abctune.study.inputs import OVERALL, test_fault_of_rows
 from abctune.study.recipes import RecipeComparison, RecipeDifference, TestRows
-from abctune.study.wording import digits_for, interval, number, with_unit
+from abctune.study.wording import digits_for, interval, number, on_set, with_unit
+from tools.dotted import flat
+from tools.pooling import Scores, pool_studies
 
 COLUMNS = ["id", "group", "source", "replicate", LOSS.sum, LOSS.weight]
 MIN_SEEDS = 3  # from two, an interval is so wide or so uncertain that it says nothing
@@ -60,11 +59,10 @@ class SeedRun:
     def scores(self) -> Scores:
         """What the pooling takes."""
         test = self.test_rows
-        columns = test[LOSS.weight].to_numpy(float), test["group"].to_numpy(str), test["source"].to_numpy(str)
         sums = {
             name: rows[LOSS.sum].to_numpy(float).reshape(-1, len(test)) for name, rows in self.rows.items()
         }
-        return Scores(TestRows(*columns), sums)
+        return Scores(TestRows.of(test, LOSS.weight), sums)
 
 
 @exits_with_one_line
@@ -167,8 +165,7 @@ def own_sd(d: RecipeDifference) -> float:
 
 def sentence(d: RecipeDifference, margin: float) -> str:
     """What the seeds show together about one difference."""
-    where = {OVERALL: "overall", GENERAL: "on general text"}.get(d.on, f"on {d.on}")
-    names, seeds = f"{d.model} − {d.reference}", f"over {d.k} seeds"
+    names, seeds, where = f"{d.model} − {d.reference}", f"over {d.k} seeds", on_set(d.on)
     if d.low is None or d.high is None:
         return f"{d.model} against {d.reference} {where}: not shown {seeds}: too few groups for an interval."
     amount = with_unit(interval(d.value, d.low, d.high))

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output
 from abctune.core.params import BASE, load_params
+from abctune.core.places import MODELS
 from abctune.core.provenance import sha256_of
 from abctune.core.records import TrainingRecord, read_record
 from abctune.study.votes import VOTES, CastVote, VoteRecord, read_votes, training_id
 
 CAST = Path("app/local/votes.jsonl")  # where the chat writes them
-MODELS = Path("models")
 
 
 @exits_with_one_line

@@ -24,9 +24,9 @@ from rich.text import Text
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
+from abctune.core.places import TRAIN
 from abctune.core.records import LiveSampleRecord
 from abctune.study.inputs import CURVES, read_curve
-from abctune.study.places import TRAIN
 from stages.plot.colors import COLORS
 from tools.command import run_command
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from abctune.core.params import BASE
-from abctune.core.records import GENERAL, LOSS, Metric
+from abctune.core.records import LOSS, Metric
 from abctune.study import recipes, statistics
-from abctune.study.inputs import OVERALL, Study
+from abctune.study.inputs import Study
 from abctune.study.recipes import About, Outcome, Plan
-from abctune.study.statistics import LEVEL
-
-ALPHA = 1 - LEVEL
+from abctune.study.wording import on_set
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class RowSet:
     @property
     def where(self) -> str:
         """The set's name as it stands in a sentence."""
-        return {OVERALL: "overall", GENERAL: "on general text"}.get(self.name, f"on {self.name}")
+        return on_set(self.name)
 
     @property
     def size(self) -> str:
@@ -138,32 +136,25 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 
 def compare(study: Study, resamples: int = statistics.RESAMPLES) -> Comparison:
     """Estimate all values and differences; the resampling's draws follow from params.seed."""
-    sets = [row_set(study, name, sources) for name, sources in study.sets.items()]
+    sets = {name: row_set(study, name, sources) for name, sources in study.sets.items()}
     values: list[Value] = []
     differences: list[Difference] = []
     for metric in study.metrics:
         found = compare_metric(study, metric, resamples)
-        values += [value_of(metric, on, v) for on in sets for v in found.values if v.on == on.name]
+        values += [measured_value(metric, sets[v.on], v) for v in found.values]
         differences += [
-            difference_of(metric, on, d, plan_of(study, d, found.tested))
-            for on in sets
+            measured_difference(metric, sets[d.on], d, plan_of(study, d, found.tested))
             for d in found.differences
-            if d.on == on.name
         ]
     replicates = {name: len(model.replicates) for name, model in study.models.items()}
-    return Comparison(sets, study.metrics, values, differences, study.params.evaluation.margin, replicates)
+    margin = study.params.evaluation.margin
+    return Comparison(list(sets.values()), study.metrics, values, differences, margin, replicates)
 
 
 def compare_metric(study: Study, metric: Metric, resamples: int) -> recipes.RecipeComparison:
     """All values and differences of one metric: one family for the corrections."""
-    test = study.test_rows
-    rows = recipes.TestRows(
-        weights=test[metric.weight].to_numpy(float),
-        groups=test["group"].to_numpy(str),
-        sources=test["source"].to_numpy(str),
-    )
     return recipes.compare_recipes(
-        rows,
+        recipes.TestRows.of(study.test_rows, metric.weight),
         {name: model.sums(metric) for name, model in study.models.items()},
         pairs_of(list(study.models)),
         study.sets,
@@ -181,8 +172,8 @@ def row_set(study: Study, name: str, sources: Sequence[str]) -> RowSet:
     return RowSet(name, len(rows), int(groups), int(rows[LOSS.weight].sum()))
 
 
-def value_of(metric: Metric, on: RowSet, v: recipes.RecipeValue) -> Value:
-    """An estimate with the set and the metric that it is of."""
+def measured_value(metric: Metric, on: RowSet, v: recipes.RecipeValue) -> Value:
+    """What recipes.value_of estimated, with the metric and the set that it is of; a share's interval cut to shares."""
     low, high = possible(v.low, v.high, 0.0) if metric.is_share else (v.low, v.high)
     return Value(metric, v.model, on, v.value, low, high, v.by_replicate)
 
@@ -198,8 +189,13 @@ def possible(low: float | None, high: float | None, lowest: float) -> tuple[floa
     return max(low, lowest), min(high, 1.0)
 
 
-def difference_of(metric: Metric, on: RowSet, d: recipes.RecipeDifference, plan: Plan | None) -> Difference:
-    """An estimate with the set and the metric that it is of."""
+def measured_difference(
+    metric: Metric, on: RowSet, d: recipes.RecipeDifference, plan: Plan | None
+) -> Difference:
+    """What recipes.difference_of estimated, with its metric and set, and what would decide it.
+
+    A share's interval is cut to what shares can differ by; where no replicate differs at all, the two are equivalent.
+    """
     low, high = possible(d.low, d.high, -1.0) if metric.is_share else (d.low, d.high)
     return Difference(
         metric=metric,

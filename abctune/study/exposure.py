@@ -7,7 +7,6 @@ from string import ascii_uppercase
 from typing import Any
 
 from abctune.core.params import Params
-from abctune.core.records import Schedule
 from abctune.study.inputs import Study, Trained
 from abctune.study.rendering import yaml_value
 from abctune.study.wording import listed
@@ -98,7 +97,7 @@ def recipe(trained: Trained) -> dict[str, Facts]:
         **facts,
         "adapter": dict(record.lora),
         "adapter choice": {"kept by": record.published_replicate.kept.by},
-        "seed": {"seed": record.argument("seed")},
+        "seed": {"seed": record.arguments.get("seed")},
         "base model": {"name": base.name, "pin": base.pin},
     }
 
@@ -178,30 +177,3 @@ def control_command(model: str, reference: str, cause: str, params: Params) -> t
 def changed(settings: Facts, default: Facts) -> Facts:
     """The settings that are not the default's."""
     return {key: value for key, value in settings.items() if value != default.get(key)}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a variant saw, how often, and at which learning rate."""
-
-    variant: str
-    conversations: dict[str, int]  # by source
-    supervised_tokens: dict[str, int]
-    epochs: float
-    batch: int  # conversations per step
-    schedule: Schedule
-
-
-def ledger(study: Study) -> list[Seen]:
-    """One entry per variant, in params.yaml's order."""
-    return [
-        Seen(
-            name,
-            trained.record.exposure.conversations,
-            trained.record.exposure.supervised_tokens,
-            trained.record.exposure.epochs,
-            trained.record.conversations_per_step,
-            trained.record.schedule,
-        )
-        for name, trained in study.trained.items()
-    ]

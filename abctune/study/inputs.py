@@ -1,8 +1,11 @@
-"""Everything the comparison reads, as typed records and tables."""
+"""Everything the comparison reads, as typed records and tables, and whether models may be compared.
+
+They may where they were scored on exactly the same rows, tokens, prompts and tasks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from numpy.typing import NDArray
 from abctune.core import files
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, Params, exported_stage
+from abctune.core.places import COLLECTED, EVAL
+from abctune.core.places import SERVED as SCORED_EXPORTS
 from abctune.core.records import (
     GENERAL,
     EvalRecord,
@@ -29,9 +34,6 @@ from abctune.core.records import (
 )
 from abctune.core.records import OVERALL as OVERALL
 from abctune.core.schemas import SCORED_ROWS, SERVED
-from abctune.study.fairness import require_known_sources, require_same_test
-from abctune.study.places import COLLECTED, EVAL
-from abctune.study.places import SERVED as SCORED_EXPORTS
 from abctune.study.votes import VoteRecord, read_votes
 
 CURVES = {"train_loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
@@ -111,11 +113,6 @@ class Study:
     def metrics(self) -> Sequence[Metric]:
         """What was measured; the loss first."""
         return self.models[BASE].record.metrics
-
-    @property
-    def replicated(self) -> bool:
-        """Whether every variant has more than one replicate: only then is anything said about recipes."""
-        return all(len(self.models[name].replicates) > 1 for name in self.trained)
 
     @property
     def origins(self) -> dict[str, SourceRecord]:
@@ -238,7 +235,7 @@ def read_curve(path: Path, name: str, stage: str, required: bool) -> pd.DataFram
     """A DVCLive curve: `step` and the value, one row per step, renamed to `name`."""
     if not path.exists() and not required:
         return pd.DataFrame({"step": [], name: []})
-    try:
+    with files.reading(path, stage):
         table = pd.read_csv(path, sep="\t")
         return (
             table[["step", path.stem]]
@@ -246,9 +243,63 @@ def read_curve(path: Path, name: str, stage: str, required: bool) -> pd.DataFram
             .rename(columns={path.stem: name})
             .drop_duplicates("step", keep="last")
         )
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; `dvc repro {stage}` makes it") from None
-    except (KeyError, ValueError) as error:  # pandas' parser errors are ValueErrors
+
+
+def require_same_test(models: Mapping[str, Evaluated]) -> None:
+    """Refuse to compare models that were not scored on exactly the same rows, tokens and prompts.
+
+    Raises:
+        UserError: two were not; the message names them.
+    """
+    reference, first = next(iter(models.items()))
+    for name, model in models.items():
+        if fault := test_fault(first, model):
+            raise UserError(
+                f"unfair comparison: {reference} and {name} {fault}; "
+                f"`dvc repro` scores both on the test rows of evaluation.test_of"
+            )
+
+
+def test_fault(first: Evaluated, other: Evaluated) -> str | None:
+    """What makes two models' results incomparable, in words, or None."""
+    a, b = first.record, other.record
+    if a.test_of != b.test_of:
+        return f"were scored on the test rows of {a.test_of} and of {b.test_of}"
+    if a.metrics != b.metrics:
+        return "were scored with different metrics"
+    weights = tuple(dict.fromkeys(metric.weight for metric in a.metrics))
+    if fault := test_fault_of_rows(first.conversations, other.conversations, weights):
+        return fault
+    if [sample.prompt for sample in first.samples] != [sample.prompt for sample in other.samples]:
+        return "answered different prompts"
+    if [(t.kind, t.source, t.prompt) for t in first.tasks] != [
+        (t.kind, t.source, t.prompt) for t in other.tasks
+    ]:
+        return "were asked different tasks"
+    return None
+
+
+def test_fault_of_rows(
+    a: pd.DataFrame, b: pd.DataFrame, weights: tuple[str, ...] = ("n_supervised",)
+) -> str | None:
+    """What makes two models' tables of conversations (sorted by id) incomparable, in words, or None."""
+    if different := len(set(a["id"]) ^ set(b["id"])):
+        return f"were scored on different rows ({different:,} of them were scored for one of the two only)"
+    names = {"source": "sources", "group": "groups", "n_supervised": "numbers of supervised tokens"}
+    for column in ("source", "group", *weights):
+        if different := int((a[column].to_numpy() != b[column].to_numpy()).sum()):
+            what = names.get(column, f"values of {column}")
+            return f"have different {what} for {different:,} of the {len(a):,} rows"
+    return None
+
+
+def require_known_sources(test: pd.DataFrame, params: Params) -> None:
+    """Every test row comes from a source of params.yaml, or is general text.
+
+    Raises:
+        UserError: some are from elsewhere.
+    """
+    if unknown := sorted(set(test["source"]) - set(params.sources) - {GENERAL}):
         raise UserError(
-            f"{path} cannot be read ({error}); run `dvc repro --force --single-item {stage}`"
-        ) from None
+            f"the test rows come from {', '.join(unknown)}, which params.yaml's sources lack; run `dvc repro`"
+        )

@@ -9,10 +9,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from abctune.core.params import BASE, Params
-from abctune.study.places import SERVED
+from abctune.core.places import CARDS, EXPORTED, SERVED
 
 PIPELINE = Path("dvc.yaml")
-EXPORTED, CARDS = Path("models/exported"), Path("plots/cards")
 KEY = "${key}"  # in a path of dvc.yaml: the item of a stage with `foreach`
 
 

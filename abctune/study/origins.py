@@ -11,17 +11,6 @@ from abctune.core.records import SourceRecord
 from abctune.study.inputs import Study
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v
-        for key, inner in value.items()
-        for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
-
-
 def data_origins(study: Study) -> dict[str, SourceRecord]:
     """Every source that a variant draws on, and the base model, by name."""
     base = next(iter(study.trained.values())).record.base_model

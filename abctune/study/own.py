@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from abctune.core.params import BASE
@@ -58,10 +58,9 @@ class SourceCheck:
         str, dict[str, int]
     ]  # by model and part of the check (a call's name, its arguments): rows that hold it
 
-    @property
-    def by_label(self) -> dict[str, dict[str, LabelCount]]:
-        """The labels' counts by label and model."""
-        counts = {name: {one.label: one for one in of} for name, of in self.labels.items()}
+    def by_label(self, models: Iterable[str]) -> dict[str, dict[str, LabelCount]]:
+        """These models' counts by label and model."""
+        counts = {name: {one.label: one for one in self.labels[name]} for name in models}
         labels = dict.fromkeys(label for of in counts.values() for label in of)
         return {
             label: {name: of.get(label, LabelCount(label, 0, 0, 0)) for name, of in counts.items()}

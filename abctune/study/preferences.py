@@ -20,8 +20,9 @@ from scipy.special import expit, log_softmax, softmax
 
 from abctune.core.params import BASE
 from abctune.study import statistics
-from abctune.study.comparison import ALPHA, pairs_of
+from abctune.study.comparison import pairs_of
 from abctune.study.inputs import Study
+from abctune.study.statistics import ALPHA
 from abctune.study.votes import VoteRecord, training_id
 from abctune.study.wording import number
 

@@ -24,18 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from abctune.core.params import BASE
 from abctune.study import statistics
-from abctune.study.statistics import LEVEL, NO_SPREAD, Stratum
+from abctune.study.statistics import ALPHA, LEVEL, NO_SPREAD, Stratum
 from abctune.study.variances import Parts, Prior, from_replicates, parts_of, priors_of, satterthwaite
 
-ALPHA = 1 - LEVEL
 MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth naming
 POWER = 0.8
 
@@ -55,42 +55,45 @@ class TestRows:
     groups: NDArray[np.generic]  # rows of a group share text and count as one draw
     sources: NDArray[np.generic]  # rows are drawn source by source
 
+    @classmethod
+    def of(cls, table: pd.DataFrame, weight: str) -> TestRows:
+        """From a table with the columns `group`, `source` and the one that holds the weights."""
+        return cls(table[weight].to_numpy(float), table["group"].to_numpy(str), table["source"].to_numpy(str))
 
-@dataclass(frozen=True)
-class RecipeValue:
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The mean over replicates of a value or a difference on one set; None for what too few groups leave unknown."""
+
+    value: float
+    by_replicate: tuple[float, ...]
+    low: float | None = None  # 95 %, for this estimate alone
+    high: float | None = None
+    se: float | None = None
+    se_rows: float | None = None  # what which rows were held out contributes
+    se_replicates: float | None = None  # what which trainings were run contributes; 0 with one replicate
+    df: float | None = None  # infinity where the normal distribution holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeValue(Estimate):
     """One model's value on one set, averaged over its replicates."""
 
     model: str
     on: str
-    value: float
-    low: float | None  # None: too few groups for an interval
-    high: float | None
-    se: float | None
-    se_rows: float | None  # what which rows were held out contributes
-    se_replicates: float | None  # what which trainings were run contributes; 0 with one replicate
-    df: float | None
-    by_replicate: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class RecipeDifference:
+@dataclass(frozen=True, kw_only=True)
+class RecipeDifference(Estimate):
     """value(model) - value(reference) on one set, averaged over their common replicates."""
 
     model: str
     reference: str
     on: str
     about: About  # "adapters": one training of a recipe, so nothing is said about the recipe
-    value: float
-    low: float | None  # 95 %, for this difference alone; None: too few groups for an interval
-    high: float | None
     p: float | None  # two-sided, of "no difference"
-    se: float | None
-    se_rows: float | None
-    se_replicates: float | None
-    df: float | None  # infinity where the normal distribution holds
     rows_df: float | None  # the degrees of freedom of se_rows
     replicates_df: float | None  # and of se_replicates; None with one replicate
-    by_replicate: tuple[float, ...]
     interaction: float  # variance of one replicate's difference that the choice of rows explains
     n: int  # rows
     n_groups: int
@@ -281,23 +284,11 @@ def _parts_of_set(
 # --- interval and test -----------------------------------------------------------------------------
 
 
-class Estimate(TypedDict):
-    """The fields that values and differences share; None for what too few groups leave unknown."""
-
-    value: float
-    low: float | None
-    high: float | None
-    se: float | None
-    se_rows: float | None
-    se_replicates: float | None
-    df: float | None
-
-
 def estimate_of(parts: Parts, priors: Sequence[Prior]) -> Estimate:
     """The mean over replicates, with its interval and standard errors."""
-    value = float(parts.by_replicate.mean())
+    value, by_replicate = float(parts.by_replicate.mean()), tuple(parts.by_replicate.tolist())
     if np.isnan(parts.rows_df):
-        return Estimate(value=value, low=None, high=None, se=None, se_rows=None, se_replicates=None, df=None)
+        return Estimate(value=value, by_replicate=by_replicate)
     training, training_df = from_replicates(parts, priors)
     shared = parts.shared
     df = (
@@ -307,22 +298,21 @@ def estimate_of(parts: Parts, priors: Sequence[Prior]) -> Estimate:
     )
     se = float(np.sqrt(shared + training))
     half = 0.0 if se < NO_SPREAD else float(stdtrit(df, (1 + LEVEL) / 2)) * se
-    return {
-        "value": value,
-        "low": value - half,
-        "high": value + half,
-        "se": se,
-        "se_rows": float(np.sqrt(shared)),
-        "se_replicates": float(np.sqrt(training)),
-        "df": df,
-    }
+    return Estimate(
+        value=value,
+        by_replicate=by_replicate,
+        low=value - half,
+        high=value + half,
+        se=se,
+        se_rows=float(np.sqrt(shared)),
+        se_replicates=float(np.sqrt(training)),
+        df=df,
+    )
 
 
 def value_of(model: str, on: str, parts: Parts, priors: Sequence[Prior]) -> RecipeValue:
     """A model's value and its interval."""
-    return RecipeValue(
-        model, on, **estimate_of(parts, priors), by_replicate=tuple(parts.by_replicate.tolist())
-    )
+    return RecipeValue(model=model, on=on, **vars(estimate_of(parts, priors)))
 
 
 def difference_of(
@@ -330,31 +320,28 @@ def difference_of(
 ) -> RecipeDifference:
     """A pair's difference, its interval and test, without a verdict; `trained` of the two were trained here."""
     found = estimate_of(parts, priors)
-    k = len(parts.by_replicate)
     _, replicates_df = from_replicates(parts, priors)
     return RecipeDifference(
-        model,
-        reference,
-        on,
-        about="recipes" if k > 1 or trained == 0 else "adapters",
+        model=model,
+        reference=reference,
+        on=on,
+        about="recipes" if len(parts.by_replicate) > 1 or trained == 0 else "adapters",
         p=_two_sided(found),
         rows_df=None if np.isnan(parts.rows_df) else parts.rows_df,
         replicates_df=replicates_df,
-        by_replicate=tuple(parts.by_replicate.tolist()),
         interaction=parts.interaction,
         n=parts.n,
         n_groups=parts.n_groups,
-        **found,
+        **vars(found),
     )
 
 
 def _two_sided(found: Estimate) -> float | None:
-    value, se, df = found["value"], found["se"], found["df"]
-    if se is None or df is None:
+    if found.se is None or found.df is None:
         return None
-    if se < NO_SPREAD:
-        return float(abs(value) < NO_SPREAD)
-    return float(2 * stdtr(df, -abs(value) / se))
+    if found.se < NO_SPREAD:
+        return float(abs(found.value) < NO_SPREAD)
+    return float(2 * stdtr(found.df, -abs(found.value) / found.se))
 
 
 # --- verdicts --------------------------------------------------------------------------------------
@@ -423,14 +410,6 @@ def _is_below(p: float | None, alpha: float) -> bool:
 
 
 # --- what would decide -----------------------------------------------------------------------------
-
-
-def detectable(d: RecipeDifference, comparisons: int, power: float = POWER) -> float | None:
-    """The smallest true difference that such a study shows with this probability, at Holm's strictest step."""
-    if d.se is None:
-        return None
-    alpha = ALPHA / comparisons
-    return float(stdtrit(d.df, 1 - alpha / 2) + stdtrit(d.df, power)) * d.se
 
 
 def what_would_decide(d: RecipeDifference, margin: float, costs: Costs, comparisons: int) -> Plan | None:

@@ -20,16 +20,8 @@ def environment(escape: bool) -> Environment:
         undefined=StrictUndefined,
         finalize=_refuse_functions,
     )
-    env.filters |= {
-        "fixed": fixed,
-        "signed": signed,
-        "count": count,
-        "rate": rate,
-        "cell": cell,
-        "setting": setting,
-        "data_uri": data_uri,
-        "listed": listed,
-    }
+    filters = (fixed, signed, count, rate, cell, setting, data_uri, listed)
+    env.filters |= {one.__name__: one for one in filters}
     return env
 
 

@@ -17,8 +17,8 @@ from abctune.core.errors import UserError
 from abctune.core.params import BASE, ExportFormat, exported_stage
 from abctune.core.records import LOSS
 from abctune.study import statistics
-from abctune.study.comparison import ALPHA
 from abctune.study.inputs import Evaluated, Study
+from abctune.study.statistics import ALPHA
 from abctune.study.wording import interval, sorted_by_size
 
 Outcome = Literal["better", "worse", "equivalent", "undecided"]

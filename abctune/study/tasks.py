@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from abctune.core.shares import wilson
 from abctune.study import statistics
-from abctune.study.comparison import ALPHA, pairs_of
+from abctune.study.comparison import pairs_of
 from abctune.study.inputs import Study
+from abctune.study.statistics import ALPHA
 from abctune.study.wording import interval, sorted_by_size
 
 TaskOutcome = Literal["better", "worse", "not shown"]

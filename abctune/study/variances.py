@@ -32,7 +32,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """One quantity on one set of rows and the sources of its variance, before the prior."""
+    """One quantity (a model's value, or a pair's difference) on one set of rows, and the sources of its variance, before the prior.
+
+    `shared` is what another draw of test rows would change in all replicates alike, `interaction` in each by itself, and `between` how much the
+    replicates differ, which holds the second.
+    """
 
     by_replicate: Floats  # (k,)
     between: float | None  # variance of `by_replicate`; None with one replicate
@@ -49,7 +53,7 @@ class Parts:
 def parts_of(
     by_replicate: Floats, influences: Floats, *, unit: float, rows_df: float, n: int, n_groups: int
 ) -> Parts:
-    """Split the variance of one quantity by what is random.
+    """Split the variance of one quantity by what is random: which rows were held out, and which trainings were run.
 
     A replicate's value is truth + replicate + rows + (replicate x rows). The spread between replicates holds the second and
     the fourth; the rows' variance of the mean holds the third and the fourth. To count the fourth once, the third is taken
@@ -101,6 +105,9 @@ class Prior:
 def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, share: float) -> Prior:
     """The prior that a study's own variances between replicates suggest, trusted within limits.
 
+    A variance from three replicates is hardly known; what the study's others usually are makes it better known. A prior counts like so
+    many further replicates of usual variance.
+
     Args:
         parts: of all differences, or of those on one set. They overlap (A - base, B - base, B - A), so they hold less than they are many.
         trainings: the replicates of every model that was trained.
@@ -121,7 +128,7 @@ def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, 
 def priors_of(
     parts: Mapping[str, Sequence[Parts]], trainings: Sequence[int], n_sources: int
 ) -> dict[str, tuple[Prior, Prior]]:
-    """For each set the two priors of its variances: of the set itself, and of all sets.
+    """For each set the two priors of its variances: of the set itself, and of all sets. `from_replicates` takes the less certain one.
 
     Args:
         parts: by set, of all differences.

@@ -8,9 +8,8 @@ from pathlib import Path
 from pydantic import ConfigDict, Field, JsonValue
 
 from abctune.core.records import Record, TrainingRecord, read_records
-from abctune.study.places import DATA
 
-VOTES = DATA / "votes" / "votes.jsonl"
+VOTES = Path("data/votes/votes.jsonl")
 
 
 class AskedTurn(Record):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 
-from abctune.core.records import LOSS, Metric
+from abctune.core.records import GENERAL, LOSS, OVERALL, Metric
+
+
+def on_set(on: str) -> str:
+    """A set of test rows as it stands in a sentence: `overall`, `on general text`, `on chat`."""
+    return {OVERALL: "overall", GENERAL: "on general text"}.get(on, f"on {on}")
 
 
 def sorted_by_size(value: float, low: float, high: float) -> tuple[float, float, float]:

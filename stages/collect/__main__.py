@@ -1,7 +1,7 @@
 """Gather what `plot` reads of one variant into metrics/collected/<variant>: `python -m stages.collect VARIANT`.
 
 DVC can depend on a folder, but not on a list of folders that follows from params.yaml. So `plot` depends on
-metrics/collected as a whole; it removes there what belongs to no variant (abctune/study/inputs.py), and results of a
+metrics/collected as a whole; it removes there what belongs to no variant (stages/plot/removed.py), and results of a
 variant that was removed from params.yaml neither enter a report nor make `plot` out of date in another clone.
 """
 
@@ -15,6 +15,7 @@ import typer
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output
 from abctune.core.params import ItemArgument, load_params
+from abctune.core.places import COLLECTED, EVAL, FORMATTED, MIXED, SPLIT, TRAIN
 from abctune.core.records import (
     EvalRecord,
     FormatRecord,
@@ -24,7 +25,6 @@ from abctune.core.records import (
     TrainingRecord,
     read_record,
 )
-from abctune.study.places import COLLECTED, DATA, EVAL, TRAIN
 from stages.collect.held_out import require_held_out
 
 
@@ -47,9 +47,9 @@ def documents_of(variant: str) -> list[tuple[Path, str, type[Record], str]]:
     return [
         (TRAIN / variant / "training.json", "training.json", TrainingRecord, "train"),
         (EVAL / variant / "metrics.json", "metrics.json", EvalRecord, "eval"),
-        (DATA / "mixed" / f"{variant}.json", "mixed.json", MixRecord, "mix"),
-        (DATA / "formatted" / variant / "summary.json", "formatted.json", FormatRecord, "format"),
-        (DATA / "split" / f"{variant}.json", "split.json", SplitRecord, "split"),
+        (MIXED / f"{variant}.json", "mixed.json", MixRecord, "mix"),
+        (FORMATTED / variant / "summary.json", "formatted.json", FormatRecord, "format"),
+        (SPLIT / f"{variant}.json", "split.json", SplitRecord, "split"),
     ]
 
 

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_table
-from abctune.study.places import DATA, EVAL
+from abctune.core.places import EVAL, SPLIT
 
 
 def require_held_out(variant: str) -> None:
@@ -17,7 +17,7 @@ def require_held_out(variant: str) -> None:
     Raises:
         UserError: some are.
     """
-    path = DATA / "split" / variant / "train.parquet"
+    path = SPLIT / variant / "train.parquet"
     train = read_table(path, f"split@{variant}", ["id", "group"])
     test = read_table(
         EVAL / variant / "conversations.parquet", f"eval@{variant}", ["id", "group", "replicate"]

@@ -7,11 +7,11 @@ import typer
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, write_json, write_text
 from abctune.core.params import load_params
+from abctune.core.places import PLOTS, STUDY, SUMMARY
 from abctune.core.records import write_record
 from abctune.study.comparison import compare
 from abctune.study.exposure import confounds_of
 from abctune.study.inputs import read_study
-from abctune.study.places import PLOTS, STUDY, SUMMARY
 from abctune.study.results import study_record
 from abctune.study.served import compare_served
 from abctune.study.summary import plot_tables, summary

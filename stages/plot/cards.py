@@ -13,7 +13,7 @@ from abctune.core.params import BASE
 from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
-from abctune.study.own import LabelCount, source_checks
+from abctune.study.own import source_checks
 from abctune.study.served import Served
 from abctune.study.tasks import TaskComparison
 from abctune.study.verdicts import Verdict, forgetting
@@ -57,7 +57,7 @@ def card(
         parts=part_tables(variant, study),
         labels=label_tables(variant, study),
         warnings=record.schedule.warnings,
-        limits=limits_of(study),
+        limits=limits_of(study, comparison),
     )
 
 
@@ -77,12 +77,7 @@ def label_tables(variant: str, study: Study) -> list[dict[str, Any]]:
     tables = []
     for check in source_checks(study):
         if check.labels:
-            counts = {name: {one.label: one for one in check.labels[name]} for name in models}
-            labels = dict.fromkeys(label for of in counts.values() for label in of)
-            rows = {
-                label: [of.get(label, LabelCount(label, 0, 0, 0)) for of in counts.values()]
-                for label in labels
-            }
+            rows = {label: list(of.values()) for label, of in check.by_label(models).items()}
             scores = [check.macro_f1.get(name) for name in models]
             tables.append({"source": check.source, "models": models, "rows": rows, "macro_f1": scores})
     return tables

@@ -58,11 +58,11 @@ def test_set_warnings(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def limits_of(study: Study) -> list[str]:
+def limits_of(study: Study, comparison: Comparison) -> list[str]:
     """What the numbers cannot show, whatever their values."""
     lines = [
         "A lower loss means that the model finds the held-out replies more likely: their style and wording. It does not mean that its answers are more often correct, useful or safe.",
-        runs_limit(study),
+        runs_limit(comparison),
         "The test rows come from the same sources as the training rows. How a model does on other kinds of questions, only the general text says, and that in loss alone.",
         "The tasks check what a program can: form, counts, words, whether code parses and satisfies a lint rule. Code that does so may still do something else than the code it replaces, and a short list of tasks shows large differences only. One adapter per variant answers them, the published one.",
         "The answers to the fixed prompts are greedy and few. They are there to read, not to count.",
@@ -75,9 +75,9 @@ def limits_of(study: Study) -> list[str]:
     return lines
 
 
-def runs_limit(study: Study) -> str:
+def runs_limit(comparison: Comparison) -> str:
     """Which sources of chance the intervals cover."""
-    if study.replicated:
+    if comparison.replicated:
         return (
             "The intervals cover which conversations were held out, and which first weights and order of rows a training had. "
             "They do not cover the draw of the mix: all replicates of a variant train on the same rows."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from abctune.core.files import remove
 from abctune.core.params import Params
+from abctune.core.places import COLLECTED, SERVED
 from abctune.study.leftovers import leftovers
-from abctune.study.places import COLLECTED, SERVED
 
 
 def forget_removed_variants(params: Params) -> None:
@@ -18,8 +18,8 @@ def forget_removed_variants(params: Params) -> None:
     """
     left = leftovers(params)
     for path in left:
-        if within(path, COLLECTED, SERVED) and path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if within(path, COLLECTED, SERVED):
+            remove(path)
     if others := [str(path) for path in left if not within(path, COLLECTED, SERVED)]:
         named = ", ".join(others)
         print(f"note: no variant or source of params.yaml has {named}; `python -m tools.prune` removes them")

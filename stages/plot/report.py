@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from abctune.study.comparison import Comparison
-from abctune.study.exposure import Confound, ledger
+from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
 from abctune.study.origins import data_origins, made_with
 from abctune.study.preferences import preferences_of
@@ -64,7 +64,7 @@ def report_of(
         "preferences": preferences_of(study),
         "served": served,
         "losses": loss_rows(study, comparison),
-        "ledger": ledger(study),
+        "trained": {name: trained.record for name, trained in study.trained.items()},
         "confounds": confounds,
         "training": training_rows(study),
         "formatted": quarantine_rows(study),
@@ -72,7 +72,7 @@ def report_of(
         "samples": samples(study),
         "reported": reported(study, comparison),
         "warnings": warnings_of(study, comparison),
-        "limits": limits_of(study),
+        "limits": limits_of(study, comparison),
         "origins": {"data": data_origins(study), "made_with": made_with(study)},
         "charts": charts,
         "dark": {"ink": DARK[INK], "muted": DARK[MUTED], "line": DARK[FAINT], "paper": DARK[PAPER]},

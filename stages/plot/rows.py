@@ -150,7 +150,7 @@ def own_rows(study: Study) -> list[Row]:
         {
             "source": check.source,
             "kind": check.kind,
-            "labels": check.by_label,
+            "labels": check.by_label(check.labels),
             "macro_f1": check.macro_f1,
             "n": check.n,
             "parts": part_counts(check),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abctune.core.records import LOSS
-from abctune.study.comparison import RowSet, difference_of, value_of
+from abctune.study.comparison import RowSet, measured_difference, measured_value
 from abctune.study.recipes import TestRows, compare_recipes
 from stages.eval.metrics import accuracy
 
@@ -28,12 +28,12 @@ def test_the_interval_of_a_share_stays_where_a_share_can_be(nearly_nothing_right
     found = nearly_nothing_right
     assert found.values[0].low < 0  # which no share is
     metric = accuracy.MEASURED.record
-    values = [value_of(metric, ON, v) for v in found.values if v.low is not None]
+    values = [measured_value(metric, ON, v) for v in found.values if v.low is not None]
     assert all(0 <= v.low <= v.value <= v.high <= 1 for v in values)
-    differences = [difference_of(metric, ON, d, None) for d in found.differences]
+    differences = [measured_difference(metric, ON, d, None) for d in found.differences]
     assert all(-1 <= d.low <= d.value <= d.high <= 1 for d in differences)
 
 
 def test_a_loss_has_the_interval_that_was_estimated(nearly_nothing_right):
     for v in nearly_nothing_right.values:
-        assert (value_of(LOSS, ON, v).low, value_of(LOSS, ON, v).high) == (v.low, v.high)
+        assert (measured_value(LOSS, ON, v).low, measured_value(LOSS, ON, v).high) == (v.low, v.high)

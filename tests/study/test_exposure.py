@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from abctune.core.params import load_params
 from abctune.study.comparison import compare
-from abctune.study.exposure import confounds_of, ledger
+from abctune.study.exposure import confounds_of
 from abctune.study.inputs import read_study
 from stages.plot.cautions import warnings_of
 from tests.plot.fake_run import RECIPES, collect, source_of
@@ -118,8 +118,8 @@ def test_mixes_that_draw_the_same_rows_are_the_same_data(fake_run):
 
 def test_the_ledger_counts_what_was_seen_and_how_far_the_optimizer_could_move(fake_run):
     fake_run()
-    lines = {line.variant: line for line in ledger(read_study(load_params()))}
-    assert lines["C"].conversations == {"chat": 80, "instruct": 80}
-    assert lines["B"].schedule.peak_share == pytest.approx(39 / 50)
-    assert not lines["B"].schedule.decays and lines["A"].schedule.decays
-    assert lines["B"].schedule.sum_learning_rate == pytest.approx(2e-4 * sum(range(40)) / 50)
+    records = {name: run.record for name, run in read_study(load_params()).trained.items()}
+    assert records["C"].exposure.conversations == {"chat": 80, "instruct": 80}
+    assert records["B"].schedule.peak_share == pytest.approx(39 / 50)
+    assert not records["B"].schedule.decays and records["A"].schedule.decays
+    assert records["B"].schedule.sum_learning_rate == pytest.approx(2e-4 * sum(range(40)) / 50)

@@ -12,8 +12,6 @@ from abctune.study.statistics import (
     bootstrap,
     cluster_sums,
     holm,
-    minimum_detectable_difference,
-    sample_size_needed,
 )
 
 
@@ -153,18 +151,6 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
-
-
-def test_the_detectable_difference_is_found_in_80_of_100_tests():
-    detectable = minimum_detectable_difference(se=0.1)
-    assert detectable == pytest.approx(0.28016, abs=1e-4)
-    estimates = np.random.default_rng(11).normal(detectable, 0.1, 20_000)
-    assert np.mean(np.abs(estimates) > 1.96 * 0.1) == pytest.approx(0.8, abs=0.01)
-
-
-def test_the_sample_size_needed_makes_the_difference_detectable():
-    n = sample_size_needed(100, se=0.1, difference=0.07)
-    assert minimum_detectable_difference(0.1 * np.sqrt(100 / n)) == pytest.approx(0.07)
 
 
 def test_an_interval_without_bounds_counts_as_none():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from abctune.core.errors import UserError
-from abctune.study.pooling import Scores, pool_studies
 from abctune.study.recipes import RecipeDifference, TestRows
 from tests.plot.fake_run import effect, write_run
 from tests.workspace import Workspace
+from tools.pooling import Scores, pool_studies
 from tools.seeds import main, own_sd, pooled, read_run, render, require_one_study
 
 

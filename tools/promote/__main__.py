@@ -17,8 +17,8 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import BASE, load_params
 from abctune.study.inputs import OVERALL, read_study
-from abctune.study.promotion import Answer, Criterion, Decision, best_variant, compare_with, decide, fault_of
 from tools.command import run_command
+from tools.promote.decision import Answer, Criterion, Decision, best_variant, compare_with, decide, fault_of
 from tools.promote.registry import Registered, registered, scores_of, tag
 from tools.verify.run import verify
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from abctune.core.records import GENERAL, LOSS
+from abctune.core.records import LOSS
 from abctune.study import recipes
-from abctune.study.fairness import test_fault
-from abctune.study.inputs import OVERALL, Evaluated, Study
-from abctune.study.recipes import ALPHA, RecipeComparison, RecipeDifference
-from abctune.study.wording import interval, with_unit
+from abctune.study.inputs import Evaluated, Study, test_fault
+from abctune.study.recipes import RecipeComparison, RecipeDifference
+from abctune.study.statistics import ALPHA
+from abctune.study.wording import interval, on_set, with_unit
 
 Answer = Literal["promote", "do not promote", "undecided"]
 IN_USE = "the registered one"  # its name among the models, next to variants of the same name
@@ -46,13 +46,10 @@ def compare_with(study: Study, in_use: Evaluated) -> RecipeComparison:
     Args:
         in_use: base, or the registered variant as it was scored at its own commit.
     """
-    test = study.test_rows
     variants = {name: study.models[name].sums(LOSS) for name in study.trained}
     untrained = in_use is study.models["base"]
     return recipes.compare_recipes(
-        recipes.TestRows(
-            test[LOSS.weight].to_numpy(float), test["group"].to_numpy(str), test["source"].to_numpy(str)
-        ),
+        recipes.TestRows.of(study.test_rows, LOSS.weight),
         variants | {IN_USE: in_use.sums(LOSS)},
         [(name, IN_USE) for name in variants],
         study.sets,
@@ -117,7 +114,7 @@ def better(variant: str, in_use: str, d: RecipeDifference) -> Criterion:
         False: f"is {d.outcome} compared with",
         None: "is not shown to be better than",
     }
-    return Criterion(f"{variant} {words[met]} {in_use} {where(d.on)}: {amount(d)}", met)
+    return Criterion(f"{variant} {words[met]} {in_use} {on_set(d.on)}: {amount(d)}", met)
 
 
 def not_worse(variant: str, in_use: str, d: RecipeDifference, margin: float) -> Criterion:
@@ -128,7 +125,7 @@ def not_worse(variant: str, in_use: str, d: RecipeDifference, margin: float) -> 
         words, met = "is worse than", False
     else:
         words, met = "may be worse than", None
-    return Criterion(f"{variant} {words} {in_use} {where(d.on)} by {margin:g} or more: {amount(d)}", met)
+    return Criterion(f"{variant} {words} {in_use} {on_set(d.on)} by {margin:g} or more: {amount(d)}", met)
 
 
 def verified(faults: Sequence[str]) -> Criterion:
@@ -137,11 +134,6 @@ def verified(faults: Sequence[str]) -> Criterion:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         return Criterion(f"`python -m tools.verify` finds fault: {faults[0]}{more}", False)
     return Criterion("`python -m tools.verify` finds all results in order", True)
-
-
-def where(on: str) -> str:
-    """A set as sentences name it."""
-    return {OVERALL: "overall", GENERAL: "on general text"}.get(on, f"on {on}")
 
 
 def amount(d: RecipeDifference) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abctune.core.errors import UserError
+from abctune.core.places import EVAL
 from abctune.study.inputs import Evaluated, read_evaluated
-from abctune.study.places import EVAL
 from tools.verify.run import lacks, registrable
 
 

@@ -15,8 +15,9 @@ import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import Params, load_params
+from abctune.core.places import MODELS
 from stages.fetch.hub import token_from_environment
-from tools.publish.package import MODELS, base_of, files_of, pack_adapter, pack_merged, require_name
+from tools.publish.package import base_of, files_of, pack_adapter, pack_merged, require_name
 from tools.publish.upload import upload
 from tools.verify.run import verify
 

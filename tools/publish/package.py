@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from abctune.core.adapters import CONFIG, WEIGHTS
 from abctune.core.errors import UserError
 from abctune.core.files import read_json, write_json, write_text
 from abctune.core.licenses import pass_on, terms_of
+from abctune.core.places import BASE_MODEL, CARDS, MODELS
 from abctune.core.records import SourceRecord, TrainingRecord, read_record
 from abctune.llm.device import DTYPES
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from tools.promote.registry import reasons_at_head
 
 if TYPE_CHECKING:
     from abctune.llm.merge import Agreement
 
-MODELS, CARDS = Path("models"), Path("plots/cards")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 FIRST_SECTION = "## Data\n"  # of the card that plot writes; what only now is known goes before it
 
 USE = """## Use
@@ -89,7 +89,7 @@ def pack_merged(variant: str, repo: str, dtype: str, template: dict[str, Any], f
     tokenizer = load_tokenizer(**template)
     model, agreement = load_merged(MODELS / variant, DTYPES[dtype], tokenizer)
     model.save_pretrained(folder)
-    copy(variant, folder, but=("README.md", *ADAPTER_FILES))
+    copy(variant, folder, but=("README.md", WEIGHTS, CONFIG))
     card = ModelCard(read_card(variant))
     assert isinstance(card.data, ModelCardData)  # what ModelCard's front matter is read into
     card.data.library_name = "transformers"

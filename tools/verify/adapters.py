@@ -12,8 +12,8 @@ from typing import Any
 from abctune.core.adapters import CONFIG, WEIGHTS, require_adapter
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
+from abctune.core.places import BASE_MODEL
 from abctune.llm.auto_class import auto_class
-from abctune.llm.tokenizer import BASE_MODEL
 
 PREFIX, HEAD, EMBEDDING = "base_model.model.", "lm_head", "model.embed_tokens"
 

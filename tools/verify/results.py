@@ -9,14 +9,14 @@ from typing import Any
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.core.params import Params
+from abctune.core.places import SUMMARY
 from abctune.study.comparison import compare
 from abctune.study.inputs import read_study
-from abctune.study.origins import flat
-from abctune.study.places import SUMMARY
 from abctune.study.served import compare_served
 from abctune.study.summary import summary
 from abctune.study.tasks import compare_tasks
 from abctune.study.verdicts import verdicts_of
+from tools.dotted import flat
 
 # Another processor's arithmetic may move the last digit that summary.json keeps (4 of a loss).
 ABSOLUTE, RELATIVE = 1.5e-4, 1e-6

@@ -10,12 +10,13 @@ from ruamel.yaml import YAML
 
 from abctune.core.errors import UserError
 from abctune.core.params import Params
+from abctune.core.places import MODELS
 from abctune.study.leftovers import leftovers
 from tools.verify.adapters import adapter_faults, linear_layers
 from tools.verify.results import summary_faults
 from tools.verify.tracked import VerificationResult, check_tracked
 
-MODELS, DVC_FILE = Path("models"), Path("dvc.yaml")
+DVC_FILE = Path("dvc.yaml")
 
 
 def verify(params: Params) -> VerificationResult:

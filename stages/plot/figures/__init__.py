@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from abctune.study.comparison import Comparison
@@ -12,7 +13,7 @@ from abctune.study.verdicts import Verdict
 from stages.plot.figures.bars import lengths, lengths_alt, resources, resources_alt
 from stages.plot.figures.curves import curves, curves_alt
 from stages.plot.figures.forest import forest, forest_alt, test_loss, test_loss_alt
-from stages.plot.figures.style import Chart, house_style, styles_of, svg_of
+from stages.plot.figures.style import RC, Chart, styles_of, svg_of
 
 Drawing = tuple[Callable[[], Figure], str, str]  # how to draw it, its title, and in words
 
@@ -27,5 +28,5 @@ def all_charts(study: Study, comparison: Comparison, verdicts: list[Verdict]) ->
         "resources": (lambda: resources(study, styles), "Time, memory, throughput", resources_alt(study)),
         "lengths": (lambda: lengths(study, styles), "Conversation lengths", lengths_alt(study)),
     }
-    with house_style():
+    with mpl.rc_context(RC):
         return {name: Chart(svg_of(draw()), title, alt) for name, (draw, title, alt) in drawings.items()}

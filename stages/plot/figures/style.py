@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -29,7 +27,7 @@ DASHES = ((0, ()), (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)), (0, 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 FONT = "DejaVu Sans"  # comes with matplotlib, which measures with it
 SIMILAR_FONTS = f"'{FONT}', Verdana, Helvetica, Arial, sans-serif"  # for who looks on a machine without it
-RC = {
+RC: dict[str, Any] = {  # how all figures look
     "svg.hashsalt": "abctune",  # otherwise element ids are random, and the file new every time
     # Text as text: a fifth of the size of outlines, and a changed number is one changed line in a pull request.
     "svg.fonttype": "none",
@@ -92,13 +90,6 @@ def styles_of(variants: Iterable[str]) -> Styles:
         # Five dashes and six colors: no two of the first 30 variants look alike.
         styles[name] = Style(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
     return styles
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw with RC inside the block."""
-    with mpl.rc_context(RC):
-        yield
 
 
 def svg_of(figure: Figure) -> str:
