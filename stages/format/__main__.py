@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import typer
@@ -12,13 +11,11 @@ from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, count_rows, parquet_writer, read_batches, write_text
 from abctune.core.parallel import over_batches
 from abctune.core.params import ItemArgument, load_params
+from abctune.core.places import FORMATTED, MIXED, REFUSED
 from abctune.core.records import write_record
 from abctune.core.schemas import FORMATTED_ROWS, QUARANTINE
 from stages.format.limits import check_quarantine
 from stages.format.start import active_formatter, in_parts, start_reading, whole_batches
-
-MIXED, FORMATTED = Path("data/mixed"), Path("data/formatted")
-REJECTED = Path("data/quarantine")  # where a stopped run leaves the rows that it refused
 
 
 @exits_with_one_line
@@ -26,7 +23,7 @@ def main(variant: ItemArgument) -> None:
     """Render a variant's conversations as token ids and labels, and write data/formatted/<variant>/."""
     params = load_params()
     params.require_variant(variant)
-    formatter, rejected = active_formatter(), REJECTED / f"{variant}.parquet"
+    formatter, rejected = active_formatter(), REFUSED / f"{variant}.parquet"
     mixed = MIXED / f"{variant}.parquet"
     rejected.unlink(missing_ok=True)
     with atomic_output(FORMATTED / variant) as folder:

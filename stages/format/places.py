@@ -24,7 +24,11 @@ REMEMBERED = 4096  # builds; a data set of tool calls has hundreds
 
 
 class Places:
-    """What one tokenizer's chat template leaves out, by build."""
+    """What one tokenizer's chat template leaves out, by build.
+
+    It asks once whether the template has a place for each part at all. Whether the texts of one conversation came through whole
+    is another question, which stages.format.render.check_complete asks of every row.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -36,7 +40,7 @@ class Places:
         Args:
             one_reply: the last message alone is learned, and the thoughts of earlier ones may be dropped.
         """
-        build = (one_reply, *map(_build, messages), None, *map(_build_of_tool, tools or ()))
+        build = (one_reply, *map(_build, messages), None, *map(_is_described, tools or ()))
         if build not in self._found:
             if len(self._found) == REMEMBERED:
                 self._found.clear()
@@ -99,15 +103,12 @@ class Probes:
 
 
 def _build(message: Message) -> Hashable:
+    """What a template may decide by: the role, and which parts the message has; not what they say."""
     role, says = message["role"], _says(message["content"])
     if len(message) == 2:
         return role, says
     kinds = tuple(isinstance(call["function"]["arguments"], str) for call in message.get("tool_calls", ()))
     return role, says, "reasoning_content" in message, kinds
-
-
-def _build_of_tool(tool: dict[str, Any]) -> Hashable:
-    return _is_described(tool)
 
 
 def _is_described(tool: dict[str, Any]) -> bool:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from abctune.core.files import RECORD_CHARACTERS
-from abctune.core.params import SourceParams
+from abctune.core.params import Part, SourceParams
 from abctune.llm.conversation import Message
 from stages.format.fields import Fields, is_blank
 from stages.format.providers import gemini_parts
@@ -35,17 +35,19 @@ from stages.format.turns import (
 
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
 MAX_MESSAGES = 500
-LISTS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "auto": ("messages", "conversations", "conversation", "dialog", "dialogue", "contents"),
+Columns = dict[Part, tuple[str, ...]]  # which columns may hold a part of a row
+KNOWN: Columns = {
+    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "contents"),
+    "system": ("system", "system_prompt", "systemInstruction", "system_instruction"),
+    "user": ("instruction", "prompt", "query", "question", "text_input", "input_text"),
+    "context": ("input", "context"),
+    "reasoning": ("reasoning_content", "reasoning", "thinking"),  # of a flat row's reply
+    "assistant": ("output", "completion", "response", "answer", "output_text"),
+    "history": ("history",),
+    "tools": ("tools", "functions", "toolConfig"),
 }
-SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
-USER = ("instruction", "prompt", "query", "question", "text_input", "input_text")
-CONTEXT = ("input", "context")
-REPLY = ("output", "completion", "response", "answer", "output_text")
-TOOLS = ("tools", "functions", "toolConfig")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of a flat row's reply
+# By schema, the columns that may hold a list of turns; `auto` takes all that are known.
+LISTS = {"messages": ("messages",), "sharegpt": ("conversations",), "alpaca": ()}
 VERDICTS = ("label", "kto_tag")  # false: this is an answer to avoid
 # What Alpaca's, Llama's and ChatML's layouts print around a row's texts.
 TEMPLATE_WORDS = re.compile(
@@ -60,37 +62,16 @@ NOT_JSON = "not JSON"
 PREFERENCES = ("rejected", "preferred_output", "non_preferred_output", "chosen")
 
 
-@dataclass(frozen=True)
-class Names:
-    """Which columns hold the parts of a row: the source's `columns`, else the known names."""
-
-    lists: tuple[str, ...]
-    system: tuple[str, ...]
-    user: tuple[str, ...]
-    context: tuple[str, ...]
-    thoughts: tuple[str, ...]
-    reply: tuple[str, ...]
-    history: tuple[str, ...]
-    tools: tuple[str, ...]
-
-    @classmethod
-    def of(cls, options: SourceParams) -> Names:
-        """The names of a source's columns: those its schema knows, and those that params.yaml maps."""
-        known = {
-            "messages": LISTS.get(options.schema_, ()),
-            "system": SYSTEM,
-            "user": USER,
-            "context": CONTEXT,
-            "reasoning": THOUGHTS,
-            "assistant": REPLY,
-            "history": ("history",),
-            "tools": TOOLS,
-        }
-        mapped: dict[str, tuple[str, ...]] = {part: (column,) for part, column in options.columns.items()}
-        if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
-            known |= {"messages": (), "context": ()}
-        left_out = {part: tuple(n for n in names if n not in options.ignore) for part, names in known.items()}
-        return cls(*(mapped.get(part, names) for part, names in left_out.items()))
+def columns_of(options: SourceParams) -> Columns:
+    """The columns that a source's parts are in: those that params.yaml maps, else those that its schema knows."""
+    known = KNOWN | {"messages": LISTS.get(options.schema_, KNOWN["messages"])}
+    mapped = {part: (column,) for part, column in options.columns.items()}
+    if "user" in mapped or "assistant" in mapped:  # then the row is flat, whatever else it holds
+        known |= {"messages": (), "context": ()}
+    not_ignored: Columns = {
+        part: tuple(n for n in names if n not in options.ignore) for part, names in known.items()
+    }
+    return not_ignored | mapped
 
 
 class Reader:
@@ -101,7 +82,7 @@ class Reader:
     """
 
     def __init__(self, options: SourceParams, group_by: str | None = None) -> None:
-        self._options, self._names = options, Names.of(options)
+        self._options, self._names = options, columns_of(options)
         self._ignore = options.ignore
         self._known = (*options.ignore, *((group_by, group_by.split(".")[0]) if group_by else ()))
 
@@ -121,8 +102,8 @@ class Reader:
         turns = self._turns(fields)
         if len(turns) > MAX_MESSAGES:
             raise Rejected("too many messages")
-        system = self._system(fields.take(*self._names.system))
-        tools = read_tools(fields.take(*self._names.tools), self._ignore)
+        system = self._system(fields.take(*self._names["system"]))
+        tools = read_tools(fields.take(*self._names["tools"]), self._ignore)
         notes = self._verdict(fields) + [note for turn in turns for note in turn.notes]
         turns, tools = without_nulls(turns, tools, notes)
         conversation = repaired(system + turns, tools, self._options.supervise == "last", notes)
@@ -130,43 +111,52 @@ class Reader:
         return conversation
 
     def _turns(self, fields: Fields) -> list[Turn]:
-        if fields.has(*self._names.lists) or not self._is_flat(fields):
-            key = next((name for name in self._names.lists if fields.has(name)), None)
+        """A record's turns: those of a list of turns, else those of a flat row, a question and an answer in columns of their own."""
+        if fields.has(*self._names["messages"]) or not self._is_flat(fields):
+            key = next((name for name in self._names["messages"] if fields.has(name)), None)
             if key is None:
                 key = self._empty_list(fields)
             return read_turns(fields.take(key), key, self._ignore)
         return self._flat(fields)
 
     def _is_flat(self, fields: Fields) -> bool:
-        if self._options.schema_ == "alpaca" or not self._names.lists:
+        """Whether a record whose lists of turns are empty or absent is a flat row: by its schema, or under `auto` by the columns it has.
+
+        Those are a question that says something, or an answer that does next to a question, which may then be blank.
+        """
+        if self._options.schema_ == "alpaca" or not self._names["messages"]:
             return True
-        asked = (*self._names.user, *self._names.context)
+        asked = (*self._names["user"], *self._names["context"])
         known = fields.has(*asked) or (
-            fields.has(*self._names.reply) and any(n in asked for n in fields.names())
+            fields.has(*self._names["assistant"]) and any(n in asked for n in fields.names())
         )
         return self._options.schema_ == "auto" and known
 
     def _empty_list(self, fields: Fields) -> str:
-        """The key of a list of turns that is there and empty; with the reason where there is none."""
-        for name in self._names.lists:
+        """The key of the list of turns, which is there but empty, so that reading it gives the usual reason.
+
+        Raises:
+            Rejected: there is no such key; the reason says where else a list is, or that the schema is not known.
+        """
+        for name in self._names["messages"]:
             if fields.take(name) is not None:
                 return name
         if self._options.schema_ == "auto":
             if inside := next((name for name in fields.names() if self._holds_list(fields.take(name))), None):
                 raise Rejected(f"the conversation is inside '{inside[:60]}'")
             raise Rejected("schema not recognised")
-        raise Rejected(f"no list of turns under '{self._names.lists[0]}'")
+        raise Rejected(f"no list of turns under '{self._names['messages'][0]}'")
 
     def _holds_list(self, value: Any) -> bool:
         """Whether a field of a row is an object with a list of turns, as a log of requests has it."""
         return isinstance(value, dict) and any(
-            isinstance(value.get(name), list) for name in self._names.lists
+            isinstance(value.get(name), list) for name in self._names["messages"]
         )
 
     def _flat(self, fields: Fields) -> list[Turn]:
         names = self._names
-        request, context = fields.take(*names.user), fields.take(*names.context)
-        reply = fields.take(*names.reply)
+        request, context = fields.take(*names["user"]), fields.take(*names["context"])
+        reply = fields.take(*names["assistant"])
         if reply is None or (request is None and context is None):
             known = self._options.schema_ == "alpaca" or fields.has("instruction")
             raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
@@ -176,7 +166,7 @@ class Reader:
         reply = [reply] if isinstance(reply, dict) else reply
         if isinstance(request, list):
             if not is_blank(context):  # it has no place among turns
-                raise Rejected(f"unread field: {next(name for name in names.context if fields.has(name))}")
+                raise Rejected(f"unread field: {next(filter(fields.has, names['context']))}")
             asked = [replace(one, learn=False) for one in read_turns(request, "prompt", self._ignore)]
         else:
             # Alpaca's own layout: the context follows the instruction after an empty line.
@@ -185,12 +175,12 @@ class Reader:
         if isinstance(reply, list) and reply and isinstance(reply[0], dict):
             return [*turns, *asked, *read_turns(reply, "completion", self._ignore)]
         answer = Message(role="assistant", content=text_of(reply, self._ignore))
-        if not is_blank(thoughts := fields.take(*names.thoughts)):
+        if not is_blank(thoughts := fields.take(*names["reasoning"])):
             answer["reasoning_content"] = text_of(thoughts, self._ignore)
         return [*turns, *asked, Turn(answer)]
 
     def _history(self, fields: Fields) -> list[Turn]:
-        history = from_json(fields.take(*self._names.history))
+        history = from_json(fields.take(*self._names["history"]))
         if is_blank(history):
             return []
         learn = None if self._options.history == "supervised" else False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,47 +14,22 @@ from stages.format.fields import Fields, is_blank
 from stages.format.providers import gemini_parts, known_parts, known_tools
 
 # The names that roles go by in published data: LLaMA-Factory's, Axolotl's, TRL's, ms-swift's, OpenAI's, OASST's, Cohere's.
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "input": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "ai": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "output": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "tool_result": "tool",
-    "ipython": "tool",
+CALL_ROLES = ("function_call", "tool_call")  # an assistant's turn whose text is a call in JSON
+ASSISTANT = ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bing", "bard", "output")
+NAMES: dict[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "input", "prompter"),
+    "assistant": (*ASSISTANT, *CALL_ROLES),
+    "tool": ("tool", "function", "observation", "tool_response", "tool_result", "ipython"),
 }
-CALL_ROLES = ("function_call", "tool_call")  # their text is a call in JSON
+ROLES = {name: role for role, names in NAMES.items() for name in names}
 # Marks of what to learn; `masked` means the contrary of the others. 1 and 0 equal True and False here.
 LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight", "masked")
 MARK_VALUES = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 # Fields of content parts, tool calls and tools that a model neither reads nor writes.
 NOT_TEXT = (
-    "type",
-    "id",
-    "index",
-    "cache_control",
-    "signature",
-    "thoughtSignature",
-    "thought_signature",
-    "is_error",
-    "strict",
+    *("type", "id", "index", "cache_control", "is_error", "strict"),
+    *("signature", "thoughtSignature", "thought_signature"),
 )
 # Where the parts of a turn stand once it is a message: a template prints thoughts, text and calls in this order.
 PLACES = {"thinking": 0, "tool_result": 0, "tool_use": 2}
