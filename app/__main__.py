@@ -28,7 +28,8 @@ import uvicorn
 import abctune
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.params import load_params
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.core.places import BASE_MODEL
+from abctune.llm.tokenizer import load_tokenizer
 from app.engines.choose import EngineName, load_behind, load_engine
 from app.gradio_stubs import write_no_stubs
 from app.models import Models, find_models, join_revisions

@@ -17,7 +17,7 @@ import typer
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output, write_text
 from abctune.core.params import Params, load_params
-from abctune.llm.tokenizer import BASE_MODEL
+from abctune.core.places import BASE_MODEL
 from app.engines.choose import CACHE, gguf_of_base
 from app.engines.lora_gguf import gguf_of
 from app.models import UNSCORED, Models, find_models, write_converted

@@ -39,8 +39,8 @@ import typer
 
 from abctune.core.files import read_rows, write_json
 from abctune.core.params import BASE, load_params
+from abctune.core.places import BASE_MODEL
 from abctune.core.provenance import hardware, versions
-from abctune.llm.tokenizer import BASE_MODEL
 from app.engines.llama_cpp import shared_prefix
 from benchmarks import app_engines as engines
 from benchmarks import app_load

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import httpx
 
 from abctune.core.params import BASE, load_params
+from abctune.core.places import BASE_MODEL
 from abctune.core.provenance import peak_rss_gib
 from abctune.llm.chat import prompt_ids
 from abctune.llm.prompts import PROMPTS
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from app.engines import Engine, Job
 from app.engines.lora_gguf import gguf_of
 from app.models import Models, find_models

@@ -1,4 +1,4 @@
-"""Which of transformers' automatic classes loads a model."""
+"""A model's folder loaded by the one of transformers' automatic classes that knows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,39 @@ from typing import TYPE_CHECKING, Any
 from abctune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype, quantization: BitsAndBytesConfig | None, **placement: Any
+) -> PreTrainedModel:
+    """The model in a folder by stock transformers, from the disk alone.
+
+    Args:
+        dtype: of its weights, and what it computes in.
+        quantization: `nf4` for 4-bit weights; None for those of `dtype`.
+        placement: from_pretrained's arguments that say where the weights go.
+
+    Raises:
+        UserError: as auto_class.
+    """
+    model: PreTrainedModel = auto_class(folder).from_pretrained(
+        folder, dtype=dtype, local_files_only=True, quantization_config=quantization, **placement
+    )
+    return model
+
+
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's 4-bit weights as Unsloth's `load_in_4bit` makes them; bitsandbytes does it on GPUs and on CPUs."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def auto_class(folder: Path) -> Any:

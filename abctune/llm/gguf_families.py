@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
 
-from abctune.llm.rotary import in_halves, interleaved
-
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +23,7 @@ class Family:
     """What llama.cpp calls an architecture, and what it stores or computes in another way."""
 
     arch: MODEL_ARCH
-    interleaved: bool = False  # rotary rows: each head's two halves alternate (abctune.llm.rotary)
+    interleaved: bool = False  # rotary rows: each head's two halves alternate
     biased: bool = False  # llama.cpp knows biases of the query, key and value projections
     norm_shift: float = 0.0  # added to norms' weights, where transformers keeps the difference from 1
     windows: int = 1  # every n-th layer sees the whole context, the others a sliding window; 1: all layers do
@@ -125,3 +123,19 @@ def read_back(key: str, weight: np.ndarray, family: Family, config: dict[str, An
         return weight - np.float32(family.norm_shift)
     heads = rotary_heads(key, config) if family.interleaved else None
     return weight if heads is None else in_halves(weight, heads)
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a query or key projection (or of its LoRA B) as llama.cpp wants them: each head's two halves alternate.
+
+    Args:
+        weight: (heads x head_dim, ...), in transformers' order.
+    """
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def in_halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleaved`: rows in transformers' order."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)

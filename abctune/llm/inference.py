@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abctune.core.adapters import require_adapter
+from abctune.core.adapters import WEIGHTS, require_adapter
 from abctune.core.errors import UserError
-from abctune.llm.auto_class import auto_class
+from abctune.core.places import BASE_MODEL
+from abctune.llm.auto_class import load_model, nf4
 from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain, is_whole
 from abctune.llm.device import device, free_bytes
 from abctune.llm.stops import stop_token_ids
 from abctune.llm.thoughts import answer_ids
-from abctune.llm.tokenizer import BASE_MODEL
 from abctune.llm.weights import weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORKING_BYTES = 3 * 2**30  # next to the weights: a batch's activations, a chunk of its logits
 
@@ -54,13 +54,8 @@ def load_for_inference(
         raise UserError(
             f"{base}/config.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
         )
-    model: PreTrainedModel = auto_class(base).from_pretrained(
-        base,
-        dtype=dtype,
-        local_files_only=True,
-        quantization_config=nf4(dtype) if load_in_4bit else None,
-        **placement(weight_bytes(base, bytes_each=dtype.itemsize)),
-    )
+    where = placement(weight_bytes(base, bytes_each=dtype.itemsize))
+    model = load_model(base, dtype, nf4(dtype) if load_in_4bit else None, **where)
     if away := {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
         place = " and ".join(sorted(away))
         print(
@@ -86,18 +81,6 @@ def placement(weights: int) -> dict[str, Any]:
         "device_map": "auto",
         "max_memory": {index: max(0, free_bytes(index) - WORKING_BYTES) for index in range(count)},
     }
-
-
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's 4-bit weights as Unsloth's `load_in_4bit` makes them; bitsandbytes does it on GPUs and on CPUs."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 ROTARY = "apply_rotary_pos_emb"
@@ -170,7 +153,7 @@ def replace_adapter(model: PreTrainedModel, adapter: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = adapter / "adapter_model.safetensors"
+    path = adapter / WEIGHTS
     remedy = _remedy(adapter)
     try:
         weights = load_file(path)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from abctune.llm.conversation import IGNORE
-from abctune.llm.heads import causal_of, head_of
+from abctune.llm.heads import Head, causal_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +86,6 @@ def conversation_sums(
     head = head_of(model)
     if head is None:  # all logits of a batch are in memory at once
         batch_tokens = min(batch_tokens, HEAD_ROWS)
-    project = _as_they_are if head is None else head.logits
     cores = cores_for(model)
 
     @torch.inference_mode()
@@ -94,7 +94,7 @@ def conversation_sums(
         ids, wanted = right_padded([input_ids[i] for i in batch], [labels[i] for i in batch])
         ids = ids.to(model.device)
         states = head.hidden(ids) if head else causal_of(model)(input_ids=ids, use_cache=False).logits
-        return _sums(states, project, wanted[:, 1:], tuple(measures.values()), max(1, HEAD_ROWS // cores))
+        return _sums(states, head, wanted[:, 1:], tuple(measures.values()), max(1, HEAD_ROWS // cores))
 
     parts = list(batches([len(ids) for ids in input_ids], max(1, batch_tokens // cores)))
     found = on_cores(sums_of, parts, cores)
@@ -129,10 +129,6 @@ def on_cores(work: Callable[[T], R], parts: Sequence[T], cores: int) -> list[R]:
         torch.set_num_threads(cores)  # what torch reports is the last number that any thread set
 
 
-def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
-    return logits
-
-
 def right_padded(
     input_ids: Sequence[Sequence[int] | np.ndarray], labels: Sequence[Sequence[int] | np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,25 +137,23 @@ def right_padded(
     No attention mask is needed: causal attention never looks to the right, where the padding is, and no label is
     there. Without a mask the attention kernel is the fast one.
     """
-    width = max(map(len, input_ids))
-    ids = torch.zeros(len(input_ids), width, dtype=torch.long)
-    wanted = torch.full_like(ids, IGNORE)
-    for row, (tokens, targets) in enumerate(zip(input_ids, labels, strict=True)):
-        ids[row, : len(tokens)] = torch.as_tensor(tokens)
-        wanted[row, : len(targets)] = torch.as_tensor(targets)
-    return ids, wanted
+    ids, wanted = ([torch.as_tensor(row, dtype=torch.long) for row in rows] for rows in (input_ids, labels))
+    return (
+        pad_sequence(ids, batch_first=True),
+        pad_sequence(wanted, batch_first=True, padding_value=IGNORE),
+    )
 
 
 def _sums(
     states: torch.Tensor,
-    project: Callable[[torch.Tensor], torch.Tensor],
+    head: Head | None,
     targets: torch.Tensor,
     measures: Sequence[TokenMeasure],
     head_rows: int,
 ) -> torch.Tensor:
     """Each measure's sum over each row's supervised tokens, (measures, rows), the logits of `head_rows` tokens in memory at a time.
 
-    Column t of `states` predicts column t of `targets`, the token after it; `project` makes logits of states.
+    Column t of `states` predicts column t of `targets`, the token after it. `head` makes logits of states; without one they are logits already.
     `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
     """
     sums = torch.zeros(len(measures), len(targets), dtype=torch.float64, device=states.device)
@@ -168,7 +162,8 @@ def _sums(
     for row, column, target in zip(
         *(places.to(states.device).split(head_rows) for places in found), strict=True
     ):
-        logits = project(states[row, column]).float()
+        chosen = states[row, column]
+        logits = (head.logits(chosen) if head else chosen).float()
         target = target.to(
             logits.device
         )  # a model on several GPUs has its head on one and its states on another

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from abctune.core.errors import UserError
+from abctune.core.places import BASE_MODEL
 from abctune.llm.chat import prompt_ids
 from abctune.llm.inference import load_for_inference
 from abctune.llm.prompts import PROMPTS
-from abctune.llm.tokenizer import BASE_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

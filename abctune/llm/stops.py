@@ -93,7 +93,12 @@ def _ends(
 ) -> str | None:
     """The token that ends a reply of this kind where the template prints no named one after it; else None.
 
-    A special token after an answer's text ends it; after a call it may only close the call, of which there can be several.
+    A special token after an answer's text ends it; after a call it may only close the call, of which there can be several. Then, and
+    where the template prints nothing after the text, it is the special token with which the next turn begins.
+
+    Args:
+        special, named: special tokens with their ids: all of them, and those that the model's files name as a reply's end.
+        reply, answer: a reply that holds SAID, and a turn that can follow it.
     """
     try:
         through = render(tokenizer, [QUESTION, reply], add_generation_prompt=False, tools=tools)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abctune.core.errors import UserError
+from abctune.core.places import BASE_MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BASE_MODEL = Path("models/base")
 # Some templates print the day's date unless given one: one date, so that a prompt is the same on every day.
 DATE = date(2024, 7, 26)
 DATE_STRING = "26 July 2024"  # as the report's prompt shows it
@@ -180,15 +180,12 @@ def named_stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def _configured_stops(folder: Path) -> set[int]:
     file = folder / "generation_config.json"
-    if not tokenizer_folder(folder) or not file.is_file():
+    # A tokenizer made in memory has no name, which would mean the working folder.
+    came_from_it = folder.name != "" and (folder / "tokenizer.json").is_file()
+    if not came_from_it or not file.is_file():
         return set()
     eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     return set(eos) if isinstance(eos, list) else {eos} - {None}
-
-
-def tokenizer_folder(folder: Path) -> bool:
-    """Whether a tokenizer came from this folder; one made in memory has no name, which would mean the working folder."""
-    return folder.name != "" and (folder / "tokenizer.json").is_file()
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, read_json
-from abctune.llm.rotary import interleaved
 
 TENSOR = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 FORM = "odd"  # in the name of the file: an older conversion is made again
@@ -40,7 +39,14 @@ def convert(adapter: Path, base: Path, target: Path) -> None:
     import numpy as np
     from safetensors import safe_open
 
-    from abctune.llm.gguf_families import FAMILIES, plain_name, rotary_heads, tensor_names, text_config
+    from abctune.llm.gguf_families import (
+        FAMILIES,
+        interleaved,
+        plain_name,
+        rotary_heads,
+        tensor_names,
+        text_config,
+    )
 
     config = read_json(adapter / "adapter_config.json", made_by=f"train@{adapter.name}")
     shape = text_config(base)

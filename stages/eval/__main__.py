@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +11,10 @@ import typer
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output
 from abctune.core.params import BASE, ItemArgument, load_params
+from abctune.core.places import EVAL
 from abctune.core.records import write_record, write_records
 from abctune.llm.tokenizer import load_tokenizer
 from stages.eval.rows import COLUMNS, general_rows, test_rows
-
-METRICS = Path("metrics/eval")
 
 
 @exits_with_one_line
@@ -50,7 +48,7 @@ def main(name: ItemArgument) -> None:
     del model, adapters  # the same model in other formats needs this memory
     as_served = served(rows, folder_of_it, settings.served_formats, dtype, settings.batch_tokens)
 
-    with atomic_output(METRICS / name) as folder:
+    with atomic_output(EVAL / name) as folder:
         folder.mkdir()
         pq.write_table(conversations, folder / "conversations.parquet")
         pq.write_table(as_served, folder / "served.parquet")

@@ -22,15 +22,12 @@ from stages.eval.tasks import Task
 
 REQUEST = re.compile(r"Improve this Python code:\n```python\n(.*)\n```", re.DOTALL)
 RULE_CODE = re.compile(r"[A-Z]{1,5}\d{1,4}")
-RUFF_OPTIONS = (
-    "--isolated",
-    "--no-cache",
-    "--preview",
-    "--ignore-noqa",
-    "--quiet",
-    "--output-format",
-    "json",
+# fmt: off
+RUFF = (
+    sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--preview", "--ignore-noqa", "--quiet",
+    "--output-format", "json", "--stdin-filename", "example.py",
 )
+# fmt: on
 
 
 def code_tasks(rows: Iterable[dict[str, Any]], limit: int) -> list[Task]:
@@ -103,18 +100,7 @@ def triggers(code: str, rule: str) -> bool:
     Raises:
         UserError: ruff is not installed.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        *RUFF_OPTIONS,
-        "--select",
-        rule,
-        "--stdin-filename",
-        "example.py",
-        "-",
-    ]
+    command = [*RUFF, "--select", rule, "-"]
     done = subprocess.run(command, input=code, capture_output=True, text=True, encoding="utf-8")
     if done.returncode == 1 and done.stdout.startswith("["):
         return any(problem["code"] == rule for problem in json.loads(done.stdout))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from abctune.core.params import Params
-from abctune.core.records import EvalRecord, SampleRecord, TaskRecord
+from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
+from abctune.core.records import EvalRecord, EvalResources, SampleRecord, TaskRecord
 from abctune.llm.tokenizer import template_hash
 from stages.eval.generation import summarise
 from stages.eval.replicates import METRIC_RECORDS
-from stages.eval.resources import resources_since
 from stages.eval.scores import scores
 from stages.eval.tasks import pass_rates
 
@@ -51,5 +52,9 @@ def record_of(
         generation=summarise(samples),
         tasks=pass_rates(tasks, "kind"),
         own_checks=pass_rates(tasks, "source"),
-        resources=resources_since(started),
+        resources=EvalResources(
+            seconds=round(time.perf_counter() - started, 2),
+            peak_rss_gib=round(peak_rss_gib(), 3),
+            peak_reserved_gib=peak_reserved_gib(),
+        ),
     )

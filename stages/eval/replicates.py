@@ -12,6 +12,7 @@ from peft import PeftModel
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
 from abctune.core.params import BASE
+from abctune.core.places import MODELS, REPLICATES
 from abctune.core.records import Metric, TrainingRecord, read_record
 from abctune.core.schemas import conversations_schema
 from abctune.llm.inference import load_for_inference, replace_adapter
@@ -22,7 +23,6 @@ from stages.eval.metrics import METRICS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODELS = Path("models")
 METRIC_RECORDS: tuple[Metric, ...] = tuple(metric.record for metric in METRICS)
 
 
@@ -40,12 +40,12 @@ class Adapters:
         self.published = record.published
         numbers = sorted((one.replicate for one in record.replicates), key=lambda n: (n != self.published, n))
         self.numbers = tuple(numbers)
-        self._places = {number: MODELS / "replicates" / variant / str(number) for number in self.numbers}
+        self._places = {number: REPLICATES / variant / str(number) for number in self.numbers}
         settings = [_settings(place, made_by) for place in self._places.values()]
         self._model: PreTrainedModel | None = None
         if any(one != settings[0] for one in settings):
             raise UserError(
-                f"{MODELS}/replicates/{variant} holds adapters of several recipes; run `dvc repro --force --single-item {made_by}`"
+                f"{REPLICATES}/{variant} holds adapters of several recipes; run `dvc repro --force --single-item {made_by}`"
             )
 
     def model(self, number: int, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from json import JSONDecodeError, loads
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,13 +14,14 @@ import pyarrow as pa
 from abctune.core.errors import UserError
 from abctune.core.files import read_rows, read_table
 from abctune.core.params import Params
+from abctune.core.places import GENERAL_TEXT, SPLIT
 from abctune.core.records import GENERAL
 from abctune.llm.conversation import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLIT, GENERAL_TEXT = Path("data/split"), Path("data/general/rows.parquet")
+GENERAL_ROWS = GENERAL_TEXT / "rows.parquet"
 COLUMNS = ("id", "group", "source", "input_ids", "labels", "n_supervised")
 HEADING = re.compile(r" ?= [^=].* = *\n?")  # of an article, as WikiText writes it; = = sections = = are none
 MIN_TOKENS = 16  # of a window: the end of a document that is shorter says little
@@ -50,7 +50,7 @@ def general_rows(params: Params, tokenizer: PreTrainedTokenizerBase) -> pa.Table
         return schema.empty_table()
     of_group: Counter[str] = Counter()
     found: list[tuple[int, str, list[int]]] = []
-    for group, text in documents(read_rows(GENERAL_TEXT, "fetch-general", ["record", "group"])):
+    for group, text in documents(read_rows(GENERAL_ROWS, "fetch-general", ["record", "group"])):
         for ids in windows(text, tokenizer, settings.general_tokens):
             found.append((of_group[group], group, ids))
             of_group[group] += 1
@@ -127,7 +127,7 @@ def _text(record: str) -> str:
         text = None
     if not isinstance(text, str):
         raise UserError(
-            f"{GENERAL_TEXT}: {record[:60]!r} has no `text`; general text is rows of one string each, "
+            f"{GENERAL_ROWS}: {record[:60]!r} has no `text`; general text is rows of one string each, "
             'as {"text": "..."} (profiles.*.general in params.yaml)'
         )
     return text

@@ -7,15 +7,13 @@ chat applies adapters to.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import typer
 
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import read_table
 from abctune.core.params import BASE, FormatArgument, VariantArgument, exported_item, load_params
-
-SPLIT = Path("data/split")
+from abctune.core.places import SPLIT
 
 
 @exits_with_one_line

@@ -16,12 +16,13 @@ from abctune.core.errors import UserError
 from abctune.core.files import atomic_output
 from abctune.core.licenses import pass_on
 from abctune.core.params import BASE
+from abctune.core.places import BASE_MODEL, EXPORTED, MODELS
 from abctune.core.records import ExportRecord, write_record
 from abctune.llm.auto_class import auto_class
 from abctune.llm.gguf_families import text_config
 from abctune.llm.inference import load_for_inference
 from abctune.llm.merge import load_merged
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.llm.tokenizer import load_tokenizer
 from stages.export import gguf_file
 from stages.export.check import (
     TOLERANCE,
@@ -32,8 +33,6 @@ from stages.export.check import (
     prefixes,
     require_same_tokens,
 )
-
-MODELS, EXPORTED = Path("models"), Path("models/exported")
 
 
 def export(variant: str, fmt: str, rows: pa.Table, template: dict[str, Any], license_: str) -> ExportRecord:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
 from abctune.core.files import atomic_output, parquet_writer, read_table
 from abctune.core.params import PARAMS_FILE, ItemArgument, Params, load_params
+from abctune.core.places import MIXED, RAW
 from abctune.core.plural import counted
 from abctune.core.records import DrawnRows, MixRecord, SourceRecord, read_record, write_record
 from stages.mix.draw import draw, training_order
-from stages.mix.raw import RAW, remove_leftovers, rows_file
+from stages.mix.raw import remove_leftovers, rows_file
 from stages.mix.shuffle import ROWS, SourceRows, places, shuffled
-
-MIXED = Path("data/mixed")
 
 
 @exits_with_one_line

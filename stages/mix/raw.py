@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
-RAW = Path("data/raw")
+from abctune.core.places import RAW
 
 
 def rows_file(source: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import typer
@@ -18,11 +17,9 @@ from abctune.core.params import (
     exported_stage,
     load_params,
 )
+from abctune.core.places import EXPORTED, MODELS, SERVED, SPLIT
 from abctune.llm.tokenizer import load_tokenizer
 
-MODELS, EXPORTED, SPLIT, SERVED = (
-    Path(name) for name in ("models", "models/exported", "data/split", "metrics/served")
-)
 COLUMNS = ["id", "group", "source", "n_supervised", "input_ids", "labels", "messages", "extra"]
 
 

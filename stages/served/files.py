@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from abctune.core.errors import UserError
 from abctune.core.files import read_json
+from abctune.core.places import BASE_MODEL
 from abctune.llm.device import capability, device, dtype_for, free_bytes
 from abctune.llm.gguf_families import FAMILIES, parts_of, read_back, tensor_names
 from abctune.llm.inference import WORKING_BYTES, load_for_inference
-from abctune.llm.tokenizer import BASE_MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,14 +10,12 @@ import typer
 from abctune.core.errors import exits_with_one_line
 from abctune.core.files import atomic_output, read_rows
 from abctune.core.params import ItemArgument, Params, load_params
+from abctune.core.places import FORMATTED, REFUSED, SPLIT
 from abctune.core.records import SplitRecord, write_record
 from stages.split.buckets import SUBSETS, subset_of
 from stages.split.check import check_subsets
 from stages.split.contamination import HeldOut
 from stages.split.subsets import Assigner, write_subsets
-
-FORMATTED, SPLIT = Path("data/formatted"), Path("data/split")
-REFUSED = Path("data/quarantine")  # where a stopped run leaves the training rows that it refused
 
 
 @exits_with_one_line

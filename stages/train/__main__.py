@@ -32,7 +32,7 @@ def main(variant: ItemArgument) -> None:
         return
     run = resolve(params, variant)
     with joined():
-        require_work(variant, run.conversations_per_step)
+        require_work(variant, run.recipe.conversations_per_step)
         with only_run(variant) if is_main() else nullcontext():
             train(run, params, started)
 

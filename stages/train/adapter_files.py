@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from abctune.core.adapters import WEIGHTS
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -63,7 +65,7 @@ def load_adapter(model: Any, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = load_file(folder / WEIGHTS)
     parameters = trained(model)
     names = get_peft_model_state_dict(
         model, state_dict={name: torch.tensor(place) for place, name in enumerate(parameters)}

@@ -20,7 +20,7 @@ from abctune.llm.kernels import adapter_first
 from stages.train.memory import supports_packing
 
 if torch.cuda.is_available():
-    # Leaves TRL's trainers, of which none is used here, as they are: rewriting them all takes 9 s.
+    # Leaves TRL's trainers as TRL wrote them, whose SFTTrainer stages.train.trainer subclasses: rewriting all of them takes 9 s.
     os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
 gc.disable()  # a fifth of the import is looking for garbage among its objects (7.2 s instead of 9.4 on a CPU)
 from unsloth import FastLanguageModel  # noqa: E402  (before transformers, see above)
@@ -50,7 +50,7 @@ def load(path: Path, recipe: TrainParams, max_length: int, checkpointing: str) -
         use_gradient_checkpointing=CHECKPOINTING.get(checkpointing, "unsloth"),
     )
     if not torch.cuda.is_available():
-        # Unsloth's chunked loss, which it switches on in TRL's trainer alone.
+        # Unsloth's chunked loss, which it switches on in its own version of TRL's trainers alone.
         model._unsloth_cpu_chunked_ce_active = True
     return model
 
@@ -59,11 +59,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
     """Put a LoRA adapter on the model; the seed decides its first weights."""
     adapted: PeftModel = FastLanguageModel.get_peft_model(
         model,
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
+        **lora.model_dump(exclude={"target_modules"}),
         target_modules="all-linear" if lora.target_modules == "all-linear" else list(lora.target_modules),
         bias="none",
         use_gradient_checkpointing=CHECKPOINTING[checkpointing],

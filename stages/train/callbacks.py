@@ -7,7 +7,7 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from dvclive import Live
@@ -16,7 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from abctune.core.errors import UserError
 from abctune.core.provenance import peak_reserved_gib, peak_rss_gib
-from abctune.core.records import LiveSampleRecord
+from abctune.core.records import Kept, LiveSampleRecord
 from abctune.llm.conversation import Message
 from abctune.llm.inference import generate
 from abctune.llm.prompts import PROMPTS
@@ -59,24 +59,6 @@ class ThroughputTimer(TrainerCallback):
     def tokens_per_second(self, state: TrainerState) -> float:
         """Non-padding tokens per second of training steps so far."""
         return state.num_input_tokens_seen / self.seconds if self.seconds else 0.0
-
-
-class RepeatedSteps:
-    """How often a step was taken again in float16, since a scaled gradient overflowed.
-
-    Once or twice at the beginning is usual: the scale begins high, where small gradients keep most of their bits.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"count": self.count}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Restore what a checkpoint kept."""
-        self.count = saved["count"]
 
 
 class FinalStep(TrainerCallback):
@@ -154,14 +136,6 @@ class TerminateOnNonFinite(TrainerCallback):
         )
 
 
-class Kept(NamedTuple):
-    """Which adapter is kept: by which rule, of which step, at which loss."""
-
-    by: str
-    step: int
-    value: float | None
-
-
 class KeepBest(TrainerCallback):
     """Keep the adapter with the lowest train loss (the student report's callback), with the lowest eval loss, or the last one.
 
@@ -183,8 +157,10 @@ class KeepBest(TrainerCallback):
     ) -> None:
         """Keep the adapter where its loss is the lowest so far."""
         value = logs.get(self._logged) if self._logged else None
-        if value is not None and (self.kept is None or self.kept.value is None or value < self.kept.value):
-            self._hold(model, Kept(self._by, state.global_step, value))
+        if value is None or not math.isfinite(value):  # TerminateOnNonFinite ends the run
+            return
+        if self.kept is None or self.kept.value is None or value < self.kept.value:
+            self._hold(model, Kept(by=self._by, step=state.global_step, value=value))
 
     def on_save(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         """Write what is kept, which becomes a part of the checkpoint."""
@@ -193,12 +169,12 @@ class KeepBest(TrainerCallback):
     def on_train_end(self, _args: Any, state: TrainerState, _control: Any, model: Any, **_: Any) -> None:
         """Keep the last adapter where none was kept before; write what is kept."""
         if self.kept is None:  # `last`, or a run shorter than its logging interval
-            self._hold(model, Kept("last", state.global_step, None))
+            self._hold(model, Kept(by="last", step=state.global_step, value=None))
         self._write(model, state)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
-        return {"kept": self.kept and self.kept._asdict()}
+        return {"kept": self.kept and self.kept.model_dump()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Restore what a checkpoint kept."""

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from abctune.core.errors import UserError, disk_full, is_disk_full
-from abctune.core.files import atomic_output, sync, write_json, write_text
+from abctune.core.files import atomic_output, remove, sync, write_json, write_text
 from abctune.core.params import Params
-from abctune.core.provenance import sha256_of, versions
-from abctune.llm.tokenizer import BASE_MODEL
-from stages.train.data import SPLIT
+from abctune.core.places import BASE_MODEL, SPLIT
+from abctune.core.provenance import hash_of, sha256_of, versions
 from stages.train.recipe import Replicate, Run
 
 ROOT = Path("checkpoints")
@@ -70,7 +69,8 @@ def identity(run: Run, params: Params, replicate: Replicate) -> dict[str, dict[s
     variant, dtype = run.variant, str(resolve_dtype(run.recipe.dtype))
     recipe = run.recipe.model_dump(mode="json", exclude={"save_steps", "dtype", "publish"})
     lora = {f"lora.{name}": value for name, value in run.lora.model_dump(mode="json").items()}
-    loaded = (getattr(module, "__file__", None) for name, module in sys.modules.items() if _is_common(name))
+    ours = (module for name, module in sys.modules.items() if name.startswith("abctune."))
+    loaded = (getattr(module, "__file__", None) for module in ours)
     code = {Path(file) for file in loaded if file} | set(Path(__file__).parent.glob("*.py"))
     return {
         "params": {
@@ -91,10 +91,6 @@ def identity(run: Run, params: Params, replicate: Replicate) -> dict[str, dict[s
         "code": {f"{file.parent.name}/{file.name}": sha256_of(file) for file in sorted(code)},
         "libraries": versions(),
     }
-
-
-def _is_common(module: str) -> bool:
-    return module.startswith("abctune.")
 
 
 class CheckpointStore:
@@ -119,7 +115,7 @@ class CheckpointStore:
         good = [path for path in self.steps() if start and _step(path) <= _step(start)]
         for path in self.folder.iterdir():
             if path not in good:
-                _remove(path)
+                remove(path)
         write_json(self.folder / "key.json", self.made_of)
         return start
 
@@ -144,7 +140,7 @@ class CheckpointStore:
             write_record(folder)
             seal(folder)
         for path in self.steps():
-            _remove(path)
+            remove(path)
         return self.folder / FINISHED
 
     def finished(self) -> Path | None:
@@ -187,7 +183,7 @@ def clear(variant: str) -> None:
     """Remove every checkpoint of the variant: its adapters are published."""
     for path in (ROOT / variant).iterdir():
         if path.name != "lock":
-            _remove(path)
+            remove(path)
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
@@ -229,7 +225,7 @@ def find_flaw(folder: Path) -> str | None:
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        path.relative_to(folder).as_posix(): hash_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
@@ -257,13 +253,6 @@ def explaining_errors(path: Path) -> Iterator[None]:
 def _step(folder: Path) -> int:
     number = folder.name.removeprefix("step-")
     return int(number) if number.isdecimal() else -1
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _warn(line: str) -> None:

@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from abctune.core.errors import UserError
-from abctune.core.files import atomic_output, parquet_errors, read_batches
+from abctune.core.files import atomic_output, read_batches, reading
 from abctune.core.params import TrainParams
+from abctune.core.places import SPLIT
 from abctune.core.records import Exposure
 from stages.train.processes import process_state
 
 if TYPE_CHECKING:  # it imports transformers, which Unsloth has to come before
     from datasets import Dataset
 
-SPLIT = Path("data/split")
 MAPPED = "checkpoints/{variant}/rows"
 COLUMNS = ["source", "input_ids", "labels", "n_tokens", "n_supervised"]
 
@@ -31,9 +31,9 @@ def load_subset(variant: str, subset: str) -> pa.Table:
 
     Parquet cannot be mapped, so the rows are first written as an Arrow file, a batch at a time. `remove_rows` deletes it.
     """
-    source = _file(variant, subset)
+    source = SPLIT / variant / f"{subset}.parquet"
     made_by = f"split@{variant}"
-    with parquet_errors(source, made_by):
+    with reading(source, made_by):
         schema = pq.read_schema(source)
         rows = pa.schema([schema.field(name) for name in COLUMNS if name in schema.names])
         known = source.stat()
@@ -53,10 +53,6 @@ def load_subset(variant: str, subset: str) -> pa.Table:
 def remove_rows(variant: str) -> None:
     """Delete the files that `load_subset` has mapped."""
     shutil.rmtree(MAPPED.format(variant=variant), ignore_errors=True)
-
-
-def _file(variant: str, subset: str) -> Path:
-    return SPLIT / variant / f"{subset}.parquet"
 
 
 def as_dataset(table: pa.Table, order: np.ndarray | None = None) -> Dataset:

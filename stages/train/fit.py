@@ -18,10 +18,10 @@ from dvclive import Live
 from transformers.utils.logging import disable_progress_bar
 
 from abctune.core.params import LoraParams, Params
+from abctune.core.places import BASE_MODEL, TRAIN
 from abctune.core.provenance import hardware, peak_reserved_gib, peak_rss_gib, versions
 from abctune.core.records import (
     FinalLosses,
-    Kept,
     ReplicateRecord,
     SourceRecord,
     TrainingRecord,
@@ -29,7 +29,7 @@ from abctune.core.records import (
     read_record,
     write_record,
 )
-from abctune.llm.tokenizer import BASE_MODEL, template_hash
+from abctune.llm.tokenizer import template_hash
 from stages.train.callbacks import (
     DVCLiveLogger,
     KeepBest,
@@ -41,7 +41,7 @@ from stages.train.checkpoints import FINISHED, CheckpointStore, differences, exp
 from stages.train.data import as_dataset, exposure, load_subset
 from stages.train.micro_batching import micro_batching_for
 from stages.train.processes import agree, from_main, process_state
-from stages.train.publish import METRICS, Finished
+from stages.train.publish import Finished
 from stages.train.recipe import Replicate, Run
 from stages.train.resume import Checkpoints, Stateful
 from stages.train.schedule import describe
@@ -90,7 +90,7 @@ def train_replicates(
             done = fit.train(base, rows, val)
             started = time.perf_counter()
         elif process_state().is_main_process:
-            store.restore_metrics(METRICS / run.variant / str(replicate.number))
+            store.restore_metrics(TRAIN / run.variant / str(replicate.number))
         if process_state().is_main_process:
             record = read_record(done / "training.json", TrainingRecord, f"train@{run.variant}")
             found.append(Finished(record, done / "adapter"))
@@ -127,7 +127,7 @@ class Fit:
         self._store = store
         self._tokenizer = tokenizer
         self._main = process_state().is_main_process
-        self._metrics = METRICS / run.variant / str(replicate.number)
+        self._metrics = TRAIN / run.variant / str(replicate.number)
         folders = {"kept": store.kept, "metrics": self._metrics}
         self._checkpoints = Checkpoints(store, run.recipe.save_steps, folders, started)
         self._timer = ThroughputTimer()
@@ -209,7 +209,6 @@ class Fit:
         trainer.max_length = run.max_length
         self._tokens_at_start = trainer.micro_batching.tokens
         trainer.add_callback(TerminateOnNonFinite(trainer, self._store.last_finite))
-        stateful["repeated_steps"] = trainer.repeated_steps
         if not self._checkpoints.start:  # otherwise the micro-batches are those that were found to fit
             trainer.add_callback(Probe(trainer, run.max_length))
         self._checkpoints.attach(trainer, stateful)
@@ -230,10 +229,10 @@ class Fit:
         replicate = ReplicateRecord(
             replicate=self._replicate.number,
             seed=self._replicate.seed,
-            kept=Kept(**kept._asdict()),
+            kept=kept,
             final=final_losses(trainer.state.log_history),
             resumed_at=tuple(self._checkpoints.resumed_at),
-            repeated_steps=trainer.repeated_steps.count,
+            repeated_steps=trainer.repeated_steps,
             resources=resources,
         )
         arguments = trainer.args

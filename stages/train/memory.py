@@ -34,9 +34,14 @@ def activation_bytes_per_token(config: PreTrainedConfig, checkpointing: bool) ->
     the others their input.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    block = 7 * width + 4 * config.num_key_value_heads * head + 2 * config.intermediate_size
+    block = 7 * width + 4 * config.num_key_value_heads * _head_width(config) + 2 * config.intermediate_size
     return 2 * (block + layers * width if checkpointing else layers * block)
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    """Of an attention head; newer configs name it."""
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width
 
 
 def tokens_that_fit(free: int, bytes_per_token: int, working: int = WORKING_BYTES) -> int:
@@ -70,8 +75,7 @@ def sharded_reserve(config: PreTrainedConfig) -> int:
     Two blocks (the next one comes while one is at work) and the embeddings and the head, in 16 bit; and 1 GiB.
     """
     width, layers = config.hidden_size, 2
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    attention = 2 * width * head * (config.num_attention_heads + config.num_key_value_heads)
+    attention = 2 * width * _head_width(config) * (config.num_attention_heads + config.num_key_value_heads)
     block = attention + 3 * width * config.intermediate_size
     ends = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
     return 2 * (layers * block + ends) + 2**30

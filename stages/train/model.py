@@ -15,8 +15,8 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
+from abctune.core.places import BASE_MODEL
 from abctune.llm.device import capability, free_bytes, resolve_dtype, why_no_gpu
-from abctune.llm.tokenizer import BASE_MODEL
 from stages.train import plain
 from stages.train.adapter_files import sort_targets
 from stages.train.memory import choose_checkpointing, needless_4bit, supports_packing, worth_dequantizing

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abctune.core.params import LoraParams, TrainParams
-from abctune.llm.auto_class import auto_class
+from abctune.llm.auto_class import load_model, nf4
 from abctune.llm.device import device, resolve_dtype
-from abctune.llm.inference import nf4
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,13 +28,8 @@ UNSLOTH = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 def load(path: Path, recipe: TrainParams, max_length: int, checkpointing: str) -> PreTrainedModel:
     """The base model by transformers, ready to be trained; `add_adapter` switches gradient checkpointing."""
     dtype = resolve_dtype(recipe.dtype)
-    model: PreTrainedModel = auto_class(path).from_pretrained(
-        path,
-        dtype=dtype,
-        local_files_only=True,
-        device_map=device(),
-        quantization_config=nf4(dtype) if recipe.load_in_4bit else None,
-    )
+    quantization = nf4(dtype) if recipe.load_in_4bit else None
+    model = load_model(path, dtype, quantization, device_map=device())
     if is_wrapper(model.config):
         model.register_forward_pre_hook(_text_only, with_kwargs=True)
     return model
@@ -69,11 +63,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraParams, checkpointing: str, se
     model.config.get_text_config().use_cache = False
     set_seed(seed)
     config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
+        **lora.model_dump(exclude={"target_modules"}),
         target_modules=targets(model, lora),
         exclude_modules=routers(model) or None,
         bias="none",
@@ -134,17 +124,17 @@ def unreached(model: PeftModel) -> list[str]:
     embeddings = {id(weight) for weight in base.get_input_embeddings().parameters()}
     if (head := base.get_output_embeddings()) is not None:
         embeddings |= {id(weight) for weight in head.parameters()}
-    adapted = {name.partition(".lora_A")[0] for name, _ in decoder.named_modules() if ".lora_A" in name}
+    adapted = {
+        name.partition(".lora_A")[0].replace(".base_layer", "")
+        for name, _ in decoder.named_modules()
+        if ".lora_A" in name
+    }
     found: dict[str, None] = {}
     for name, weight in decoder.named_parameters():
         if ".lora_" in name or weight.dim() < 2 or name.endswith("bias") or id(weight) in embeddings:
             continue
         module = name.replace(".base_layer", "").removesuffix(".weight")
-        if not any(module == one or module.startswith(f"{one}.") for one in _bare(adapted)):
+        if not any(module == one or module.startswith(f"{one}.") for one in adapted):
             parts = [part for part in module.split(".") if not part.isdigit() and part != "layers"]
             found[".".join(parts[-3:])] = None
     return list(found)
-
-
-def _bare(names: set[str]) -> set[str]:
-    return {name.replace(".base_layer", "") for name in names}

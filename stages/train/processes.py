@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ ASKING = ("PET_NPROC_PER_NODE", "PET_NNODES")
 TIMEOUT = timedelta(minutes=10)  # for a process that is slower to load, evaluates, or writes a checkpoint
 # Seconds that the other processes leave the main one to say what is wrong, if it is wrong there too.
 MAIN_FIRST = 3
+STOPS = (signal.SIGTERM, signal.SIGINT)
 LOST = 75  # exit status of a process that ended because another one had
 
 
@@ -159,6 +161,19 @@ def agree(problem: str | None) -> None:
     for rank, found in enumerate(gather_object([problem])):
         if found:
             raise UserError(f"process {rank} cannot train: {found}")
+
+
+@contextmanager
+def answering_stops(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` answer SIGTERM and Ctrl-C while the block runs."""
+    # A background job of a shell is started with Ctrl-C ignored, and so it stays.
+    numbers = [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, handler) for one in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _see_one_gpu() -> None:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from abctune.core.adapters import CONFIG, WEIGHTS
 from abctune.core.card import note
 from abctune.core.files import atomic_output
 from abctune.core.params import Params
+from abctune.core.places import MODELS, REPLICATES, TRAIN
 from abctune.core.records import TrainingRecord, write_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MODELS, REPLICATES, METRICS = Path("models"), Path("models/replicates"), Path("metrics/train")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def publish(
     with atomic_output(REPLICATES / record.variant) as folder:
         for one in finished:
             (folder / str(one.number)).mkdir(parents=True)
-            for name in ADAPTER_FILES:
+            for name in (WEIGHTS, CONFIG):
                 shutil.copy(one.adapter / name, folder / str(one.number))
     chosen = next(one for one in finished if one.number == record.published)
     with atomic_output(MODELS / record.variant) as folder:
@@ -66,4 +65,4 @@ def publish(
         tokenizer.save_pretrained(folder)
         write_record(folder / "training.json", record)
         (folder / "README.md").write_text(note(record, params.profile), encoding="utf-8")
-    write_record(METRICS / record.variant / "training.json", record)
+    write_record(TRAIN / record.variant / "training.json", record)

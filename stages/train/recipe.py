@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from abctune.core.files import count_rows
 from abctune.core.params import LoraParams, Params, TrainParams
-from stages.train.data import SPLIT
+from abctune.core.places import SPLIT
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Run:
         if replicate.number == 1 or chosen_by_it:
             return self.recipe
         return self.recipe.model_copy(update={"eval_steps": 0})
-
-    @property
-    def conversations_per_step(self) -> int:
-        """How many conversations one optimizer step takes, over all devices."""
-        return self.recipe.conversations_per_step
 
 
 def resolve(params: Params, variant: str) -> Run:

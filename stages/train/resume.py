@@ -20,7 +20,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, read_json, write_json
 from stages.train.checkpoints import CheckpointStore, seal
 from stages.train.micro_batching import MicroBatching
-from stages.train.processes import agree, from_main, process_state
+from stages.train.processes import agree, answering_stops, from_main, process_state
 from stages.train.trainer import TokenWeightedTrainer
 
 OURS = "run"  # the folder within a checkpoint that is not the Trainer's
@@ -85,6 +85,7 @@ class Checkpoints(TrainerCallback):
             trainer.micro_batching = MicroBatching(
                 **self._saved["micro_batching"]
             )  # as small as memory has forced it to be
+            trainer.repeated_steps = self._saved["repeated_steps"]
             for name, callback in callbacks.items():
                 callback.restore(self._saved["callbacks"][name])
 
@@ -101,18 +102,8 @@ class Checkpoints(TrainerCallback):
                     f"\n{self._signal}: saving a checkpoint after this step; again: stop now", file=sys.stderr
                 )
 
-        # A background job of a shell is started with Ctrl-C ignored, and so it stays.
-        numbers = [
-            number
-            for number in (signal.SIGTERM, signal.SIGINT)
-            if signal.getsignal(number) is not signal.SIG_IGN
-        ]
-        before = {number: signal.signal(number, stop) for number in numbers}
-        try:
+        with answering_stops(stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Give the Trainer back what it has logged and not logged yet."""
@@ -154,6 +145,7 @@ class Checkpoints(TrainerCallback):
             "seconds": self.seconds,
             "resumed_at": self.resumed_at,
             "micro_batching": asdict(self._trainer.micro_batching),
+            "repeated_steps": self._trainer.repeated_steps,
             "loss_sum": float(self._trainer._tr_loss),
             "last_logged": self._trainer._globalstep_last_logged,
             "callbacks": {name: callback.state() for name, callback in self._callbacks.items()},

@@ -14,13 +14,12 @@ import torch
 
 from abctune.core.errors import UserError
 from abctune.core.params import LoraParams, TrainParams
-from abctune.llm.auto_class import auto_class
+from abctune.core.places import BASE_MODEL
+from abctune.llm.auto_class import load_model, nf4
 from abctune.llm.device import device, resolve_dtype
-from abctune.llm.inference import fuse, nf4
-from abctune.llm.tokenizer import BASE_MODEL
+from abctune.llm.inference import fuse
 from stages.train.adapter_files import sort_targets
 from stages.train.plain import add_adapter, unreached
-from stages.train.processes import is_main
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -76,22 +75,11 @@ def load_whole(path: Path, dtype: torch.dtype, load_in_4bit: bool) -> PreTrained
         # copy of many tensors (torch._foreach_copy_), by which FSDP2 gathers, takes those through float32 and makes one
         # NaN of all; 0.08 % of a 4-bit base's bytes change (pytorch/pytorch#159333, bitsandbytes#1945).
         quantization.bnb_4bit_quant_storage = torch.float32
-    model: PreTrainedModel = auto_class(path).from_pretrained(
-        path,
-        dtype=dtype,
-        local_files_only=True,
-        quantization_config=quantization,
-        device_map={"": device()} if load_in_4bit else None,
-    )
+    model = load_model(path, dtype, quantization, device_map={"": device()} if load_in_4bit else None)
     model.config.get_text_config().use_cache = False
     if torch.cuda.is_available():
         fuse(model)
     return model
-
-
-def layers_to_split(model: PreTrainedModel) -> list[str]:
-    """The classes of the model's blocks, the units that FSDP2 gathers one after the other."""
-    return sorted(model.get_base_model()._no_split_modules)
 
 
 def fsdp_arguments(model: PeftModel, recipe: TrainParams) -> dict[str, object]:
@@ -101,15 +89,10 @@ def fsdp_arguments(model: PeftModel, recipe: TrainParams) -> dict[str, object]:
         "fsdp_config": {
             "version": 2,
             "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "transformer_layer_cls_to_wrap": layers_to_split(model),
+            # The classes of the model's blocks, the units that FSDP2 gathers one after the other.
+            "transformer_layer_cls_to_wrap": sorted(model.get_base_model()._no_split_modules),
             "activation_checkpointing": recipe.gradient_checkpointing != "none",
             "cpu_ram_efficient_loading": not recipe.load_in_4bit,
             "reshard_after_forward": True,
         },
     }
-
-
-def announce(why: str) -> None:
-    """Say once that the model is sharded, and why."""
-    if is_main():
-        print(f"the base model is split over the processes (FSDP2), without Unsloth: {why}", flush=True)

@@ -7,9 +7,9 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from abctune.llm.tokenizer import BASE_MODEL
+from abctune.core.places import BASE_MODEL
 from abctune.llm.weights import weight_bytes
-from stages.train.processes import process_state
+from stages.train.processes import is_main, process_state
 from stages.train.recipe import Run
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ def decide(run: Run) -> str | None:
 def base_of(run: Run) -> Model:
     """The base model to train on: whole in every process, with Unsloth; or split over them, without it."""
     if why := decide(run):
-        from stages.train.sharded_model import ShardedBase, announce
+        from stages.train.sharded_model import ShardedBase
 
-        announce(why)
+        if is_main():
+            print(f"the base model is split over the processes (FSDP2), without Unsloth: {why}", flush=True)
         return ShardedBase(run.recipe, why)
     from stages.train.model import Base
 

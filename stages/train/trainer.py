@@ -26,7 +26,7 @@ from abctune.core.params import TrainParams
 from abctune.llm.conversation import IGNORE
 from abctune.llm.device import resolve_dtype
 from abctune.llm.likelihood import conversation_nll
-from stages.train.callbacks import FinalStep, Progress, RepeatedSteps
+from stages.train.callbacks import FinalStep, Progress
 from stages.train.flat_parameter import FlatParameter
 from stages.train.micro_batching import (
     MicroBatching,
@@ -120,7 +120,9 @@ class TokenWeightedTrainer(SFTTrainer):
     eval_batch_tokens: int
     max_length: int
     flat: FlatParameter
-    repeated_steps: RepeatedSteps
+    # How often a step was taken again in float16, since a scaled gradient overflowed. Once or twice at the beginning is usual:
+    # the scale begins high, where small gradients keep most of their bits.
+    repeated_steps: int = 0
 
     def __init__(self, model: Any, **arguments: Any) -> None:
         causal = model.get_base_model()
@@ -207,8 +209,10 @@ class TokenWeightedTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of the step's loss, in float16 from a scaled loss; where one overflows, at half the scale.
 
-        transformers' loop would skip such a step: its rows would not be learned, and the learning rate's schedule
-        would lag behind by one step.
+        Here is the outer of two loops, which repeats a step whose scaled gradients overflow: transformers' loop would skip it, so that
+        its rows would not be learned and the learning rate's schedule would lag behind by one step. The inner loop (`_fitting`)
+        repeats a process's forward and backward passes with smaller micro-batches where memory runs out. Between the two,
+        `_step_gradients` adds up all processes' gradients, once, after the last micro-batch.
 
         Raises:
             UserError: not even one conversation fits the GPU.
@@ -227,7 +231,7 @@ class TokenWeightedTrainer(SFTTrainer):
         if scaler.get_scale() <= LEAST_SCALE:
             return False  # TerminateOnNonFinite ends the run
         scaler.update(scaler.get_scale() / 2)
-        self.repeated_steps.count += 1
+        self.repeated_steps += 1
         self.accelerator.print(
             f"\nfloat16: a scaled gradient overflowed at step {self.state.global_step + 1}, which is repeated with its loss "
             f"times {scaler.get_scale():,.0f}",
@@ -371,7 +375,6 @@ def build_trainer(
     # from_pretrained leaves all below the outermost in eval mode, in which nothing is checkpointed.
     model.train()
     trainer.micro_batching = micro_batching
-    trainer.repeated_steps = RepeatedSteps()
     trainer.eval_batch_tokens = eval_batch_tokens
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(FinalStep())

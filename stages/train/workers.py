@@ -26,8 +26,10 @@ import psutil
 from abctune.core.errors import UserError
 from abctune.core.parallel import end_with
 from abctune.core.params import Params
-from abctune.llm.tokenizer import BASE_MODEL, load_tokenizer
+from abctune.core.places import BASE_MODEL
+from abctune.llm.tokenizer import load_tokenizer
 from abctune.llm.weights import weight_bytes
+from stages.train.processes import STOPS, answering_stops
 from stages.train.publish import Finished
 from stages.train.recipe import Replicate, Run
 from stages.train.sharding import base_of
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 WORKING_BYTES = 3 * 2**30
 # Elsewhere than on Linux each process starts anew and imports for itself: macOS's own libraries may crash in a fork.
 FORKS = sys.platform == "linux"
-STOPS = (signal.SIGTERM, signal.SIGINT)
 # Niceness of those that do not evaluate while they train: the one that does has more to do, and would go on alone.
 GIVING_WAY = 5
 
@@ -138,20 +139,15 @@ def _passing_on_signals() -> Iterator[list[int]]:
         caught.append(number)
         _signal_workers(number)
 
-    # A background job of a shell is started with Ctrl-C ignored, and so it stays.
-    numbers = [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {one: signal.signal(one, pass_on) for one in numbers}
-    try:
+    with answering_stops(pass_on):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-_started: float | None = None  # in a worker: the stage's start, until a replicate has been charged with it
+# This process's own. The stage writes `_base` alone, before it forks, and each worker inherits it; the others are a worker's.
 _base: Any = None  # the base model that this process trains on; its weights are loaded by the first training
-_busy = False  # in a worker: whether it has a replicate to train
-_stopped_by: int | None = None  # in a worker: the signal that came before it had one
+_started: float | None = None  # the stage's start, until a replicate has been charged with it
+_busy = False  # whether it has a replicate to train
+_stopped_by: int | None = None  # the signal that came before it had one
 
 
 def _import_libraries(run: Run) -> None:

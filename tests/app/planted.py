@@ -135,7 +135,7 @@ def write_gguf(folder: Path) -> None:
     """`base.gguf` next to a small model's safetensors, in float32."""
     import gguf
 
-    from abctune.llm.rotary import interleaved
+    from abctune.llm.gguf_families import interleaved
 
     model = _load(folder)
     config, tokenizer = model.config, _tokenizer(folder)

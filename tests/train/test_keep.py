@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.train.callbacks import KeepBest, Kept
+from abctune.core.records import Kept
+from stages.train.callbacks import KeepBest
 
 
 class Model:
@@ -60,9 +61,9 @@ LOGS = [
 @pytest.mark.parametrize(
     ("by", "kept"),
     [
-        ("train_loss", Kept("train_loss", 20, 2.0)),
-        ("eval_loss", Kept("eval_loss", 30, 2.4)),
-        ("last", Kept("last", 30, None)),
+        ("train_loss", Kept(by="train_loss", step=20, value=2.0)),
+        ("eval_loss", Kept(by="eval_loss", step=30, value=2.4)),
+        ("last", Kept(by="last", step=30, value=None)),
     ],
 )
 def test_the_adapter_of_the_best_step_is_kept(by, kept, tmp_path):
@@ -70,7 +71,10 @@ def test_the_adapter_of_the_best_step_is_kept(by, kept, tmp_path):
 
 
 def test_a_run_shorter_than_its_logging_interval_keeps_its_last_adapter(tmp_path):
-    assert run("train_loss", tmp_path / "kept", [(4, {"train_runtime": 1.0})]) == (Kept("last", 4, None), "4")
+    assert run("train_loss", tmp_path / "kept", [(4, {"train_runtime": 1.0})]) == (
+        Kept(by="last", step=4, value=None),
+        "4",
+    )
 
 
 def test_the_best_adapter_is_written_with_a_checkpoint_and_not_at_every_step(tmp_path):
@@ -83,4 +87,7 @@ def test_the_best_adapter_is_written_with_a_checkpoint_and_not_at_every_step(tmp
     written = training.file.stat().st_mtime_ns
     training.log(4, {"loss": 2.1})
     training.keep.on_save(None, training.state, None, model=training.model)
-    assert training.end() == (Kept("train_loss", 2, 2.0), "2") and training.file.stat().st_mtime_ns == written
+    assert (
+        training.end() == (Kept(by="train_loss", step=2, value=2.0), "2")
+        and training.file.stat().st_mtime_ns == written
+    )

@@ -1,6 +1,8 @@
 """However a step's conversations are cut into micro-batches, its gradient is the same."""
 
+import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from trl import SFTTrainer
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.llm.conversation import IGNORE
-from stages.train.callbacks import RepeatedSteps, TerminateOnNonFinite
+from stages.train.callbacks import TerminateOnNonFinite
 from stages.train.micro_batching import ALIGNMENT, MicroBatching, as_rows, bins, micro_batching_for, packed
 from stages.train.model import Base
+from stages.train.resume import Checkpoints
 from stages.train.trainer import TokenWeightedTrainer, build_trainer, training_arguments
 from tests import small
 
@@ -238,7 +241,7 @@ def test_a_step_that_overflows_in_float16_is_taken_again_at_a_lower_scale(float1
     loss, found, trainer = float16_step(limit=2**14)
     assert loss == pytest.approx(definition[0], rel=1e-5)
     assert same(found, definition[1])
-    assert trainer.repeated_steps.count == 2, "2^16, the scaler's first, and 2^15"
+    assert trainer.repeated_steps == 2, "2^16, the scaler's first, and 2^15"
     assert trainer.accelerator.scaler.get_scale() == 2**14
     assert capsys.readouterr().out.count("overflowed at step 1") == 2
 
@@ -253,10 +256,13 @@ def test_a_gradient_that_is_infinite_at_any_scale_ends_the_run(float16_step, tmp
 
 
 def test_repeated_steps_outlive_a_crash():
-    before, after = RepeatedSteps(), RepeatedSteps()
-    before.count = 2
-    after.restore(before.state())
-    assert after.count == 2
+    cut = MicroBatching(tokens=8, packed=False)
+    before = SimpleNamespace(micro_batching=cut, repeated_steps=2, _tr_loss=0.5, _globalstep_last_logged=3)
+    running = SimpleNamespace(seconds=1.0, resumed_at=[], _trainer=before, _callbacks={})
+    saved = json.loads(json.dumps(Checkpoints._state(running, SimpleNamespace(global_step=4))))
+    after = SimpleNamespace(add_callback=lambda _: None)
+    Checkpoints.attach(SimpleNamespace(start="step-4", _saved=saved), after, {})
+    assert (after.repeated_steps, after.micro_batching) == (2, cut)
 
 
 def test_the_probe_finds_the_cut_before_the_first_step(step, monkeypatch, capsys):
