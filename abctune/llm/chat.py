@@ -173,10 +173,11 @@ def reply_pieces(
 ) -> list[Piece]:
     """A conversation that ends with the assistant, as inference shows it: the prompt's pieces, then the reply.
 
-    Usually the reply is what the whole conversation prints after its prompt. Four kinds of templates print the prompt in another way once it
-    is answered, and each has a branch: the prompt has an empty thought that a reply without thoughts lacks (Qwen3 without thinking); it opens
-    the thoughts, which past replies lose (DeepSeek R1); earlier thoughts are printed only until the reply is there (gpt-oss); the
-    system message or the tools stand with the question that awaits its reply (Mistral).
+    Usually the reply is what the whole conversation prints after its prompt. Four kinds of templates print the prompt in
+    another way once it is answered, and each has a branch: the prompt has an empty thought, which a reply without
+    thoughts lacks (Qwen3 without thinking); it opens the thoughts, which replies lose (DeepSeek R1); earlier thoughts
+    are printed only until the reply is there (gpt-oss); the system message or the tools stand with the question that
+    awaits its reply (Mistral).
 
     Raises:
         TemplateError: the template prints the last turn in another way than after its own generation prompt.

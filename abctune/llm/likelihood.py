@@ -153,8 +153,8 @@ def _sums(
 ) -> torch.Tensor:
     """Each measure's sum over each row's supervised tokens, (measures, rows), the logits of `head_rows` tokens in memory at a time.
 
-    Column t of `states` predicts column t of `targets`, the token after it. `head` makes logits of states; without one they are logits already.
-    `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
+    Column t of `states` predicts column t of `targets`, the token after it. `head` makes logits of states; without one
+    they are logits already. `targets` are on the CPU, where finding the supervised ones does not wait for the GPU.
     """
     sums = torch.zeros(len(measures), len(targets), dtype=torch.float64, device=states.device)
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)

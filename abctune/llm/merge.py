@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from abctune.core.errors import UserError
-from abctune.core.places import BASE_MODEL
 from abctune.llm.chat import prompt_ids
 from abctune.llm.inference import load_for_inference
 from abctune.llm.prompts import PROMPTS
@@ -45,7 +44,7 @@ class Agreement:
 
 
 def load_merged(
-    adapter: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, base: Path = BASE_MODEL
+    adapter: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, Agreement]:
     """Base and adapter as one plain model whose weights have `dtype`, on the machine's device.
 
@@ -56,7 +55,7 @@ def load_merged(
         UserError: base or adapter is missing or does not fit, or the merged model does not answer as the adapter does.
     """
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
-    model = load_for_inference(torch.float32, adapter, base)
+    model = load_for_inference(torch.float32, adapter)
     wanted = logits(model, prompts)
     with model.disable_adapter():
         effect = rms(wanted - logits(model, prompts))

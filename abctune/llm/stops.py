@@ -93,8 +93,8 @@ def _ends(
 ) -> str | None:
     """The token that ends a reply of this kind where the template prints no named one after it; else None.
 
-    A special token after an answer's text ends it; after a call it may only close the call, of which there can be several. Then, and
-    where the template prints nothing after the text, it is the special token with which the next turn begins.
+    A special token after an answer's text ends it; after a call it may only close the call, of which there can be several.
+    Then, and where the template prints nothing after the text, it is the special token with which the next turn begins.
 
     Args:
         special, named: special tokens with their ids: all of them, and those that the model's files name as a reply's end.

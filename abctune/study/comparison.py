@@ -3,6 +3,9 @@
 A variant's recipe is what is compared: its replicates are pooled, and the intervals cover which rows were held out and
 which first weights and order of rows a training happened to have (docs/statistics.md). Where a variant has one
 replicate, the intervals cover the rows alone, and what they say holds for these adapters, not for the recipes.
+
+abctune.study.recipes estimates, from arrays alone and one metric at a time. Here those estimates get the study's
+metrics, sets and costs.
 """
 
 from __future__ import annotations

@@ -32,10 +32,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """One quantity (a model's value, or a pair's difference) on one set of rows, and the sources of its variance, before the prior.
+    """One quantity on one set of rows and the sources of its variance, before the prior.
 
-    `shared` is what another draw of test rows would change in all replicates alike, `interaction` in each by itself, and `between` how much the
-    replicates differ, which holds the second.
+    A quantity is a model's value, or a pair's difference. `shared` is what another draw of test rows would change in all
+    replicates alike, `interaction` what it would change in each by itself; `between` is how much the replicates differ,
+    which the second is a part of.
     """
 
     by_replicate: Floats  # (k,)
@@ -105,8 +106,8 @@ class Prior:
 def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, share: float) -> Prior:
     """The prior that a study's own variances between replicates suggest, trusted within limits.
 
-    A variance from three replicates is hardly known; what the study's others usually are makes it better known. A prior counts like so
-    many further replicates of usual variance.
+    A variance from three replicates is hardly known; that the study's others are usually of some size says more about
+    it. The prior counts like further replicates of that usual variance.
 
     Args:
         parts: of all differences, or of those on one set. They overlap (A - base, B - base, B - A), so they hold less than they are many.
@@ -128,7 +129,9 @@ def fit_prior(parts: Sequence[Parts], trainings: Sequence[int], n_sources: int, 
 def priors_of(
     parts: Mapping[str, Sequence[Parts]], trainings: Sequence[int], n_sources: int
 ) -> dict[str, tuple[Prior, Prior]]:
-    """For each set the two priors of its variances: of the set itself, and of all sets. `from_replicates` takes the less certain one.
+    """For each set the two priors of its variances: of the set itself, and of all sets.
+
+    The one that makes a difference less certain counts (`from_replicates`).
 
     Args:
         parts: by set, of all differences.

@@ -50,10 +50,10 @@ def training_id(record: TrainingRecord) -> str:
     return hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:16]
 
 
-def read_votes(path: Path = VOTES) -> list[VoteRecord]:
+def read_votes() -> list[VoteRecord]:
     """The votes that were added to the project; none where there is no such file.
 
     Raises:
         UserError: a line is not a vote.
     """
-    return read_records(path, VoteRecord, "plot") if path.exists() else []
+    return read_records(VOTES, VoteRecord, "plot") if VOTES.exists() else []

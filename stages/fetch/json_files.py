@@ -71,8 +71,8 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
 def is_one_object_a_line(start: list[str]) -> bool:
     """Whether a file that begins with these lines is JSON lines, of which some may be broken, the first included.
 
-    A first line that is an object makes it so. Where the file begins with a list or with a line that is no JSON, lines further down
-    must be objects (below a list also lists) of their own. What is left is read as a whole, by JsonStream.
+    A first line that is an object makes it so. Where the file begins with a list or with a line that is no JSON, lines
+    further down must be objects (below a list also lists) of their own. What is left is read by JsonStream.
     """
     if not start:
         return True

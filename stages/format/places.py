@@ -26,8 +26,8 @@ REMEMBERED = 4096  # builds; a data set of tool calls has hundreds
 class Places:
     """What one tokenizer's chat template leaves out, by build.
 
-    It asks once whether the template has a place for each part at all. Whether the texts of one conversation came through whole
-    is another question, which stages.format.render.check_complete asks of every row.
+    It asks once per build whether the template has a place for each part at all. Whether the texts of one conversation
+    came through whole is another question, which stages.format.render.check_complete asks of every row.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -84,8 +84,8 @@ class Renderer:
     def cut(self, conversation: Conversation) -> tuple[list[Rendered], Conversation]:
         """A conversation's examples, one or one per reply, and the conversation as rendered, with all repairs.
 
-        It is tried as it is and then, while the template refuses it, with neighbouring turns of one role joined, with the arguments of
-        calls as text, and with the system message before the first question; the first that renders counts.
+        It is tried as it is and then, while the template refuses it, with neighboring turns of one role joined, with the
+        arguments of calls as text, and with the system message before the first question; the first that renders counts.
 
         Raises:
             Rejected: the template fails on this conversation, or leaves out a part of it.
@@ -197,8 +197,8 @@ def check_complete(
 ) -> None:
     """Check that every text of a conversation stands in what the template printed.
 
-    A text may stand there by chance, as a tool's name in the question; that the template prints each part in a place of its own,
-    stages.format.places finds out with texts that nobody writes.
+    A text may stand there by chance, as a tool's name in the question; that the template prints each part in a place of
+    its own, stages.format.places finds out with texts that nobody writes.
 
     Args:
         past_thoughts: False where the template may drop the thoughts of earlier turns.

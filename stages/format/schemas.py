@@ -111,7 +111,7 @@ class Reader:
         return conversation
 
     def _turns(self, fields: Fields) -> list[Turn]:
-        """A record's turns: those of a list of turns, else those of a flat row, a question and an answer in columns of their own."""
+        """A record's turns: those of a list of turns, else the question and the answer of a flat row."""
         if fields.has(*self._names["messages"]) or not self._is_flat(fields):
             key = next((name for name in self._names["messages"] if fields.has(name)), None)
             if key is None:
@@ -120,9 +120,9 @@ class Reader:
         return self._flat(fields)
 
     def _is_flat(self, fields: Fields) -> bool:
-        """Whether a record whose lists of turns are empty or absent is a flat row: by its schema, or under `auto` by the columns it has.
+        """Whether a record whose lists of turns are empty or absent is a flat row, by its schema or by its columns.
 
-        Those are a question that says something, or an answer that does next to a question, which may then be blank.
+        Under `auto` it has a question that says something, or an answer that does, next to a question that may be blank.
         """
         if self._options.schema_ == "alpaca" or not self._names["messages"]:
             return True

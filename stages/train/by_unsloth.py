@@ -20,7 +20,7 @@ from abctune.llm.kernels import adapter_first
 from stages.train.memory import supports_packing
 
 if torch.cuda.is_available():
-    # Leaves TRL's trainers as TRL wrote them, whose SFTTrainer stages.train.trainer subclasses: rewriting all of them takes 9 s.
+    # Leaves TRL's trainers, whose SFTTrainer stages.train.trainer subclasses, as TRL wrote them: rewriting all takes 9 s.
     os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
 gc.disable()  # a fifth of the import is looking for garbage among its objects (7.2 s instead of 9.4 on a CPU)
 from unsloth import FastLanguageModel  # noqa: E402  (before transformers, see above)

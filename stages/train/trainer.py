@@ -120,8 +120,8 @@ class TokenWeightedTrainer(SFTTrainer):
     eval_batch_tokens: int
     max_length: int
     flat: FlatParameter
-    # How often a step was taken again in float16, since a scaled gradient overflowed. Once or twice at the beginning is usual:
-    # the scale begins high, where small gradients keep most of their bits.
+    # How often a step was taken again in float16, since a scaled gradient overflowed. Once or twice at the beginning is
+    # usual: the scale begins high, where small gradients keep most of their bits.
     repeated_steps: int = 0
 
     def __init__(self, model: Any, **arguments: Any) -> None:
@@ -209,10 +209,10 @@ class TokenWeightedTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of the step's loss, in float16 from a scaled loss; where one overflows, at half the scale.
 
-        Here is the outer of two loops, which repeats a step whose scaled gradients overflow: transformers' loop would skip it, so that
-        its rows would not be learned and the learning rate's schedule would lag behind by one step. The inner loop (`_fitting`)
-        repeats a process's forward and backward passes with smaller micro-batches where memory runs out. Between the two,
-        `_step_gradients` adds up all processes' gradients, once, after the last micro-batch.
+        Here is the outer of two loops, which repeats a step whose scaled gradients overflow: transformers' loop would
+        skip it, so that its rows would not be learned and the learning rate's schedule would lag behind by one step. The
+        inner loop (`_fitting`) repeats a process's forward and backward passes with smaller micro-batches where memory
+        runs out. Between the two, `_step_gradients` adds up all processes' gradients, once, after the last micro-batch.
 
         Raises:
             UserError: not even one conversation fits the GPU.

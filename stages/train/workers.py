@@ -143,7 +143,8 @@ def _passing_on_signals() -> Iterator[list[int]]:
         yield caught
 
 
-# This process's own. The stage writes `_base` alone, before it forks, and each worker inherits it; the others are a worker's.
+# This process's own. The stage writes `_base` alone, before it forks, and each worker inherits it; the others are
+# written by the worker that they are about.
 _base: Any = None  # the base model that this process trains on; its weights are loaded by the first training
 _started: float | None = None  # the stage's start, until a replicate has been charged with it
 _busy = False  # whether it has a replicate to train

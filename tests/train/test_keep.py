@@ -91,3 +91,8 @@ def test_the_best_adapter_is_written_with_a_checkpoint_and_not_at_every_step(tmp
         training.end() == (Kept(by="train_loss", step=2, value=2.0), "2")
         and training.file.stat().st_mtime_ns == written
     )
+
+
+def test_a_loss_that_is_no_number_is_never_the_lowest(tmp_path):
+    logs = [(10, {"eval_loss": float("nan")}), (20, {"eval_loss": 2.4})]
+    assert run("eval_loss", tmp_path / "kept", logs) == (Kept(by="eval_loss", step=20, value=2.4), "20")
