@@ -66,6 +66,12 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> Engine
     return engines[request.param]
 
 
+@pytest.fixture
+def token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small model writes whole answers between two pieces; tests of what happens on the way see each token."""
+    monkeypatch.setattr("app.engines.llama_cpp.PIECE_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def service(models: Models, engines: dict[str, Engine], tokenizer) -> Service:
     return Service(models, engines["llama.cpp"], tokenizer, waiting=200)

@@ -72,11 +72,13 @@ def tokens_after_leaving(stream) -> float:
     return 20 * (time.process_time() - left) / (left - started)
 
 
+@pytest.mark.usefixtures("token_by_token")
 def test_a_comparison_that_is_left_frees_the_engine_and_the_next_is_right(engine, tokenizer):
     assert tokens_after_leaving(engine.stream([job(tokenizer, name, n=400) for name in ("A", "B")])) < 100
     assert answers(engine, [job(tokenizer, name, n=3) for name in ("B", "A")])[0] == ["bbb", "aaa"]
 
 
+@pytest.mark.usefixtures("token_by_token")
 def test_a_generation_ends_when_its_reader_stops_reading_and_the_next_is_right(engine, tokenizer):
     assert tokens_after_leaving(engine.stream([job(tokenizer, "A", n=400)])) < 100
     assert answers(engine, [job(tokenizer, "B", n=3)])[0] == ["bbb"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+
+import pytest
 
 from abctune.llm.chat import prompt_ids
-from app.engines import Job
-from app.engines.llama_cpp import slice_size
+from app.engines import Job, Piece
+from app.engines.llama_cpp import WORTH_A_BATCH, _Generation, slice_size
 from app.engines.loading import LoadingEngine
 from app.engines.scheduler import Canceled, Scheduler
 from app.request import Sampling, read_request, read_sampling
@@ -92,6 +95,7 @@ def test_slices_end_at_the_same_places_in_every_answer():
         assert all(n + slice_size(n, greedy) in ends for n in range(64))
 
 
+@pytest.mark.usefixtures("token_by_token")
 def test_a_long_greedy_answer_makes_way_for_another_adapter_and_is_the_one_it_is_alone(engines, tokenizer):
     engine, greedy = engines["llama.cpp"], Sampling(temperature=0, repetition_penalty=1)
     prompt = prompt_ids(tokenizer, [{"role": "user", "content": "q"}])
@@ -164,6 +168,43 @@ def test_answers_that_grow_together_get_slots_that_llama_cpp_computes_as_one_bat
         pairs = [slots_of(name) for name in ("A", "B", "C")]
         more = [slots_of(name) for name in ("A", "B", "C")]
         assert all(abs(a - b) == 1 for (a,), (b,) in zip(pairs, more, strict=True))
+
+
+def test_a_short_conversation_does_not_part_a_batch_and_a_long_one_keeps_its_slot(engines):
+    engine = engines["llama.cpp"]
+    for length, place in ((WORTH_A_BATCH - 2, 3), (WORTH_A_BATCH, 7)):
+        for slot in engine._slots:
+            slot.group, slot.cached, slot.used = None, [], -slot.id
+        held = list(range(10_000, 10_000 + length))
+        engine._slots[7].group, engine._slots[7].cached = ("B", 1.0), held
+        with ExitStack() as stack:
+            for slot in engine._slots[:3]:
+                stack.enter_context(busy(slot, ("B", 1.0)))
+            goes_on = stack.enter_context(engine._slot(Job("B", [*held, 1, 2], 1, Sampling())))
+            assert goes_on.id == place
+    for slot in engine._slots:
+        slot.group, slot.cached = None, []
+
+
+@contextmanager
+def busy(slot, group):
+    slot.busy, slot.group = True, group
+    try:
+        yield
+    finally:
+        slot.busy = False
+
+
+def test_the_first_words_come_at_once_and_later_ones_in_fewer_pieces():
+    found: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+    answer = _Generation(0, Job("B", [1], 9, Sampling()), found, threading.Event(), compared=False)
+    for number in range(9):
+        answer.add(str(number), [number], (), shared=False, pause=3600)
+    answer.put()
+    pieces = [found.get() for _ in range(found.qsize())]
+    assert [piece.text for piece in pieces] == ["0", "12345678"] and pieces[-1].n_tokens == 9
+    answer.add("9", [9], (), shared=False, pause=0)
+    assert found.get().text == "9" and found.empty()
 
 
 def test_four_by_one_adapter_are_computed_together_and_say_so(engines, tokenizer):
