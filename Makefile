@@ -11,7 +11,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) +
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-repro: $(BIN)/.installed ## the whole pipeline; runs only what changed. JOBS=3: variants at the same time, on a GPU with memory for it
+repro: $(BIN)/.installed ## the whole pipeline; runs only what changed. JOBS=3: stages at the same time, where memory allows
 	$(if $(JOBS),python -m tools.together --jobs $(JOBS),dvc repro)
 
 own: $(BIN)/.installed ## your own data: `make own FILE=path` shows what is trained on, adds a source and a variant

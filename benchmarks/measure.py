@@ -99,11 +99,16 @@ def run_repro(
 
 
 def run_together(
-    folder: Path, spans: dict[str, list[float]], *arguments: str, begin: float, **environment: str
+    folder: Path,
+    spans: dict[str, list[float]],
+    *arguments: str,
+    begin: float,
+    save: Callable[[], None],
+    **environment: str,
 ) -> int:
     """Run `tools.together`, and note when each stage began and ended, in seconds from `begin`; the exit status.
 
-    A stage ends where the next one of the same variant begins, or with its last line.
+    A stage ends with its last line. `save` is called after each line, as by `run_repro`.
     """
     process = _printing([sys.executable, "-m", "tools.together", *arguments], folder, environment)
     running: dict[str, str] = {}  # {prefix of a line: the stage that prints it}
@@ -116,6 +121,7 @@ def run_together(
             spans[match[1]] = [now, now]
         elif prefix in running:
             spans[running[prefix]][1] = now
+        save()
     return process.wait()
 
 

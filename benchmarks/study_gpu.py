@@ -282,7 +282,7 @@ def run(
     began = time.perf_counter()
     only = ("--data",) if arguments.data else ()
     jobs = ("--jobs", str(arguments.jobs))
-    status = run_together(project.root, spans[-1], *jobs, *only, begin=began, HF_ENDPOINT=hub)
+    status = run_together(project.root, spans[-1], *jobs, *only, begin=began, save=save, HF_ENDPOINT=hub)
     result["seconds"][f"call {len(spans)}"] = round(time.perf_counter() - began, 1)
     return status
 

@@ -24,28 +24,36 @@ from tools.command import run_command
 
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 LAST_OF_DATA = "split"
+ALLOCATOR = "PYTORCH_ALLOC_CONF"  # torch's settings of its GPU memory
 CONTEXT_SHARE = 0.02  # of a GPU, that each process takes in addition to what torch counts: CUDA's own 0.5 GiB
 Graph = Mapping[str, Set[str]]  # {stage: the stages that must have ended before it begins}
 
 
 @exits_with_one_line
 def main(
-    jobs: Annotated[int, typer.Option(min=1, help="how many stages run at the same time")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=16, help="how many stages run at the same time")] = 3,
     data: Annotated[bool, typer.Option("--data", help="only make the data, which needs no GPU")] = False,
 ) -> None:
     """Run every stage that is out of date, several at the same time, each when what it needs is there."""
     graph = stage_graph()
     if data:
         graph = ancestors(graph, {stage for stage in graph if stage.partition("@")[0] == LAST_OF_DATA})
-    share = 1 / jobs - CONTEXT_SHARE
-    # Each process plans with the memory that it finds free: without shares, two that begin together both count it.
-    # A share that the user has set stays.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", f"per_process_memory_fraction:{share:.3f}")
+    os.environ[ALLOCATOR] = with_share(os.environ.get(ALLOCATOR, ""), jobs)
     if failed := run_graph(graph, jobs, Printer().run_stage):
         raise UserError(
             f"{', '.join(failed)} failed; see above. What has ended is kept: the same command goes on from there"
         )
     print(f"All {len(graph)} stages are up to date.")
+
+
+def with_share(settings: str, jobs: int) -> str:
+    """The settings of torch's memory, with an equal share of a GPU's memory for each process, unless they set one.
+
+    Each process plans with the memory that it finds free: without shares, two that begin together would both count it.
+    """
+    if "per_process_memory_fraction" in settings:
+        return settings
+    return ",".join(filter(None, [settings, f"per_process_memory_fraction:{1 / jobs - CONTEXT_SHARE:.3f}"]))
 
 
 def stage_graph() -> Graph:

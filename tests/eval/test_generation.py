@@ -62,7 +62,10 @@ def test_a_card_s_memory_decides_and_without_one_the_number_is_fixed(monkeypatch
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 6 * 2**30)
     one = bytes_of_answer(Model, 1280)
-    assert generation.rows_at_once(Model, 1280) == int(0.6 * 74 * 2**30) // one
+    for share in (1.0, 0.25):  # of the card, that this process may take: python -m tools.together
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, share=share: share)
+        assert generation.rows_at_once(Model, 1280) == int(0.6 * (80 * share - 6) * 2**30) // one
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 80 * 2**30 - 1)
     assert generation.rows_at_once(Model, 1280) == 1, "at least one, whatever the model takes"
     Model.device = torch.device("cpu")

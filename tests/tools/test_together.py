@@ -6,7 +6,7 @@ import threading
 import time
 
 from tests.workspace import Workspace
-from tools.together import ancestors, run_graph
+from tools.together import ancestors, run_graph, with_share
 
 GRAPH = {
     "fetch": set(),
@@ -56,6 +56,15 @@ def test_what_needs_a_failed_stage_does_not_run_and_all_else_does() -> None:
     assert {stage for _, stage in log.events} == {"fetch", "mix@A", "mix@B", "train@A"}
 
 
+def test_processes_share_a_gpus_memory_and_what_the_user_set_stays() -> None:
+    assert with_share("", 4) == "per_process_memory_fraction:0.230"
+    assert (
+        with_share("expandable_segments:True", 2)
+        == "expandable_segments:True,per_process_memory_fraction:0.480"
+    )
+    assert with_share("per_process_memory_fraction:0.4", 2) == "per_process_memory_fraction:0.4"
+
+
 def test_the_stages_that_make_others_are_found() -> None:
     assert set(ancestors(GRAPH, {"mix@B"})) == {"fetch", "mix@B"}
     assert ancestors(GRAPH, {"plot"}) == GRAPH
@@ -67,9 +76,11 @@ def test_variants_at_the_same_time_leave_nothing_for_dvc_repro_to_do(workspace: 
     assert "Running stage" not in workspace.run("dvc", "repro").stdout
     for variant in "ABC":
         assert f"train@{variant}: Running stage 'train@{variant}':" in printed
-    began = [line for line in printed.splitlines() if "Running stage" in line and "train@" in line]
-    first_end = printed.index("train@A: Updating lock file")
-    assert all(printed.index(line) < first_end for line in began)
+    running, most = 0, 0
+    for line in printed.splitlines():
+        running += (": Running stage" in line) - (": Updating lock file" in line)
+        most = max(most, running)
+    assert 1 < most <= 3
 
 
 def test_a_failed_stage_is_named_and_the_other_variants_end(workspace: Workspace) -> None:
