@@ -9,19 +9,18 @@ the exit status is 1 if anything fails.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
+from abctune.core.places import BASE_MODEL, EVAL, MODELS, REPLICATES, SPLIT
+from abctune.core.records import EvalRecord, TrainingRecord, read_record
 from abctune.llm.inference import load_for_inference
 from abctune.llm.likelihood import conversation_nll
 from tests import small
@@ -45,6 +44,12 @@ def prepare(folder: Path) -> Workspace:
     project = new_project(folder / "project", model)
     small.write_jsonl(project.root / "data/own/chat.jsonl", small.chat_records(ROWS))
     small.write_jsonl(project.root / "data/own/instruct.jsonl", small.instruct_records(ROWS))
+    small.write_jsonl(project.root / "data/own/general.jsonl", small.general_records(12))
+    sources = {
+        name: {"origin": "local", "path": f"data/own/{name}.jsonl"}
+        for name in ("chat", "instruct", "general")
+    }
+    general = sources.pop("general")
     project.set(
         profile="full",
         profiles__full__model={
@@ -53,40 +58,30 @@ def prepare(folder: Path) -> Workspace:
             "license": "none",
             "chat_template": "llama-3.1",
         },
-        profiles__full__sources={
-            name: {"origin": "local", "path": f"data/own/{name}.jsonl"} for name in ("chat", "instruct")
-        },
+        profiles__full__sources=sources,
+        profiles__full__general=general,
         profiles__full__data={"max_length": 512, "rows_scale": 0.1},
         profiles__full__split={"val": 0.05, "test": 0.05},
+        profiles__full__replicates=2,
+        profiles__full__eval__max_new_tokens=16,
+        profiles__full__eval__task_prompts=8,
+        profiles__full__eval__general_windows=10,
+        profiles__full__eval__general_tokens=96,
     )
     params = project.params()
     project.set(
-        variants={name: params["variants"][name] for name in VARIANTS},
-        export__variants=list(VARIANTS),
-        profiles__full__eval={"batch_tokens": 16384, "max_new_tokens": 16, "task_prompts": 0, "code_rows": 0},
+        variants={name: params["variants"][name] for name in VARIANTS}, export__variants=list(VARIANTS)
     )
     project.commit("start")
     return project
 
 
 def run_all(project: Workspace) -> None:
-    def run(name: str, argument: str | None) -> None:
-        started = time.perf_counter()
-        done = project.stage(name, *([argument] if argument else []))
-        print(
-            f"{name} {argument or ''}: {time.perf_counter() - started:.1f} s; {done.stdout.strip().splitlines()[-1]}",
-            flush=True,
-        )
-
-    def beside_each_other(name: str, arguments: Sequence[str]) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda argument: run(name, argument), arguments))
-
-    beside_each_other("fetch", ("--model", "chat", "instruct"))
-    for name in ("mix", "format", "split", "train"):
-        beside_each_other(name, VARIANTS)
-    beside_each_other("eval", ("base", *VARIANTS))
-    run("plot", None)
+    """The whole pipeline, two stages at the same time."""
+    started = time.perf_counter()
+    printed = project.tool("together", "--jobs", "2").stdout
+    print(f"fetch to plot: {time.perf_counter() - started:.1f} s", flush=True)
+    print(*(line for line in printed.splitlines() if line.startswith("plot: ")), sep="\n", flush=True)
 
 
 def adapter(folder: Path) -> torch.Tensor:
@@ -96,73 +91,89 @@ def adapter(folder: Path) -> torch.Tensor:
 
 def two_processes(project: Workspace) -> tuple[float, list[float]]:
     """How far an adapter trained by two processes is from that of one, relative to how far apart A and C are; the losses."""
-    alone = Path(shutil.copytree(project.root / "models/A", project.root / "alone"))
+    alone = Path(shutil.copytree(project.root / MODELS / "A", project.root / "alone"))
     started = time.perf_counter()
     project.stage("train", "A", PET_NPROC_PER_NODE="2")
     print(f"train A by two processes: {time.perf_counter() - started:.1f} s", flush=True)
-    folders = (alone, project.root / "models/A")
-    one, two, other = (adapter(folder) for folder in (*folders, project.root / "models/C"))
-    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
-    assert [record["processes"] for record in records] == [1, 2]
-    return float((one - two).norm() / (one - other).norm()), [r["final"]["train_loss"] for r in records]
+    folders = (alone, project.root / MODELS / "A")
+    one, two, other = (adapter(folder) for folder in (*folders, project.root / MODELS / "C"))
+    records = [read_record(folder / "training.json", TrainingRecord, "train@A") for folder in folders]
+    assert [record.processes for record in records] == [1, 2]
+    losses = [record.replicates[0].final.train_loss or 0.0 for record in records]
+    return float((one - two).norm() / (one - other).norm()), losses
 
 
 def val_loss(project: Workspace, variant: str) -> float:
-    """The variant's validation loss with stock transformers and PEFT on a 16-bit base."""
-    rows = pq.read_table(project.root / f"data/split/{variant}/val.parquet")
+    """The validation loss of the variant's first replicate with stock transformers and PEFT on a 16-bit base."""
+    rows = pq.read_table(project.root / SPLIT / variant / "val.parquet")
     model = load_for_inference(
-        torch.bfloat16, project.root / "models" / variant, project.root / "models/base"
+        torch.bfloat16, project.root / REPLICATES / variant / "1", project.root / BASE_MODEL
     )
     nll = conversation_nll(model, rows["input_ids"].to_pylist(), rows["labels"].to_pylist(), 16384)
     return sum(nll) / sum(rows["n_supervised"].to_pylist())
 
 
-def check(project: Workspace) -> bool:
-    passed = []
+class Checks:
+    """What was checked, printed line by line."""
 
-    def expect(what: str, holds: bool) -> None:
-        passed.append(holds)
+    def __init__(self) -> None:
+        self.passed = True
+
+    def expect(self, what: str, holds: bool) -> None:
+        self.passed &= holds
         print(f"{'ok    ' if holds else 'FAILED'} {what}", flush=True)
 
+
+def check_recipe(checks: Checks, project: Workspace, variant: str) -> TrainingRecord:
+    """Whether the variant was trained as params.yaml says."""
+    record = read_record(
+        project.root / MODELS / variant / "training.json", TrainingRecord, f"train@{variant}"
+    )
+    arguments, recipe = record.arguments, project.params()["variants"][variant]["train"]
+    own = [key for key in recipe if key in arguments and key not in ("eval_steps", *BATCH)]
+    same = all(
+        str(arguments[key]) == str(recipe[key]) or float(arguments[key]) == float(recipe[key]) for key in own
+    )
+    # The arguments hold the whole of a step's conversations; `micro_batching` says how they went through the model.
+    same &= record.conversations_per_step == recipe[BATCH[0]] * recipe[BATCH[1]]
+    checks.expect(
+        f"{variant}: the arguments that took effect are the recipe's ({len(own)} of them)",
+        same and len(own) > 3,
+    )
+    small_memory = record.load_in_4bit and "8bit" in str(arguments["optim"])
+    checks.expect(f"{variant}: 4-bit base, 8-bit AdamW, {record.dtype}, by {record.kernels}", small_memory)
+    for one in record.replicates:
+        used = one.resources
+        print(
+            f"       {variant}, replicate {one.replicate}: peak {used.peak_gib:.2f} GiB reserved, "
+            f"{used.tokens_per_second:,.0f} tokens/s"
+        )
+    return record
+
+
+def check(project: Workspace) -> bool:
+    """Check recipes and losses; with two GPUs, a training by two processes too."""
+    checks = Checks()
     losses = {
-        m: json.loads((project.root / f"metrics/eval/{m}/metrics.json").read_text())["overall"]["loss"]
-        for m in ("base", *VARIANTS)
+        name: read_record(
+            project.root / EVAL / name / "metrics.json", EvalRecord, f"eval {name}"
+        ).overall.loss
+        for name in ("base", *VARIANTS)
     }
     for variant in VARIANTS:
-        record = json.loads((project.root / f"models/{variant}/training.json").read_text())
-        arguments = record["arguments"]
-        recipe = project.params()["variants"][variant]["train"]
-        same = all(
-            str(arguments[key]) == str(recipe[key]) or float(arguments[key]) == float(recipe[key])
-            for key in recipe
-            if key not in ("eval_steps", *BATCH)
-        )
-        # The arguments hold the whole of a step's conversations; `cut` says how they went through the model.
-        same &= arguments[BATCH[0]] * arguments[BATCH[1]] == recipe[BATCH[0]] * recipe[BATCH[1]]
-        expect(f"{variant}: the arguments that took effect are the recipe's", same)
-        expect(
-            f"{variant}: 4-bit base, 8-bit AdamW, {record['dtype']}",
-            record["load_in_4bit"] and "8bit" in arguments["optim"],
-        )
-        used = record["resources"]
-        print(
-            f"       {variant}: peak {used['peak_reserved_gib']:.2f} GiB reserved, {used['tokens_per_second']:,.0f} tokens/s"
-        )
-        expect(
-            f"{variant}: test loss {losses[variant]:.3f} below the base's {losses['base']:.3f}",
-            losses[variant] < losses["base"],
-        )
-    trained = json.loads((project.root / "models/C/training.json").read_text())["final"]["eval_loss"]
-    served = val_loss(project, "C")
+        record = check_recipe(checks, project, variant)
+        below = f"test loss {losses[variant]:.3f} below the base's {losses['base']:.3f}"
+        checks.expect(f"{variant}: {below}", losses[variant] < losses["base"])
+    trained, served = record.replicates[0].final.eval_loss, val_loss(project, "C")
     # 4-bit rounding of a random model's weights, and the published adapter is that of the lowest train loss.
     what = f"C: val loss {trained:.3f} in training (4-bit, Unsloth), {served:.3f} served (16-bit, PEFT)"
-    expect(what, abs(trained - served) < 0.1)
+    checks.expect(what, abs(trained - served) < 0.1)
     if torch.cuda.device_count() > 1:
         distance, (one, two) = two_processes(project)
         # Not to the bit: bfloat16 products over micro-batches of other sizes.
         what = f"A by two processes: train loss {two:.4f}, by one {one:.4f}; adapters {distance:.4f} apart (A and C: 1)"
-        expect(what, abs(one - two) < 0.02 and distance < 0.2)
-    return all(passed)
+        checks.expect(what, abs(one - two) < 0.02 and distance < 0.2)
+    return checks.passed
 
 
 def main() -> None:
