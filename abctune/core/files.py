@@ -79,9 +79,10 @@ def _exchange(new: Path, old: Path) -> None:
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed processes left for `path`, which would count as data in their folder.
 
-    A writer that is atomic itself, given another's temporary path, has put a dot and a process id around that one's name.
+    A writer that is atomic itself, given another's temporary path, has put a dot and a process id around that one's name;
+    `_exchange` appends `.tmp` alone.
     """
-    ours = re.compile(rf"\.+{re.escape(path.name)}\.(\d+)\.tmp(\.\d+\.tmp)*")
+    ours = re.compile(rf"\.+{re.escape(path.name)}\.(\d+)\.tmp(?:(?:\.\d+)?\.tmp)*")
     for leftover in path.parent.glob(".*.tmp"):
         found = ours.fullmatch(leftover.name)
         if found and (int(found[1]) == os.getpid() or not _is_alive(int(found[1]))):
@@ -187,6 +188,8 @@ def reading(path: Path, made_by: str) -> Iterator[None]:
         raise UserError(
             f"{path} not found; `dvc repro {made_by}` makes it, or `dvc pull` brings it from the remote"
         ) from None
+    except PermissionError:  # nothing is wrong with what is in it
+        raise
     except (ValueError, KeyError, OSError) as error:  # JSON's, Arrow's and pandas' errors are of these
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

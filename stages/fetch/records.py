@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from abctune.core.errors import UserError
 from abctune.core.files import RECORD_CHARACTERS
 from abctune.core.schemas import NOT_UTF8, UNEVEN_ROW
-from abctune.core.suffixes import SUFFIXES, suffix_of
+from abctune.core.suffixes import SUFFIX_LIST, suffix_of
 from stages.fetch.json_files import BROKEN, UNEVEN, Row, read_json, refuse_other_objects
 from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
 from stages.fetch.text_files import has_other_bytes, is_unicode, refuse_other_files
@@ -52,10 +52,7 @@ def check_suffix(name: str, key: str) -> None:
         UserError: its name ends otherwise than a readable file's.
     """
     if suffix_of(name) is None:
-        raise UserError(
-            f"{key}: {name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-            " (text files also with .gz or .zst)"
-        )
+        raise UserError(f"{key}: {name!r} must end in {SUFFIX_LIST} (text files also with .gz or .zst)")
 
 
 def read_files(

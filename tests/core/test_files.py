@@ -90,6 +90,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     left.append(
         tmp_path / f"..out.json.{killed.pid}.tmp.{killed.pid}.tmp"
     )  # of an atomic writer in another's file
+    left.append(tmp_path / f".out.json.{killed.pid}.tmp.tmp")  # of an exchange of folders
     others = [
         tmp_path / name
         for name in (

@@ -126,7 +126,8 @@ def test_a_mistake_is_named(tmp_path, path, value, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.ndjson", "a.jsonlines", "a.NDJSON.gz", "a.csv.zst", "v1.2", "part-*.json*", "rows"]
+    "name",
+    ["a.ndjson", "a.jsonlines", "a.NDJSON.gz", "a.csv.zst", "v1.2", "release.final", "part-*.json*", "rows"],
 )
 def test_whatever_fetch_reads_can_be_named_as_own_data(tmp_path, name):
     source = {"origin": "local", "path": f"data/own/{name}"}

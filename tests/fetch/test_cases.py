@@ -107,6 +107,9 @@ def test_a_split_of_a_saved_dataset_is_read(here: ProjectHere) -> None:
     here.source(origin="local", path="data/own/saved")
     assert "data/own/saved: the split 'train' is read, and not 'test'." in here.fetched("chat").stdout
     assert here.about(here.raw / "chat")["split"] == "train"
+    here.source(origin="local", path="data/own/saved", split="test")
+    here.own("saved/dataset_dict.json", b"{")
+    assert "data/own/saved/dataset_dict.json cannot be read as JSON" in here.refused("chat")
 
 
 def test_of_a_folder_with_a_test_file_train_alone_is_read_and_the_rest_is_named(here: ProjectHere) -> None:

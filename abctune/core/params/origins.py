@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,7 +15,7 @@ from abctune.core.params.section import (
     Version,
     below,
 )
-from abctune.core.suffixes import SUFFIXES, suffix_of
+from abctune.core.suffixes import SUFFIX_LIST, is_unreadable
 
 
 class _Model(Section):
@@ -123,10 +121,6 @@ class LocalModel(_Model):
         return "a model of our own"
 
 
-# How the name of a file's type ends a path; what begins with a digit, as the end of `v1.2`, is none.
-FILE_TYPE = re.compile(r"\.[a-z][^.*?\[\]]*(\.gz|\.zst)?$", re.IGNORECASE)
-
-
 class LocalSource(Section):
     """Data files of the user's own, under data/own/ so that DVC sees them change."""
 
@@ -143,10 +137,8 @@ class LocalSource(Section):
     def _inside_own(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for one in (path,) if isinstance(path, str) else path:
             below(one, ("data", "own"))
-            if suffix_of(one) is None and FILE_TYPE.search(Path(one).name) and not Path(one).is_dir():
-                raise ValueError(
-                    f"{one!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or be a folder"
-                )
+            if is_unreadable(one):  # of all other names that are no data file's, fetch tells
+                raise ValueError(f"{one!r} must end in {SUFFIX_LIST}, or be a folder")
         return path
 
     @property
