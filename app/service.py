@@ -253,6 +253,7 @@ class Service:
                     request.sampling,
                     request.likeliest,
                     request.grammar,
+                    by_token=bool(request.stop),
                 )
             )
         return replies, jobs

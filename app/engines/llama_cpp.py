@@ -15,6 +15,7 @@ depend, in a near tie, on answers by the same adapter that are written at the sa
 
 from __future__ import annotations
 
+import math
 import queue
 import secrets
 import threading
@@ -192,6 +193,7 @@ class LlamaCpp:
         except Canceled:
             pass
         except Exception as error:  # raised where the pieces are read
+            answer.put()  # what was written until then
             answer.pieces.put(error)
         finally:
             answer.pieces.put(None)
@@ -260,7 +262,9 @@ class LlamaCpp:
             if ids and not text:  # a special token
                 text = self._marks.get(ids[0], "")
             if ids and (text or ids[0] not in self._stops):
-                answer.add(text, ids, scores, turn.shared, pause=PIECE_SECONDS * self._n_busy)
+                answer.add(
+                    text, ids, scores, turn.shared, pause=0 if job.by_token else PIECE_SECONDS * self._n_busy
+                )
             waited_for = _is_greedy(job) and job.grammar is None and self._scheduler.others_wait(_group(job))
             return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
@@ -347,7 +351,11 @@ class LlamaCpp:
 
     @contextmanager
     def _slot(self, job: Job) -> Iterator[_Slot]:
-        """A free slot: one that holds much of the prompt, else one that makes a batch, else one that holds some of it, or is old."""
+        """A free slot for the job.
+
+        The best one holds much of its prompt; else it is next to its model's other answers; else apart from other models'
+        answers; else it holds some of the prompt; else it was used longest ago.
+        """
         with self._free:
             self._free.wait_for(lambda: any(not slot.busy for slot in self._slots))
             free = sorted((slot for slot in self._slots if not slot.busy), key=lambda slot: slot.used)
@@ -421,7 +429,7 @@ class _Generation:
     cached_tokens: int = 0
     pending: str = ""  # since the last piece, as are the scores
     pending_scores: tuple[TokenScore, ...] = ()
-    _handed: float = 0.0  # when the last piece with text went to the reader
+    _handed: float = -math.inf  # when the last piece with text went to the reader
 
     @property
     def n_tokens(self) -> int:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,17 @@ def tokens_after_leaving(stream) -> float:
     left = time.process_time()
     stream.close()
     return 20 * (time.process_time() - left) / (left - started)
+
+
+def test_an_answer_can_be_had_token_by_token_and_comes_in_fewer_pieces_else(engines, tokenizer):
+    def sizes(one: Job) -> list[int]:
+        counts = [0] + [piece.n_tokens for piece in engines["llama.cpp"].stream([one])]
+        return [b - a for a, b in pairwise(counts)]
+
+    asked = job(tokenizer, "A", n=60)
+    assert max(sizes(replace(asked, by_token=True))) == 1
+    together = sizes(asked)
+    assert max(together) > 1 and sum(together) == 60
 
 
 @pytest.mark.usefixtures("token_by_token")

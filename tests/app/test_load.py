@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -232,6 +233,16 @@ def test_what_streams_is_what_is_there_in_the_end(models, tokenizer, monkeypatch
     shown = [replies[0].text for replies in service.answer([request(service)])]
     assert shown[-1] == "".join(pieces).strip()
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+
+
+def test_an_answer_with_stop_strings_is_asked_for_token_by_token(models, tokenizer):
+    """What follows a stop string, and its tokens' scores and number, are told apart by pieces."""
+    engine = Says(["x"])
+    service = Service(models, engine, tokenizer)
+    for stop in ((), ("x",)):
+        for _ in service.answer([replace(request(service), stop=stop)]):
+            pass
+    assert [job.by_token for (job,) in engine.asked] == [False, True]
 
 
 def test_first_words_are_shown_before_the_next_piece_comes(models, tokenizer):
