@@ -9,6 +9,7 @@ made is the same.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Annotated
 import typer
 
 from abctune.core.errors import UserError, exits_with_one_line
+from abctune.core.params import load_params
 from tools.command import run_command
 
 REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
@@ -35,15 +37,24 @@ def main(
     data: Annotated[bool, typer.Option("--data", help="only make the data, which needs no GPU")] = False,
 ) -> None:
     """Run every stage that is out of date, several at the same time, each when what it needs is there."""
+    load_params()  # a mistake in it is told once, before any stage begins
     graph = stage_graph()
     if data:
         graph = ancestors(graph, {stage for stage in graph if stage.partition("@")[0] == LAST_OF_DATA})
-    os.environ[ALLOCATOR] = with_share(os.environ.get(ALLOCATOR, ""), jobs)
+    if jobs > 1:
+        os.environ[ALLOCATOR] = with_share(memory_settings(os.environ), jobs)
     if failed := run_graph(graph, jobs, Printer().run_stage):
         raise UserError(
             f"{', '.join(failed)} failed; see above. What has ended is kept: the same command goes on from there"
         )
     print(f"All {len(graph)} stages are up to date.")
+
+
+def memory_settings(environment: Mapping[str, str]) -> str:
+    """The settings of torch's memory that a training would run with; torch ignores the older variable where the newer one is set."""
+    on_wsl = "microsoft" in platform.release().lower()  # where expandable segments fail
+    usual = "" if on_wsl else "expandable_segments:True"  # which Unsloth sets where there are none
+    return environment.get(ALLOCATOR) or environment.get("PYTORCH_CUDA_ALLOC_CONF") or usual
 
 
 def with_share(settings: str, jobs: int) -> str:
@@ -57,16 +68,26 @@ def with_share(settings: str, jobs: int) -> str:
 
 
 def stage_graph() -> Graph:
-    """dvc.yaml's stages, those of `foreach` as `train@B`. What `dvc add` tracks has no command and is left out."""
+    """dvc.yaml's stages, those of `foreach` as `train@B`. What `dvc add` tracks has no command and is left out.
+
+    Raises:
+        UserError: DVC cannot read its files.
+    """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
-        graph = repo.index.graph
-        return {
-            stage.addressing: {need.addressing for need in graph.successors(stage) if need.cmd}
-            for stage in graph
-            if stage.cmd
-        }
+    try:
+        with Repo() as repo:
+            graph = repo.index.graph
+            return {
+                stage.addressing: {
+                    need.addressing for need in graph.successors(stage) if need.cmd and not stage.frozen
+                }
+                for stage in graph
+                if stage.cmd
+            }
+    except DvcException as error:
+        raise UserError(f"dvc.yaml: {error}") from None
 
 
 def ancestors(graph: Graph, stages: Set[str]) -> Graph:
@@ -99,7 +120,9 @@ def run_graph(graph: Graph, jobs: int, run: Callable[[str], int]) -> list[str]:
                         failed.append(stage)
                     else:
                         waiting.done(stage)
-        except KeyboardInterrupt:  # what runs has had it too, and a training saves a checkpoint
+        except (
+            BaseException
+        ):  # Ctrl-C, which what runs has had too (a training saves a checkpoint), among them
             pool.shutdown(cancel_futures=True)
             raise
     return failed

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from tests.workspace import Workspace
-from tools.together import ancestors, run_graph, with_share
+from tools.together import ancestors, memory_settings, run_graph, with_share
 
 GRAPH = {
     "fetch": set(),
@@ -19,35 +18,32 @@ GRAPH = {
 
 
 class Log:
-    """Runs stages by noting when they begin and end."""
+    """Runs stages by noting when they begin and end; one of them may wait until another has begun."""
 
-    def __init__(self, fails: str = "") -> None:
+    def __init__(self, fails: str = "", waits: str = "", for_: str = "") -> None:
         self.events: list[tuple[str, str]] = []
-        self.most, self._running, self._fails = 0, 0, fails
-        self._lock = threading.Lock()
+        self._fails, self._waits, self._for = fails, waits, for_
+        self._begun = threading.Event()
 
     def __call__(self, stage: str) -> int:
-        with self._lock:
-            self.events.append(("begins", stage))
-            self._running += 1
-            self.most = max(self.most, self._running)
-        time.sleep(0.02)
-        with self._lock:
-            self._running -= 1
-            self.events.append(("ends", stage))
+        self.events.append(("begins", stage))
+        if stage == self._for:
+            self._begun.set()
+        if stage == self._waits and not self._begun.wait(30):
+            return 1
+        self.events.append(("ends", stage))
         return int(stage == self._fails)
 
 
 def test_a_stage_begins_when_what_it_needs_has_ended_and_no_later() -> None:
-    log = Log()
-    assert run_graph(GRAPH, 4, log) == []
+    log = Log(waits="mix@B", for_="train@A")  # which no stage of B's may hold up
+    assert run_graph(GRAPH, 2, log) == []
     for stage, needs in GRAPH.items():
         begins = log.events.index(("begins", stage))
         assert all(log.events.index(("ends", need)) < begins for need in needs)
-    assert log.most == 2 and len(log.events) == 2 * len(GRAPH)
     alone = Log()
-    run_graph(GRAPH, 1, alone)
-    assert alone.most == 1 and len(alone.events) == 2 * len(GRAPH)
+    assert run_graph(GRAPH, 1, alone) == []
+    assert [what for what, _ in alone.events] == ["begins", "ends"] * len(GRAPH)
 
 
 def test_what_needs_a_failed_stage_does_not_run_and_all_else_does() -> None:
@@ -63,6 +59,19 @@ def test_processes_share_a_gpus_memory_and_what_the_user_set_stays() -> None:
         == "expandable_segments:True,per_process_memory_fraction:0.480"
     )
     assert with_share("per_process_memory_fraction:0.4", 2) == "per_process_memory_fraction:0.4"
+
+
+def test_torch_s_settings_are_those_that_a_training_would_have() -> None:
+    assert memory_settings({"PYTORCH_ALLOC_CONF": "a:1", "PYTORCH_CUDA_ALLOC_CONF": "b:2"}) == "a:1"
+    assert memory_settings({"PYTORCH_CUDA_ALLOC_CONF": "b:2"}) == "b:2"
+    assert memory_settings({}) in ("expandable_segments:True", "")
+
+
+def test_a_mistake_in_params_is_told_once_before_any_stage(workspace: Workspace) -> None:
+    workspace.set(variants__B__train__max_steps=-3)
+    done = workspace.tool("together", check=False)
+    assert done.returncode == 1 and "Running stage" not in done.stdout
+    assert done.stderr.count("variants.B.train.max_steps") == 1
 
 
 def test_the_stages_that_make_others_are_found() -> None:
