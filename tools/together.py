@@ -120,9 +120,7 @@ def run_graph(graph: Graph, jobs: int, run: Callable[[str], int]) -> list[str]:
                         failed.append(stage)
                     else:
                         waiting.done(stage)
-        except (
-            BaseException
-        ):  # Ctrl-C, which what runs has had too (a training saves a checkpoint), among them
+        except BaseException:  # among them Ctrl-C, which what runs has had too: a training saves a checkpoint
             pool.shutdown(cancel_futures=True)
             raise
     return failed

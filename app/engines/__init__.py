@@ -26,9 +26,8 @@ class Job:
     sampling: Sampling
     likeliest: int | None = None  # report each token's score, and this many alternatives
     grammar: str | None = None  # GBNF that the answer keeps to; for an engine that takes grammars
-    by_token: bool = (
-        False  # hand out each token by itself: what follows a stop string is told apart by pieces
-    )
+    # Hand out each token by itself: what follows a stop string is told apart by pieces.
+    by_token: bool = False
 
 
 @dataclass(frozen=True)

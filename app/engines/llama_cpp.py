@@ -100,7 +100,7 @@ class LlamaCpp:
         self._marks = shown_marks(tokenizer, self._stops)
         self._models = [BASE, *adapters]
         self.n_parallel = n_parallel_for(len(self._models))
-        self._slots, self._uses, self._n_busy = [_Slot(place) for place in range(self.n_parallel)], 0, 0
+        self._slots, self._uses = [_Slot(place) for place in range(self.n_parallel)], 0
         self._free = threading.Condition()
         self._texts: dict[int, str] = {}  # of single tokens, at most the vocabulary
         self._scheduler = Scheduler()
@@ -262,9 +262,9 @@ class LlamaCpp:
             if ids and not text:  # a special token
                 text = self._marks.get(ids[0], "")
             if ids and (text or ids[0] not in self._stops):
-                answer.add(
-                    text, ids, scores, turn.shared, pause=0 if job.by_token else PIECE_SECONDS * self._n_busy
-                )
+                n_busy = sum(slot.busy for slot in self._slots)
+                pause = 0 if job.by_token else PIECE_SECONDS * n_busy
+                answer.add(text, ids, scores, turn.shared, pause)
             waited_for = _is_greedy(job) and job.grammar is None and self._scheduler.others_wait(_group(job))
             return waited_for and tokens > SLICE and bool(ids)  # shorter ones end soon anyway
 
@@ -362,7 +362,6 @@ class LlamaCpp:
             group, old = _group(job), free[: (len(free) + 1) // 2]
             best = max(free, key=lambda slot: self._worth(slot, group, job.prompt, slot in old))
             self._uses += 1
-            self._n_busy += 1
             best.busy, best.used = True, self._uses
             if best.group != group:
                 best.group, best.cached, best.empty = group, [], True
@@ -371,7 +370,6 @@ class LlamaCpp:
         finally:
             with self._free:
                 best.busy = False
-                self._n_busy -= 1
                 self._free.notify()
 
     def _worth(
