@@ -24,13 +24,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from abctune.core.files import write_json
 from tests import small
+from tests.llm.wrappers import WRAPPERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RESULTS = Path(__file__).parent / "results/gpu_models.json"
 STEPS, RANK, SEED = 6, 8, 3407
@@ -109,7 +113,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {},
 }
-FOUR_BITS = ("llama", "qwen3", "gemma3_text", "granite")
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 8, 8]}  # of half a head's size
+# Of models that read images too, what their language model's config has.
+TEXT_OF_WRAPPER: dict[str, dict[str, Any]] = {
+    "gemma3": KINDS["gemma3_text"],
+    "gemma4": KINDS["gemma4_text"],
+    "llama4": KINDS["llama4_text"],
+    "mistral3": {"model_type": "mistral", "sliding_window": None},
+    "qwen2_5_vl": {"rope_parameters": SECTIONS},
+    "qwen3_vl": {"rope_parameters": SECTIONS | {"mrope_interleaved": True}},
+    "qwen3_5": KINDS["qwen3_5_text"],
+}
+NAMES = (*KINDS, *TEXT_OF_WRAPPER)
+FOUR_BITS = ("llama", "qwen3", "gemma3_text", "granite", "mistral3")
 Gradients = dict[str, torch.Tensor]
 Rows = list[dict[str, np.ndarray]]
 
@@ -124,23 +140,39 @@ def conversations(seed: int = 0) -> Rows:
     return rows
 
 
+def random_model(kind: str) -> PreTrainedModel:
+    """A model of this architecture with random weights in float32; of a wrapper, a small vision tower too."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    torch.manual_seed(SEED)
+    if kind in KINDS:
+        config = AutoConfig.for_model(kind, **SHAPE | KINDS[kind])
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _, tower = WRAPPERS[kind]
+    config = AutoConfig.for_model(kind, text_config=SHAPE | TEXT_OF_WRAPPER[kind], vision_config=tower)
+    return AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+
+
 def reference(kind: str, folder: Path, device: torch.device) -> dict[str, Any]:
     """Write a folder with the base; its adapter's weights, and transformers' own loss and gradients of both."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from stages.train.plain import routers, unreached
+    from abctune.llm.auto_class import load_model
+    from stages.train.plain import linear_layers, routers, unreached
 
-    torch.manual_seed(SEED)
-    config = AutoConfig.for_model(kind, **SHAPE | KINDS[kind])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = random_model(kind)
     # The same numbers in every format, so that formats are compared and not models.
     for weight in model.parameters():
         weight.data = weight.data.bfloat16().float()
     model.save_pretrained(folder)
     small.chatml_tokenizer().save_pretrained(folder)
+    if kind in TEXT_OF_WRAPPER:  # of some, the language model alone is loaded
+        model = load_model(folder, torch.float32, None)
     lora = LoraConfig(
-        r=RANK, lora_alpha=RANK, target_modules="all-linear", exclude_modules=routers(model) or None
+        r=RANK,
+        lora_alpha=RANK,
+        target_modules="all-linear" if kind in KINDS else linear_layers(model),
+        exclude_modules=routers(model) or None,
     )
     adapted = get_peft_model(model, lora).to(device)
     state = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
@@ -148,12 +180,18 @@ def reference(kind: str, folder: Path, device: torch.device) -> dict[str, Any]:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     weights = {name: parameter.detach().clone() for name, parameter in state.items()}
-    found = {"float32": loss_and_gradients(adapted, padded_batches(), None)}
+    # Gemma's own training code asks for the kinds of tokens: all of them are text.
+    mark = kind.startswith("gemma") and kind in TEXT_OF_WRAPPER
+    batches = [
+        {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])} if mark else batch
+        for batch in padded_batches()
+    ]
+    found = {"float32": loss_and_gradients(adapted, batches, None)}
     if device.type == "cuda":
         for parameter in adapted.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
-        found["bfloat16"] = loss_and_gradients(adapted, padded_batches(), torch.bfloat16)
+        found["bfloat16"] = loss_and_gradients(adapted, batches, torch.bfloat16)
     return {"adapter": weights, "unreached": unreached(adapted), **found}
 
 
@@ -308,7 +346,7 @@ def main(only: Sequence[str], results: Path) -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     table = table_of(results, {"device": name, "torch": torch.__version__})
     right = {kind for kind, found in table["models"].items() if "error" not in found}
-    kinds = sorted(only or KINDS.keys() - right, key=lambda kind: (kind in UNSLOTH, kind))
+    kinds = sorted(only or set(NAMES) - right, key=lambda kind: (kind in UNSLOTH, kind))
 
     def keep(kind: str, found: dict[str, Any]) -> None:
         table["models"][kind] = found
@@ -333,6 +371,6 @@ if __name__ == "__main__":
         "--results", type=Path, default=RESULTS, help="the file to go on with (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    if unknown := set(arguments.kinds) - KINDS.keys():
-        parser.error(f"no such architecture: {', '.join(sorted(unknown))}; there are: {', '.join(KINDS)}")
+    if unknown := set(arguments.kinds) - set(NAMES):
+        parser.error(f"no such architecture: {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
     main(arguments.kinds, arguments.results)
