@@ -25,7 +25,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any
@@ -245,14 +245,15 @@ def in_a_crowd(comparison: RecipeComparison, model: str, reference: str, on: str
 
 VARIANTS, SOURCES, GROUPS = ("A", "B", "C"), ("chat", "instruct"), 40
 SIMULATED_SETS = {"overall": SOURCES, "chat": ("chat",), "instruct": ("instruct",)}
-GAIN = 0.15  # of every variant over base, nats
+GAIN = 0.15  # of variants over base, nats
 ROW_SD = 0.04  # of a variant's gain between groups, nats
 ROW_SE_OF_PAIR = (
     0.0098  # what follows from it: a pair's standard error from rows on one source, over 1,500 draws
 )
 VARIES = 0.5  # sd of log(sd between replicates) over variants and sources; 0.5 in the twelve trainings
-SHARED_NOISE = 0.3  # share of the variance between replicates that two variants of one seed have in common
-NOISE_ON_ROWS = 0.1  # share that falls on rows rather than on the whole source
+# Shares of the variance between replicates, as in the twelve trainings: what two variants of one seed have in common (0.59
+# there), and what falls on rows rather than on the whole source (0.034 on chat, 0.042 on instruct).
+SHARED_NOISE, NOISE_ON_ROWS = 0.6, 0.03
 WEIGHT_LOG_MEAN, WEIGHT_LOG_SD = 4.0, 0.7
 RESAMPLES = 399
 
@@ -264,23 +265,31 @@ class Cell:
     k: int
     ratio: float  # variance of a pair's difference between replicates, in multiples of its variance from rows
     planted: float  # nats by which C is worse than A and B
+    variants: int = len(VARIANTS)
+    shared: float = SHARED_NOISE
+
+    @property
+    def gain(self) -> float:
+        """Of every variant over base, nats; a lone variant has nothing but base to be called different from."""
+        return GAIN if self.variants > 1 else 0.0
 
     def measured(self, n: int) -> dict[str, Any]:
         """Rates over n studies."""
-        rng = np.random.default_rng([self.k, int(10 * self.ratio), int(1000 * self.planted)])
+        place = (self.k, 10 * self.ratio, 1000 * self.planted, self.variants, 100 * self.shared)
+        rng = np.random.default_rng([int(number) for number in place])
         counts = np.mean([self.study(rng) for _ in range(n)], axis=0)
         names = ("covered", "false_verdict", "found", "false_verdict_one_run", "found_one_run", "equivalent")
         rates = dict(zip(names, np.round(counts, 4).tolist(), strict=True))
-        return {"k": self.k, "ratio": self.ratio, "planted": self.planted, "studies": n, **rates}
+        return {**asdict(self), "studies": n, **rates}
 
     def study(self, rng: np.random.Generator) -> tuple[float, ...]:
         """Covered share, any false verdict, C found worse than B overall; the last two with one run each; equivalence."""
-        rows, sums = simulate(rng, self.k, self.ratio, self.planted)
+        rows, sums = simulate(rng, self)
         many, one = (
             compare_recipes(
                 rows,
                 {name: values[:k] for name, values in sums.items()},
-                pairs_of([BASE, *VARIANTS]),
+                pairs_of(list(sums)),
                 SIMULATED_SETS,
                 margin=MARGIN,
                 seed=int(rng.integers(2**31)),
@@ -290,7 +299,8 @@ class Cell:
         )
         truth = [self.truth(d.model, d.reference) for d in many.differences]
         covered = np.mean([d.low <= true <= d.high for d, true in zip(many.differences, truth, strict=True)])
-        wanted = [comparison.difference("C", "B", "overall").outcome for comparison in (many, one)]
+        other = "B" if self.variants > 1 else BASE
+        wanted = [comparison.difference("C", other, "overall").outcome for comparison in (many, one)]
         false = [
             any(is_false(d.outcome, true) for d, true in zip(comparison.differences, truth, strict=True))
             for comparison in (many, one)
@@ -306,16 +316,22 @@ class Cell:
 
     def truth(self, model: str, reference: str) -> float:
         """The recipes' true difference, the same on every set."""
-        gains = {BASE: 0.0, "A": -GAIN, "B": -GAIN, "C": self.planted - GAIN}
+        gains = {BASE: 0.0, "A": -self.gain, "B": -self.gain, "C": self.planted - self.gain}
         return gains[model] - gains[reference]
 
 
 def cells() -> list[Cell]:
-    """Nothing to find, a difference to find, and one just as large as the margin."""
+    """Nothing to find, a difference to find, and one just as large as the margin; then what is hard on the method.
+
+    Hard are a lone variant, of whose variance no other says anything, and variants that are nearly one: their variances are
+    hardly more than one variance.
+    """
     ratios = {0.0: (0.0, 0.3, 1.0, 3.0, 10.0), 0.05: (0.0, 1.0, 3.0), MARGIN: (0.0, 1.0, 3.0)}
-    return [
+    usual = [
         Cell(k, ratio, planted) for planted, some in ratios.items() for ratio in some for k in (2, 3, 5, 10)
     ]
+    alone = [Cell(k, ratio, 0.0, variants=1) for ratio in (3.0, 10.0, 30.0) for k in (2, 3, 5)]
+    return usual + alone + [Cell(k, 10.0, 0.0, shared=0.9) for k in (2, 3, 5)]
 
 
 def is_false(outcome: str, truth: float) -> bool:
@@ -329,10 +345,9 @@ def is_false(outcome: str, truth: float) -> bool:
     }[outcome]
 
 
-def simulate(
-    rng: np.random.Generator, k: int, ratio: float, planted: float
-) -> tuple[TestRows, dict[str, Floats]]:
-    """Scores of base and three variants: unequal rows in groups, skewed losses, noise from rows and from training."""
+def simulate(rng: np.random.Generator, cell: Cell) -> tuple[TestRows, dict[str, Floats]]:
+    """Scores of base and the variants: unequal rows in groups, skewed losses, noise from rows and from training."""
+    k, own_share = cell.k, 1 - cell.shared - NOISE_ON_ROWS
     sizes = rng.integers(1, 4, len(SOURCES) * GROUPS)
     groups = np.repeat(np.arange(len(sizes)), sizes)
     source = (groups >= GROUPS).astype(int)
@@ -341,21 +356,24 @@ def simulate(
     )
     base = weights * rng.lognormal(1.0, 0.3, len(groups))
     common = row_effects(rng, groups, weights)
-    training = training_sd(ratio) * np.exp(VARIES * rng.standard_normal((len(VARIANTS), len(SOURCES))))
+    training = training_sd(cell) * np.exp(VARIES * rng.standard_normal((len(VARIANTS), len(SOURCES))))
     shared = rng.standard_normal((k, len(SOURCES)))
     sums = {BASE: base[None]}
-    for i, variant in enumerate(VARIANTS):
+    for i, variant in enumerate(VARIANTS[-cell.variants :]):
         own = rng.standard_normal((k, len(SOURCES)))
-        noise = np.sqrt(SHARED_NOISE) * shared + np.sqrt(1 - SHARED_NOISE - NOISE_ON_ROWS) * own
+        noise = np.sqrt(cell.shared) * shared + np.sqrt(own_share) * own
         on_rows = np.sqrt(NOISE_ON_ROWS * len(groups) / len(SOURCES)) * rng.standard_normal((k, len(groups)))
-        gain = -GAIN + planted * (variant == "C") + common + row_effects(rng, groups, weights)
+        gain = -cell.gain + cell.planted * (variant == "C") + common + row_effects(rng, groups, weights)
         sums[variant] = base + weights * (gain + training[i, source] * (noise[:, source] + on_rows))
     return TestRows(weights, groups, np.array(SOURCES)[source]), sums
 
 
-def training_sd(ratio: float) -> float:
+def training_sd(cell: Cell) -> float:
     """The sd between replicates of one variant that makes a pair's variance `ratio` times that from rows."""
-    return float(np.sqrt(ratio / (1 - SHARED_NOISE)) * ROW_SE_OF_PAIR / np.sqrt(2))
+    own = (
+        1 - cell.shared if cell.variants > 1 else 0.5
+    )  # of a lone variant the pair is with base, which has none
+    return float(np.sqrt(cell.ratio / own) * ROW_SE_OF_PAIR / np.sqrt(2))
 
 
 def row_effects(rng: np.random.Generator, groups: NDArray[np.int64], weights: Floats) -> Floats:
@@ -468,13 +486,14 @@ def render(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| planted | ratio | k | covered | false verdict | found | false, one run | found, one run |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| variants | shared | planted | ratio | k | covered | false verdict | found | false, one run | found, one run |",
+        f"|{'---:|' * 10}",
     ]
     for row in result["simulation"]:
         names = ("covered", "false_verdict", "found", "false_verdict_one_run", "found_one_run")
         rates = " | ".join(f"{100 * row[name]:.1f} %" for name in names)
-        lines.append(f"| {row['planted']} | {row['ratio']} | {row['k']} | {rates} |")
+        cell = " | ".join(f"{row[name]:g}" for name in ("variants", "shared", "planted", "ratio", "k"))
+        lines.append(f"| {cell} | {rates} |")
     lines += [
         "",
         f"| spread | variants | k | {' | '.join(LIMITS)} |",

@@ -94,15 +94,11 @@ def _one_study(
     """The difference averaged over the study's replicates, and the influence of each cluster of its rows."""
     rows = scores.rows
     difference = paired(scores.sums[pair[0]], scores.sums[pair[1]], pair, fixed).mean(axis=0)
-    masks = [rows.sources == source for source in sources]
-    strata = [statistics.cluster_sums(rows.groups[m], rows.weights[m], difference[m, None]) for m in masks]
-    # In the order of cluster_sums; a group's name says nothing about its source.
-    clusters = [
-        np.char.add(f"{source} ", np.unique(rows.groups[m].astype(str)))
-        for source, m in zip(sources, masks, strict=True)
-    ]
+    members = statistics.strata_of_sources(rows.groups, rows.sources, sources)
+    strata = [statistics.cluster_sums(rows.groups[m], rows.weights[m], difference[m, None]) for m in members]
+    clusters = [np.unique(rows.groups[m].astype(str)) for m in members]  # in the order of cluster_sums
     value, influences = statistics.influences(strata)
-    weights = np.array([stratum.tokens.sum() for stratum in strata])
+    weights = np.array([rows.weights[rows.sources == source].sum() for source in sources])
     rows_df = statistics.t_df(statistics.bootstrap(strata, rng, resamples))
     return _OneStudy(
         float(value[0]),
@@ -110,7 +106,7 @@ def _one_study(
         influences[0],
         float(rows_df[0]),
         share=float(((weights / weights.sum()) ** 2).sum()),
-        n=int(sum(m.sum() for m in masks)),
+        n=sum(len(m) for m in members),
     )
 
 
@@ -128,4 +124,5 @@ def _pooled(found: Sequence[_OneStudy], trained: int) -> Parts:
         rows_df=float(np.min([one.rows_df for one in found])),
         n=sum(one.n for one in found),
         n_groups=len(clusters),
+        is_same=not any(one.value or one.influences.any() for one in found),
     )

@@ -167,7 +167,7 @@ def sentence(d: RecipeDifference, margin: float) -> str:
     """What the seeds show together about one difference."""
     names, seeds, where = f"{d.model} − {d.reference}", f"over {d.k} seeds", on_set(d.on)
     if d.low is None or d.high is None:
-        return f"{d.model} against {d.reference} {where}: not shown {seeds}: too few groups for an interval."
+        return f"{d.model} against {d.reference} {where}: not shown {seeds}: {d.why_no_interval}."
     amount = with_unit(interval(d.value, d.low, d.high))
     if d.outcome in ("better", "worse"):
         size = interval(abs(d.value), *sorted((abs(d.low), abs(d.high))))
@@ -199,6 +199,8 @@ def seed_effect(d: RecipeDifference) -> str:
 
 def render(runs: list[SeedRun], found: RecipeComparison) -> str:
     """Markdown: what was pooled, the sentences, and the numbers that they rest on."""
+    assert found.margin is not None  # pool_studies sets it
+    margin = found.margin
     rows = [set(run.test_rows["id"]) for run in runs]
     seeds = [run.seed for run in runs]
     lines = [
@@ -214,7 +216,7 @@ def render(runs: list[SeedRun], found: RecipeComparison) -> str:
         "",
         "## Verdicts",
         "",
-        *(f"- {sentence(d, found.margin)}" for d in found.differences),
+        *(f"- {sentence(d, margin)}" for d in found.differences),
         "",
         "## Numbers",
         "",

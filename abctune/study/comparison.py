@@ -20,7 +20,7 @@ from abctune.core.records import LOSS, Metric
 from abctune.study import recipes, statistics
 from abctune.study.inputs import Study
 from abctune.study.recipes import About, Outcome, Plan
-from abctune.study.wording import on_set
+from abctune.study.wording import listed, on_set
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class RowSet:
     n: int  # conversations
     n_groups: int
     n_supervised: int
+    lone: tuple[str, ...] = ()  # sources with one group only, so that how far its groups differ is not known
 
     @property
     def where(self) -> str:
@@ -77,6 +78,8 @@ class Difference:
     p_holm: float | None  # corrected for all differences of the metric
     by_replicate: tuple[float, ...]  # what each replicate alone would say
     replicate_sd: float | None  # between replicates; None with one
+    is_same: bool  # no row of any replicate differs
+    why_no_interval: str  # where there is none, the reason, as it stands in a sentence
     is_within_margin: bool  # shown to be smaller than the margin, whether or not another outcome is shown too
     outcome: Outcome
     plan: Plan | None  # what would decide, where this study does not
@@ -85,11 +88,6 @@ class Difference:
     def pair(self) -> tuple[str, str]:
         """(model, reference)."""
         return self.model, self.reference
-
-    @property
-    def is_same(self) -> bool:
-        """Whether no replicate differs at all: the same adapters under two names."""
-        return not any(self.by_replicate)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def compare(study: Study, resamples: int = statistics.RESAMPLES) -> Comparison:
         found = compare_metric(study, metric, resamples)
         values += [measured_value(metric, sets[v.on], v) for v in found.values]
         differences += [
-            measured_difference(metric, sets[d.on], d, plan_of(study, d, found.tested))
+            measured_difference(metric, sets[d.on], d, plan_of(study, d, found.margin, found.tested))
             for d in found.differences
         ]
     replicates = {name: len(model.replicates) for name, model in study.models.items()}
@@ -161,7 +159,7 @@ def compare_metric(study: Study, metric: Metric, resamples: int) -> recipes.Reci
         {name: model.sums(metric) for name, model in study.models.items()},
         pairs_of(list(study.models)),
         study.sets,
-        margin=study.params.evaluation.margin,
+        margin=study.params.evaluation.margin if metric.name == LOSS.name else None,  # it is in nats of loss
         seed=study.params.seed,
         lower_is_better=metric.lower_is_better,
         resamples=resamples,
@@ -171,8 +169,9 @@ def compare_metric(study: Study, metric: Metric, resamples: int) -> recipes.Reci
 def row_set(study: Study, name: str, sources: Sequence[str]) -> RowSet:
     """The set's size in conversations, groups and supervised tokens."""
     rows = study.test_rows[study.test_rows["source"].isin(sources)]
-    groups = rows.groupby("source")["group"].nunique().sum()
-    return RowSet(name, len(rows), int(groups), int(rows[LOSS.weight].sum()))
+    by_source = rows.groupby("source")["group"].nunique()
+    lone = tuple(str(source) for source in sources if by_source.get(source) == 1)
+    return RowSet(name, len(rows), rows["group"].nunique(), int(rows[LOSS.weight].sum()), lone)
 
 
 def measured_value(metric: Metric, on: RowSet, v: recipes.RecipeValue) -> Value:
@@ -197,7 +196,7 @@ def measured_difference(
 ) -> Difference:
     """What recipes.difference_of estimated, with its metric and set, and what would decide it.
 
-    A share's interval is cut to what shares can differ by; where no replicate differs at all, the two are equivalent.
+    A share's interval is cut to what shares can differ by.
     """
     low, high = possible(d.low, d.high, -1.0) if metric.is_share else (d.low, d.high)
     return Difference(
@@ -213,17 +212,21 @@ def measured_difference(
         p_holm=d.p_holm,
         by_replicate=d.by_replicate,
         replicate_sd=d.replicate_sd,
+        is_same=d.is_same,
+        why_no_interval=f"{listed(list(on.lone))} has one group of test rows only"
+        if on.lone
+        else d.why_no_interval,
         is_within_margin=d.is_within_margin,
-        outcome=d.outcome if any(d.by_replicate) else "equivalent",
+        outcome=d.outcome,
         plan=plan,
     )
 
 
-def plan_of(study: Study, d: recipes.RecipeDifference, tested: int) -> Plan | None:
+def plan_of(study: Study, d: recipes.RecipeDifference, margin: float | None, tested: int) -> Plan | None:
     """What would decide a difference that this study does not, at the costs that this study measured."""
     if d.outcome != "undecided":
         return None
-    return recipes.what_would_decide(d, study.params.evaluation.margin, costs_of(study, d), tested)
+    return recipes.what_would_decide(d, margin, costs_of(study, d), tested)
 
 
 def costs_of(study: Study, d: recipes.RecipeDifference) -> recipes.Costs:

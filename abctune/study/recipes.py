@@ -29,12 +29,20 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from abctune.core.params import BASE
 from abctune.study import statistics
-from abctune.study.statistics import ALPHA, LEVEL, NO_SPREAD, Stratum
-from abctune.study.variances import Parts, Prior, from_replicates, parts_of, priors_of, satterthwaite
+from abctune.study.statistics import ALPHA, NO_SPREAD, Stratum
+from abctune.study.variances import (
+    Component,
+    Parts,
+    Prior,
+    from_replicates,
+    margin_of_error,
+    p_value,
+    parts_of,
+    priors_of,
+)
 
 MOST_REPLICATES, MOST_ROWS = 100, 1_000_000  # beyond these no plan is worth naming
 POWER = 0.8
@@ -71,8 +79,15 @@ class Estimate:
     high: float | None = None
     se: float | None = None
     se_rows: float | None = None  # what which rows were held out contributes
+    rows_df: float | None = None  # its degrees of freedom; infinity where the normal distribution holds
     se_replicates: float | None = None  # what which trainings were run contributes; 0 with one replicate
-    df: float | None = None  # infinity where the normal distribution holds
+    replicates_df: float | None = None  # its degrees of freedom; None with one replicate
+
+    @property
+    def components(self) -> list[Component]:
+        """The sources of chance, each as a variance of the mean with its degrees of freedom; none without an interval."""
+        known = [(self.se_rows, self.rows_df), (self.se_replicates, self.replicates_df)]
+        return [(se**2, df) for se, df in known if se is not None and df is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +107,8 @@ class RecipeDifference(Estimate):
     on: str
     about: About  # "adapters": one training of a recipe, so nothing is said about the recipe
     p: float | None  # two-sided, of "no difference"
-    rows_df: float | None  # the degrees of freedom of se_rows
-    replicates_df: float | None  # and of se_replicates; None with one replicate
     interaction: float  # variance of one replicate's difference that the choice of rows explains
+    is_same: bool  # no row of any replicate differs
     n: int  # rows
     n_groups: int
     p_holm: float | None = None  # p corrected for all differences of the study
@@ -115,6 +129,11 @@ class RecipeDifference(Estimate):
         return float(np.std(self.by_replicate, ddof=1)) if self.k > 1 else None
 
     @property
+    def why_no_interval(self) -> str:
+        """Where there is none, the reason, as it stands in a sentence."""
+        return "no row differs" if self.is_same else "too few independent conversations tell them apart"
+
+    @property
     def is_within_margin(self) -> bool:
         """Whether the two are shown to differ by less than the margin, whatever else is shown."""
         return _is_below(self.p_not_worse, ALPHA) and _is_below(self.p_not_better, ALPHA)
@@ -126,7 +145,7 @@ class RecipeComparison:
 
     values: list[RecipeValue]
     differences: list[RecipeDifference]
-    margin: float
+    margin: float | None  # None: the metric has none, so nothing is called equivalent or not worse
     priors: dict[str, tuple[Prior, Prior]]  # by set: of the set itself, and of all sets
 
     def value(self, model: str, on: str) -> RecipeValue:
@@ -170,7 +189,7 @@ def compare_recipes(
     pairs: Sequence[tuple[str, str]],
     sets: Mapping[str, Sequence[str]],
     *,
-    margin: float,
+    margin: float | None,
     seed: int,
     fixed: Collection[str] = (BASE,),
     lower_is_better: bool = True,
@@ -183,7 +202,7 @@ def compare_recipes(
         sums: per model (replicates x rows), the ratio's numerators; rows in the order of `rows`.
         pairs: (model, reference), the differences to test.
         sets: name -> the sources it is made of. All sets are one family for the corrections.
-        margin: differences below this count as none, in the metric's unit.
+        margin: differences below this count as none, in the metric's unit; None where no such size is set.
         seed: the resampling's draws follow from it.
         fixed: models that were not trained here, whose one row of sums is compared with every replicate.
         lower_is_better: whether a negative difference is "better".
@@ -202,24 +221,17 @@ def compare_recipes(
         (model, reference): sum(name is not None and name not in fixed for name in (model, reference))
         for model, reference in quantities
     }
-    clustered = {
-        source: _clustered(rows, quantities, source)
-        for source in dict.fromkeys(source for sources in sets.values() for source in sources)
-    }
     parts = {
         (on, *quantity): found
         for index, (on, sources) in enumerate(sets.items())
         for quantity, found in _parts_of_set(
-            [clustered[source] for source in sources],
-            trained,
-            np.random.default_rng([seed, index]),
-            resamples,
+            rows, quantities, sources, trained, np.random.default_rng([seed, index]), resamples
         ).items()
     }
     priors = priors_of(
         {on: [parts[on, *pair] for pair in pairs] for on in sets},
         [len(values) for model, values in sums.items() if model not in fixed],
-        len(clustered),
+        len({source for sources in sets.values() for source in sources}),
     )
     found = [value_of(model, on, parts[on, model, None], priors[on]) for on in sets for model in sums]
     differences = [
@@ -235,47 +247,36 @@ def paired(model: Floats, reference: Floats, pair: tuple[str, str], fixed: Colle
     return model[: k if pair[0] not in fixed else 1] - reference[: k if pair[1] not in fixed else 1]
 
 
-@dataclass(frozen=True)
-class _Clustered:
-    """One source's rows added up by cluster, for all replicates of each quantity (clusters x replicates)."""
-
-    strata: dict[Quantity, Stratum]
-    n: int  # rows
-
-
-def _clustered(rows: TestRows, quantities: Mapping[Quantity, Floats], source: str) -> _Clustered:
-    of_source = rows.sources == source
-    stacked = np.concatenate([values[:, of_source] for values in quantities.values()])
-    all_sums = statistics.cluster_sums(rows.groups[of_source], rows.weights[of_source], stacked.T)
-    ends = np.cumsum([len(values) for values in quantities.values()])
-    split = np.split(all_sums.sums, ends[:-1], axis=1)
-    strata = {
-        quantity: Stratum(all_sums.tokens, sums) for quantity, sums in zip(quantities, split, strict=True)
-    }
-    return _Clustered(strata, int(of_source.sum()))
-
-
 def _parts_of_set(
-    sources: Sequence[_Clustered], trained: Mapping[Quantity, int], rng: np.random.Generator, resamples: int
+    rows: TestRows,
+    quantities: Mapping[Quantity, Floats],
+    sources: Sequence[str],
+    trained: Mapping[Quantity, int],
+    rng: np.random.Generator,
+    resamples: int,
 ) -> dict[Quantity, Parts]:
     """Sources of variance of every quantity on the rows of one or more sources."""
+    members = statistics.strata_of_sources(rows.groups, rows.sources, sources)
+    by_quantity = {
+        quantity: [statistics.cluster_sums(rows.groups[m], rows.weights[m], values[:, m].T) for m in members]
+        for quantity, values in quantities.items()
+    }
     # The bootstrap draws whole groups, of all quantities at once: of each the mean over replicates.
     means = []
-    for source in sources:
-        tokens = next(iter(source.strata.values())).tokens
-        columns = [stratum.sums.mean(axis=1) for stratum in source.strata.values()]
-        means.append(Stratum(tokens, np.column_stack(columns)))
+    for index, one in enumerate(next(iter(by_quantity.values()))):
+        columns = [found[index].sums.mean(axis=1) for found in by_quantity.values()]
+        means.append(Stratum(one.tokens, np.column_stack(columns)))
     rows_df = statistics.t_df(statistics.bootstrap(means, rng, resamples))
-    weights = np.array([stratum.tokens.sum() for stratum in means])
+    weights = np.array([rows.weights[rows.sources == source].sum() for source in sources])
     share = float(((weights / weights.sum()) ** 2).sum())
-    n, n_groups = sum(source.n for source in sources), sum(len(stratum.tokens) for stratum in means)
     return {
         quantity: parts_of(
-            *statistics.influences([source.strata[quantity] for source in sources]),
+            *statistics.influences(by_quantity[quantity]),
             unit=of_trainings * share,
             rows_df=float(df),
-            n=n,
-            n_groups=n_groups,
+            n=sum(len(m) for m in members),
+            n_groups=sum(len(stratum.tokens) for stratum in means),
+            is_same=not any(quantities[quantity][:, m].any() for m in members),
         )
         for (quantity, of_trainings), df in zip(trained.items(), rows_df, strict=True)
     }
@@ -290,24 +291,20 @@ def estimate_of(parts: Parts, priors: Sequence[Prior]) -> Estimate:
     if np.isnan(parts.rows_df):
         return Estimate(value=value, by_replicate=by_replicate)
     training, training_df = from_replicates(parts, priors)
-    shared = parts.shared
-    df = (
-        parts.rows_df
-        if training_df is None
-        else satterthwaite((shared, parts.rows_df), (training, training_df))
-    )
-    se = float(np.sqrt(shared + training))
-    half = 0.0 if se < NO_SPREAD else float(stdtrit(df, (1 + LEVEL) / 2)) * se
-    return Estimate(
+    se = float(np.sqrt(parts.shared + training))
+    if se < NO_SPREAD:
+        return Estimate(value=value, by_replicate=by_replicate)
+    found = Estimate(
         value=value,
         by_replicate=by_replicate,
-        low=value - half,
-        high=value + half,
         se=se,
-        se_rows=float(np.sqrt(shared)),
+        se_rows=float(np.sqrt(parts.shared)),
+        rows_df=parts.rows_df,
         se_replicates=float(np.sqrt(training)),
-        df=df,
+        replicates_df=training_df,
     )
+    half = margin_of_error(found.components, ALPHA)
+    return replace(found, low=value - half, high=value + half)
 
 
 def value_of(model: str, on: str, parts: Parts, priors: Sequence[Prior]) -> RecipeValue:
@@ -320,15 +317,13 @@ def difference_of(
 ) -> RecipeDifference:
     """A pair's difference, its interval and test, without a verdict; `trained` of the two were trained here."""
     found = estimate_of(parts, priors)
-    _, replicates_df = from_replicates(parts, priors)
     return RecipeDifference(
         model=model,
         reference=reference,
         on=on,
         about="recipes" if len(parts.by_replicate) > 1 or trained == 0 else "adapters",
-        p=_two_sided(found),
-        rows_df=None if np.isnan(parts.rows_df) else parts.rows_df,
-        replicates_df=replicates_df,
+        p=p_value(abs(found.value), found.components) if found.components else None,
+        is_same=parts.is_same,
         interaction=parts.interaction,
         n=parts.n,
         n_groups=parts.n_groups,
@@ -336,32 +331,25 @@ def difference_of(
     )
 
 
-def _two_sided(found: Estimate) -> float | None:
-    if found.se is None or found.df is None:
-        return None
-    if found.se < NO_SPREAD:
-        return float(abs(found.value) < NO_SPREAD)
-    return float(2 * stdtr(found.df, -abs(found.value) / found.se))
-
-
 # --- verdicts --------------------------------------------------------------------------------------
 
 
 def with_verdicts(
-    differences: Sequence[RecipeDifference], margin: float, lower_is_better: bool
+    differences: Sequence[RecipeDifference], margin: float | None, lower_is_better: bool
 ) -> list[RecipeDifference]:
     """Correct for all differences and conclude. Two families: "different", and "within the margin"."""
     tested = [i for i, d in enumerate(differences) if d.p is not None]
     sign = 1 if lower_is_better else -1
     p_holm = statistics.holm([d.p for d in differences if d.p is not None])
-    margins = holm_of_margins(
-        np.array([_margin_p(differences[i], margin, sign) for i in tested]).reshape(-1, 2)
-    )
     result = list(differences)
-    for i, p, (not_worse, not_better) in zip(tested, p_holm, margins.tolist(), strict=True):
-        judged = replace(result[i], p_holm=p, p_not_worse=not_worse, p_not_better=not_better)
-        result[i] = replace(judged, outcome=outcome_of(judged, sign))
-    return result
+    for i, p in zip(tested, p_holm, strict=True):
+        result[i] = replace(result[i], p_holm=p)
+    if margin is not None:
+        p_margins = np.array([_margin_p(result[i], margin, sign) for i in tested]).reshape(-1, 2)
+        for i, (not_worse, not_better) in zip(tested, holm_of_margins(p_margins).tolist(), strict=True):
+            result[i] = replace(result[i], p_not_worse=not_worse, p_not_better=not_better)
+        result = [replace(d, p_not_worse=0.0, p_not_better=0.0) if d.is_same else d for d in result]
+    return [replace(d, outcome=outcome_of(d, sign)) for d in result]
 
 
 def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, float]:
@@ -369,12 +357,11 @@ def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, flo
 
     Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
     """
-    assert d.se is not None and d.df is not None  # what is tested has an interval
     worse = sign * d.value
-    if d.se < NO_SPREAD:
-        return float(worse >= margin), float(worse <= -margin)
-    one_sided = stdtr(d.df, -np.array([margin - worse, margin + worse]) / d.se)
-    p_worse, p_better = np.minimum(1.0, 2 * one_sided).tolist()
+    p_worse, p_better = (
+        p_value(distance, d.components) if distance > 0 else 1.0
+        for distance in (margin - worse, margin + worse)
+    )
     return p_worse, p_better
 
 
@@ -397,8 +384,7 @@ def holm_of_margins(p: Floats) -> Floats:
 
 def outcome_of(d: RecipeDifference, sign: int) -> Outcome:
     """The strongest statement that holds after correction."""
-    assert d.low is not None and d.high is not None  # what is tested has an interval
-    if _is_below(d.p_holm, ALPHA) and not d.low <= 0 <= d.high:
+    if d.low is not None and d.high is not None and _is_below(d.p_holm, ALPHA) and not d.low <= 0 <= d.high:
         return "better" if sign * d.value < 0 else "worse"
     if d.is_within_margin:
         return "equivalent"
@@ -412,13 +398,15 @@ def _is_below(p: float | None, alpha: float) -> bool:
 # --- what would decide -----------------------------------------------------------------------------
 
 
-def what_would_decide(d: RecipeDifference, margin: float, costs: Costs, comparisons: int) -> Plan | None:
+def what_would_decide(
+    d: RecipeDifference, margin: float | None, costs: Costs, comparisons: int
+) -> Plan | None:
     """The cheapest number of replicates and test rows that would decide a difference of the size found.
 
     Decided means shown at Holm's strictest step, or shown to be within the margin, with 80 % power. None where no
     study below MOST_REPLICATES and MOST_ROWS would, or where this one has no interval.
     """
-    if d.se is None or d.se < NO_SPREAD:
+    if d.se is None:
         return None
     plans = []
     for k in range(d.k, d.k + 1 if d.about == "adapters" else MOST_REPLICATES + 1):
@@ -431,18 +419,20 @@ def what_would_decide(d: RecipeDifference, margin: float, costs: Costs, comparis
     return min(plans, key=lambda plan: plan.seconds, default=None)
 
 
-def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -> float | None:
+def _rows_factor(d: RecipeDifference, k: int, margin: float | None, comparisons: int) -> float | None:
     """By how much the rows must be multiplied for k replicates to decide; None: more than MOST_ROWS."""
     most = MOST_ROWS / d.n
 
     def is_decided(factor: float) -> bool:
         """Whether `factor` times the rows would show a difference or equivalence with probability POWER."""
-        shared, training, df = _future_components(d, k, factor)
-        se = np.sqrt(shared + training)
-        z = stdtrit(df, 1 - ALPHA / comparisons / 2)
-        shown = (z + stdtrit(df, POWER)) * se <= abs(d.value)
+        components = _future_components(d, k, factor)
+        decided = margin_of_error(components, ALPHA / comparisons)
+        missed = 1 - POWER
+        shown = decided + margin_of_error(components, 2 * missed) <= abs(
+            d.value
+        )  # one end must stay outside 0
         # Both ends must stay inside: half of the misses on each side.
-        within = (z + stdtrit(df, (1 + POWER) / 2)) * se <= margin - abs(d.value)
+        within = margin is not None and decided + margin_of_error(components, missed) <= margin - abs(d.value)
         return bool(shown or within)
 
     if is_decided(1.0):
@@ -456,12 +446,12 @@ def _rows_factor(d: RecipeDifference, k: int, margin: float, comparisons: int) -
     return float(np.exp(high))
 
 
-def _future_components(d: RecipeDifference, k: int, factor: float) -> tuple[float, float, float]:
-    """Variances of the mean from rows and from replicates, and degrees of freedom, in a larger study."""
+def _future_components(d: RecipeDifference, k: int, factor: float) -> list[Component]:
+    """The sources of chance in a larger study."""
     assert d.se_rows is not None and d.se_replicates is not None and d.rows_df is not None  # as d.se is
     rows = (d.se_rows**2 / factor, d.rows_df * factor)
     if d.replicates_df is None:
-        return rows[0], 0.0, rows[1]
+        return [rows]
     one = d.se_replicates**2 * d.k
     training = (max(0.0, one - d.interaction) + d.interaction / factor) / k
-    return rows[0], training, satterthwaite(rows, (training, d.replicates_df + k - d.k))
+    return [rows, (training, d.replicates_df + k - d.k)]

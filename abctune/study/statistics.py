@@ -61,6 +61,30 @@ def cluster_sums(clusters: NDArray[np.generic], tokens: Floats, nll: Floats) -> 
     return Stratum(np.bincount(codes, tokens, k).astype(float), np.stack(sums, axis=1))
 
 
+def strata_of_sources(
+    groups: NDArray[np.generic], sources: NDArray[np.generic], wanted: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """The rows of some sources by stratum, each as indices: a source's, so that how many rows it has is no chance.
+
+    A group is drawn as a whole, so one with rows of several sources is in the stratum of that with most of its rows. Where
+    that leaves a source one group, it goes to the largest stratum.
+
+    Args:
+        groups, sources: of all rows, (n,).
+        wanted: the sources.
+    """
+    rows = np.flatnonzero(np.isin(sources, list(wanted)))
+    names, of_source = np.unique(sources[rows], return_inverse=True)
+    ids, of_group = np.unique(groups[rows], return_inverse=True)
+    counts = np.zeros((len(ids), len(names)), int)
+    np.add.at(counts, (of_group, of_source), 1)
+    home = counts.argmax(axis=1)
+    for source in range(len(names)):
+        if (home == source).sum() == 1 < (counts[:, source] > 0).sum():
+            home[home == source] = np.bincount(home).argmax()
+    return [rows[home[of_group] == source] for source in np.unique(home)]
+
+
 def bootstrap(strata: Sequence[Stratum], rng: np.random.Generator, resamples: int = RESAMPLES) -> Estimates:
     """Ratio estimates with symmetric bootstrap-t intervals, resampled within each stratum.
 
@@ -83,8 +107,8 @@ def bootstrap(strata: Sequence[Stratum], rng: np.random.Generator, resamples: in
     t = _resampled_t(strata, value, rng, resamples)
     # The ceil((B + 1) * LEVEL)-th smallest, as for a p-value that counts the observed set.
     rank = min(int(np.ceil((resamples + 1) * LEVEL)), resamples) - 1
-    half = np.partition(t, rank, axis=0)[rank] * se
     with np.errstate(divide="ignore", invalid="ignore"):
+        half = np.partition(t, rank, axis=0)[rank] * se
         p = (1 + np.sum(t >= np.abs(value) / se, axis=0)) / (resamples + 1)
     # No spread at all: every resample repeats the value.
     constant = se < NO_SPREAD

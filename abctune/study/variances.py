@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
+from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 from abctune.study.statistics import NO_SPREAD
 
@@ -27,7 +27,10 @@ from abctune.study.statistics import NO_SPREAD
 MAX_PRIOR_DF = 3.0
 PRIOR_DF_SHARE = 1 / 3
 
+LEAST_P = 1e-300  # a smaller p-value is given as this one
+
 Floats = NDArray[np.float64]
+Component = tuple[float, float]  # a variance of the mean, and its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,18 @@ class Parts:
     )
     n: int  # rows
     n_groups: int
+    is_same: bool  # of a difference: no row of any replicate differs
 
 
 def parts_of(
-    by_replicate: Floats, influences: Floats, *, unit: float, rows_df: float, n: int, n_groups: int
+    by_replicate: Floats,
+    influences: Floats,
+    *,
+    unit: float,
+    rows_df: float,
+    n: int,
+    n_groups: int,
+    is_same: bool = False,
 ) -> Parts:
     """Split the variance of one quantity by what is random: which rows were held out, and which trainings were run.
 
@@ -67,15 +78,16 @@ def parts_of(
         rows_df: degrees of freedom of the variance from rows.
         n: rows.
         n_groups: clusters of rows.
+        is_same: no row of any replicate differs.
     """
     k = len(by_replicate)
     covariance = influences @ influences.T
     if k == 1:
-        return Parts(by_replicate, None, 0.0, float(covariance[0, 0]), 0.0, rows_df, n, n_groups)
+        return Parts(by_replicate, None, 0.0, float(covariance[0, 0]), 0.0, rows_df, n, n_groups, is_same)
     shared = float((covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
     interaction = max(0.0, float(np.trace(covariance) / k) - shared)
     between = float(by_replicate.var(ddof=1))
-    return Parts(by_replicate, between, unit, max(0.0, shared), interaction, rows_df, n, n_groups)
+    return Parts(by_replicate, between, unit, max(0.0, shared), interaction, rows_df, n, n_groups, is_same)
 
 
 def from_replicates(parts: Parts, priors: Sequence[Prior]) -> tuple[float, float | None]:
@@ -171,8 +183,27 @@ def moderated(variance: float, df: float, prior: Prior, unit: float = 1.0) -> tu
     return (prior.df * unit * prior.variance + df * variance) / (prior.df + df), prior.df + df
 
 
-def satterthwaite(*components: tuple[float, float]) -> float:
-    """Degrees of freedom of a sum of independent variances, each given with its own (Satterthwaite 1946)."""
-    total = sum(variance for variance, _ in components)
-    spread = sum(variance**2 / df for variance, df in components)
-    return total**2 / spread if spread > 0 else np.inf
+def margin_of_error(components: Sequence[Component], alpha: float) -> float:
+    """Half the width of the 1 - alpha interval of a mean whose variance is a sum of independent ones.
+
+    Each component's own margin, t times its standard error, joined as squares. The interval holds the truth at least as
+    often as it says, whatever the true variances are (Banerjee 1960). Satterthwaite's approximation does not where one
+    component has few degrees of freedom: replicates that agree by luck make it trust the rows alone.
+    """
+    return float(np.sqrt(sum(variance * stdtrit(df, alpha / 2) ** 2 for variance, df in components)))
+
+
+def p_value(distance: float, components: Sequence[Component]) -> float:
+    """The alpha whose interval has this half width: the two-sided p of "the truth is this far away"."""
+    known = [one for one in components if one[0] > 0]
+    z = distance / np.sqrt(sum(variance for variance, _ in known))
+    degrees = [df for _, df in known]
+    # With the most degrees of freedom for all components p would be smaller, with the fewest larger.
+    low, high = (max(LEAST_P, float(2 * stdtr(df, -z))) for df in (max(degrees), min(degrees)))
+
+    def excess(log_alpha: float) -> float:
+        return margin_of_error(known, float(np.exp(log_alpha))) - distance
+
+    if excess(np.log(low)) <= 0 or excess(np.log(high)) >= 0:  # they meet, but for rounding
+        return high
+    return float(np.exp(brentq(excess, np.log(low), np.log(high))))

@@ -44,19 +44,21 @@ def verdict_of(d: Difference, comparison: Comparison) -> Verdict:
     """Put one difference in words."""
     model, reference = (named(name, d) for name in d.pair)
     margin = margin_words(comparison)
-    if d.low is None or d.high is None:
-        reason = f"too few independent conversations for an interval ({d.on.size})"
-        text = f"{model} compared with {reference} {where(d)}: undecided, {reason}."
-        return Verdict(d, "undecided: no interval", sentence(text))
+    size_of_study = d.on.size + common_replicates(d, comparison)
     if d.is_same:
-        text = f"{model} and {reference} are the same {where(d)}: equal in every replicate, {d.on.size}."
+        text = f"{model} and {reference} are the same {where(d)}: no row of any replicate differs, {size_of_study}."
         return Verdict(d, "the same", sentence(text))
-    amount = interval(d.value, d.low, d.high, comparison.margin if d.outcome not in DECIDED else 0)
-    found = f"{d.model} − {d.reference} = {with_unit(amount, d.metric)}, {d.on.size}"
+    if d.low is None or d.high is None:
+        reason = f"{d.why_no_interval}, so there is no interval ({size_of_study})"
+        text = f"{model} compared with {reference} {where(d)}: undecided; {reason}."
+        return Verdict(d, "undecided: no interval", sentence(text))
+    near = comparison.margin if d.outcome not in DECIDED and d.metric.name == LOSS.name else 0
+    amount = interval(d.value, d.low, d.high, near)
+    found = f"{d.model} − {d.reference} = {with_unit(amount, d.metric)}, {size_of_study}"
     if d.outcome in DECIDED:
         size = interval(*sorted_by_size(d.value, d.low, d.high))
         small = smaller_than(d, comparison)
-        text = f"{model} is {d.outcome} than {reference} {where(d)} by {with_unit(size, d.metric)}, {d.on.size}{small}."
+        text = f"{model} is {d.outcome} than {reference} {where(d)} by {with_unit(size, d.metric)}, {size_of_study}{small}."
         return Verdict(d, f"{d.outcome} by {size}", sentence(text + one_run(d)))
     if d.outcome == "equivalent":
         text = f"{model} and {reference} are equivalent {where(d)} within ±{margin} ({found})."
@@ -78,6 +80,14 @@ def named(model: str, d: Difference) -> str:
 def where(d: Difference) -> str:
     """On which set, and by which metric where it is not the loss."""
     return d.on.where if d.metric.name == LOSS.name else f"{d.on.where} in {d.metric.name}"
+
+
+def common_replicates(d: Difference, comparison: Comparison) -> str:
+    """What to add where one of the two was trained more often than they are compared."""
+    k = len(d.by_replicate)
+    if all(comparison.replicates.get(name, k) <= k for name in d.pair):
+        return ""
+    return f", {'replicate 1' if k == 1 else f'the first {k} replicates'} of each"
 
 
 def margin_words(comparison: Comparison) -> str:
@@ -127,7 +137,7 @@ MANY_PAIRS = 6  # beyond three variants, a line per reference instead of one per
 def one_by_one(overall: list[Verdict]) -> list[str]:
     """A sentence per pair that is decided, one for all that are not."""
     lines = [v.text for v in overall if v.outcome != "undecided"]
-    rest = [f"{v.difference.model} and {v.difference.reference}" for v in overall if v.outcome == "undecided"]
+    rest = [f"{v.difference.model} vs {v.difference.reference}" for v in overall if v.outcome == "undecided"]
     return lines + ([f"Undecided overall: {listed(rest)}."] if rest else [])
 
 
@@ -155,8 +165,10 @@ def forgetting(verdicts: list[Verdict]) -> list[str]:
 def forgetting_sentence(v: Verdict) -> str:
     """`C forgets: general text worse by 0.03 [0.02, 0.04]`, or its opposite."""
     d = v.difference
+    if d.is_same:
+        return f"{d.model} does not forget: no row of general text differs from base's."
     if d.low is None or d.high is None:
-        return f"{d.model}: whether it forgets is undecided ({d.on.n:,} rows of general text are too few)."
+        return f"{d.model}: whether it forgets is undecided ({d.why_no_interval}, n = {d.on.n:,})."
     size = interval(*sorted_by_size(d.value, d.low, d.high))
     amount = interval(d.value, d.low, d.high)
     return {

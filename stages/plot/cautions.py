@@ -9,6 +9,7 @@ from abctune.study.comparison import Comparison
 from abctune.study.coverage import untested
 from abctune.study.inputs import Study, Trained
 from abctune.study.origins import made_with
+from abctune.study.wording import listed
 from stages.plot.rows import FULL
 
 FEW_GROUPS = 30  # below this, an interval from rows is itself shaky
@@ -47,10 +48,9 @@ def test_set_warnings(comparison: Comparison) -> Iterator[str]:
     """Of sets that are too small."""
     for on in comparison.sets:
         if comparison.value(BASE, on.name).low is None:
-            yield (
-                f"{on.name}: {on.n:,} conversations in {on.n_groups:,} groups are too few for an interval; "
-                "give the test subset a larger share"
-            )
+            few = f"{on.n:,} conversations in {on.n_groups:,} groups are too few"
+            lone = f"{listed(list(on.lone))} has one group of test rows only, which is too few"
+            yield f"{on.name}: {lone if on.lone else few} for an interval; give the test subset a larger share"
         elif on.n_groups < FEW_GROUPS:
             yield (
                 f"{on.name}: intervals rest on {on.n_groups:,} independent groups only; "
@@ -82,7 +82,8 @@ def runs_limit(comparison: Comparison) -> str:
             "The intervals cover which conversations were held out, and which first weights and order of rows a training had. "
             "They do not cover the draw of the mix: all replicates of a variant train on the same rows."
         )
+    once = listed([name for name, k in comparison.replicates.items() if k == 1 and name != BASE])
     return (
-        "The intervals cover which conversations were held out. They do not cover the seed: another training of the same recipe "
-        "gives another adapter, and may shift every number here by more than the variants differ."
+        f"Intervals that have to do with {once} cover which conversations were held out. They do not cover the seed: another "
+        "training of the same recipe gives another adapter, and may shift these numbers by more than the variants differ."
     )

@@ -48,7 +48,7 @@ def test_the_first_columns_of_dvc_exp_show_are_every_models_loss_and_the_verdict
 
 
 def test_a_planted_harm_is_called_worse(fake_run):
-    fake_run({"A": effect(chat=0.05)}, n={"chat": 200, "instruct": 200})
+    fake_run({"A": effect(chat=0.08)}, n={"chat": 200, "instruct": 200})
     assert outcomes()["A", "base", "chat"] == "worse"
 
 
@@ -235,7 +235,9 @@ def test_what_cannot_be_collected_names_the_stage_that_makes_it(fake_run, capsys
 def test_a_tiny_test_set_gives_no_interval_and_says_so(plotted, undrawn):
     summary = plotted({"C": effect(chat=-1.0)}, n={"chat": 3, "instruct": 40})
     report = Path("plots/report.md").read_text()
-    assert "C compared with base on chat: undecided, too few independent conversations" in report
+    assert (
+        "C compared with base on chat: undecided; too few independent conversations tell them apart" in report
+    )
     assert "chat: 3 conversations in 3 groups are too few for an interval" in report
     table = pd.read_csv("plots/test_loss.csv").set_index(["model", "source"])
     assert table.loc["C", "chat"][["low", "high"]].isna().all()

@@ -73,6 +73,72 @@ def test_the_interval_holds_the_truth_in_93_to_97_of_100_studies():
     assert 0.93 <= np.mean(held) <= 0.97
 
 
+def test_two_replicates_that_agree_by_luck_do_not_make_a_difference_certain():
+    """Of two trainings alone one in ten pairs is near enough to look like no spread at all."""
+    false = 0
+    for seed in range(300):
+        rows, sums = study(seed, k=2, training=0.03, rows=0.03)
+        alone = {"base": sums["base"], "B": sums["B"] + 0.15 * rows.weights}
+        found = compare_recipes(rows, alone, [("B", "base")], SETS, margin=0.02, seed=1, resamples=199)
+        false += any(d.outcome in ("better", "worse") for d in found.differences)
+    assert false <= 15
+
+
+def test_p_is_below_0_05_just_where_the_interval_leaves_out_0():
+    for seed in range(40):
+        for d in compared(*study(seed, effect=0.015, training=0.01), resamples=199).differences:
+            assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
+
+
+def test_a_group_with_rows_of_two_sources_counts_once():
+    """Two sources with the same 30 first questions hold what 30 groups hold, not 60."""
+    rng, n = np.random.default_rng(0), 60
+    shift = 0.03 * np.tile(rng.standard_normal(30), 2)  # by first question
+    sums = {"base": np.full((1, n), 300.0), "B": 300.0 + 100 * shift[None].repeat(3, axis=0)}
+    apart, shared = (
+        compare_recipes(
+            TestRows(np.full(n, 100.0), groups, np.repeat(["chat", "instruct"], 30)),
+            sums,
+            [("B", "base")],
+            SETS,
+            margin=0.02,
+            seed=1,
+            resamples=299,
+        ).difference("B", "base", "overall")
+        for groups in (np.arange(n), np.arange(n) % 30)
+    )
+    assert (apart.n_groups, shared.n_groups) == (60, 30)
+    assert shared.se_rows == pytest.approx(np.sqrt(2) * apart.se_rows, rel=0.02)
+
+
+def test_equal_totals_of_different_rows_are_no_equality():
+    rows, sums = study(k=1)
+    turned = sums["B"].copy()
+    turned[0, :2] += [1.0, -1.0]  # of one group
+    turned[0, 2:5:2] += [1.0, -1.0]  # of two
+    found = compared(rows, sums | {"C": turned}, margin=None)
+    assert found.difference("C", "B", "overall").value == pytest.approx(0, abs=1e-12)
+    assert not found.difference("C", "B", "overall").is_same
+    assert found.difference("C", "B", "overall").outcome == "undecided"
+    same = compared(rows, sums | {"C": sums["B"]}).difference("C", "B", "overall")
+    assert (same.is_same, same.outcome) == (True, "equivalent")
+
+
+def test_conversations_that_all_show_the_same_give_no_certainty():
+    """Six of six rows right in one model and wrong in the other: no spread, so chance cannot be estimated."""
+    rows = TestRows(np.ones(6), np.arange(6), np.repeat("chat", 6))
+    sums = {"B": np.zeros((3, 6)), "C": np.ones((3, 6))}
+    pairs, sets = [("C", "B")], {"chat": ("chat",)}
+    found = compare_recipes(rows, sums, pairs, sets, margin=None, seed=1, fixed=(), lower_is_better=False)
+    (difference,) = found.differences
+    assert (difference.low, difference.p, difference.outcome) == (None, None, "undecided")
+
+
+def test_without_a_margin_nothing_is_equivalent_or_not_worse():
+    found = compared(*study(training=0.001, rows=0.005, n=300), margin=None)
+    assert {d.outcome for d in found.differences} <= {"better", "worse", "undecided"}
+
+
 def test_with_one_replicate_the_verdict_is_about_the_adapters():
     rows, sums = study(k=1, effect=0.05)
     difference = compared(rows, sums).difference("C", "B", "overall")

@@ -29,6 +29,8 @@ CLEAR = Difference(
     p_holm=0.0018,
     by_replicate=(-0.11, -0.12, -0.13),
     replicate_sd=0.01,
+    is_same=False,
+    why_no_interval="too few independent conversations tell them apart",
     is_within_margin=False,
     outcome="better",
     plan=None,
@@ -77,12 +79,23 @@ def test_the_correction_can_take_a_winner_away_and_the_sentence_says_so():
 def test_no_winner_without_an_interval():
     found = verdict(replace(CLEAR, low=None, high=None, p=None, p_holm=None, outcome="undecided"))
     assert found.outcome == "undecided"
-    assert "too few independent conversations for an interval (n = 67)" in found.text
+    assert "too few independent conversations tell them apart, so there is no interval (n = 67)" in found.text
 
 
 def test_equal_models_are_called_the_same():
-    found = verdict(replace(CLEAR, value=0.0, by_replicate=(0.0, 0.0, 0.0), outcome="equivalent"))
+    equal = replace(CLEAR, value=0.0, low=None, high=None, by_replicate=(0.0, 0.0, 0.0), is_same=True)
+    found = verdict(replace(equal, outcome="equivalent"))
     assert (found.outcome, found.short) == ("equivalent", "the same")
+
+
+def test_a_tie_in_total_is_not_called_the_same():
+    tie = replace(UNCLEAR, value=0.0, low=-0.03, high=0.03, by_replicate=(0.0, 0.0, 0.0))
+    assert verdict(tie).short == "undecided 0.00 [−0.03, 0.03]"
+
+
+def test_where_one_was_trained_more_often_the_sentence_says_which_replicates_were_compared():
+    unequal = replace(study(CLEAR), replicates={"base": 1, "B": 5, "C": 3})
+    assert verdict_of(CLEAR, unequal).text.endswith("n = 67, the first 3 replicates of each.")
 
 
 def test_groups_are_named_where_they_are_fewer_than_rows():
@@ -108,7 +121,7 @@ def test_a_shown_difference_that_is_smaller_than_the_margin_says_so():
 
 def test_one_run_speaks_of_adapters_and_has_no_headline():
     once = replace(CLEAR, on=OVERALL, about="adapters", by_replicate=(-0.12,), replicate_sd=None)
-    found = verdict(once)
+    found = verdict_of(once, study(once, replicates=1))
     assert found.text == (
         "This adapter of C is better than this adapter of B overall by 0.12 nats [0.09, 0.15], n = 140 in 120 groups."
         " One run: nothing is said about the recipes."

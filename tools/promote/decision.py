@@ -87,6 +87,7 @@ def decide(
         target: the set on which the candidate must be better.
         faults: what `python -m tools.verify` found wrong.
     """
+    assert found.margin is not None  # compare_with sets it
     rest = [on for on in sets if on != target]
     criteria = [
         about_recipes(found.difference(variant, IN_USE, target)),
@@ -139,5 +140,5 @@ def verified(faults: Sequence[str]) -> Criterion:
 def amount(d: RecipeDifference) -> str:
     """The difference with its interval."""
     if d.low is None or d.high is None:
-        return "too few rows for an interval"
+        return d.why_no_interval
     return with_unit(interval(d.value, d.low, d.high))
