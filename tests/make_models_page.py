@@ -17,6 +17,7 @@ from abctune.core.files import write_json
 from abctune.llm.gguf_families import FAMILIES
 from stages.train.plain import UNSLOTH
 from tests.llm.test_architectures import ARCHITECTURES
+from tests.llm.wrappers import WRAPPERS
 from tests.pages import with_part
 from tests.train.test_plain import PLAIN
 
@@ -25,6 +26,10 @@ PAGE = ROOT / "docs/models.md"
 PATHS = ROOT / "tests/llm/whole_path.json"
 GPU = ROOT / "benchmarks/results/gpu_models.json"
 START, END = "<!-- table: made by tests.make_models_page -->\n", "<!-- end of table -->"
+WRAPPERS_START, WRAPPERS_END = (
+    "<!-- models that read images too: made by tests.make_models_page -->\n",
+    "<!-- end of models that read images too -->",
+)
 # Of the gradient, over what 16 bit alone cost transformers: more would be another computation, not rounding.
 TOLERANCE = 1.5
 # Why there is no GGUF of an architecture: what abctune/llm/gguf_families.py would have to know of it.
@@ -65,6 +70,14 @@ def rows() -> Iterator[str]:
         )
 
 
+def rows_of_wrappers() -> Iterator[str]:
+    """A line per model that reads images too; the rest of what is tested of them is the same for all."""
+    measured = json.loads(GPU.read_text(encoding="utf-8"))["models"]
+    yield "| `model_type` | train on a GPU |\n|---|---|"
+    for kind in sorted(WRAPPERS):
+        yield f"| {kind} | {on_a_gpu(kind, measured)} |"
+
+
 def on_a_cpu(kind: str) -> str:
     """Whether a test has trained it, and by what it is trained."""
     by = "Unsloth" if kind in UNSLOTH else "transformers"
@@ -94,8 +107,9 @@ def chat(kind: str, app: str) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its table made anew."""
-    return with_part(page, START, END, "\n".join(rows()))
+    """The page with its tables made anew."""
+    page = with_part(page, START, END, "\n".join(rows()))
+    return with_part(page, WRAPPERS_START, WRAPPERS_END, "\n".join(rows_of_wrappers()))
 
 
 if __name__ == "__main__":
