@@ -204,6 +204,6 @@ def p_value(distance: float, components: Sequence[Component]) -> float:
     def excess(log_alpha: float) -> float:
         return margin_of_error(known, float(np.exp(log_alpha))) - distance
 
-    if excess(np.log(low)) <= 0 or excess(np.log(high)) >= 0:  # they meet, but for rounding
-        return high
-    return float(np.exp(brentq(excess, np.log(low), np.log(high))))
+    if excess(np.log(low)) <= 0:  # but for rounding: the others are nothing next to it
+        return low
+    return high if excess(np.log(high)) >= 0 else float(np.exp(brentq(excess, np.log(low), np.log(high))))

@@ -16,7 +16,7 @@ from abctune.study.recipes import (
     holm_of_margins,
     what_would_decide,
 )
-from abctune.study.variances import Prior, moderated, prior_of_variances, trigamma_inverse
+from abctune.study.variances import Prior, moderated, p_value, prior_of_variances, trigamma_inverse
 
 SETS = {"overall": ("chat", "instruct"), "chat": ("chat",), "instruct": ("instruct",)}
 PAIRS = [("B", "base"), ("C", "base"), ("C", "B")]
@@ -88,6 +88,14 @@ def test_p_is_below_0_05_just_where_the_interval_leaves_out_0():
     for seed in range(40):
         for d in compared(*study(seed, effect=0.015, training=0.01), resamples=199).differences:
             assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
+
+
+def test_a_source_of_chance_that_is_next_to_nothing_changes_no_p():
+    for distance in (0.1, 2.0, 6.0):
+        alone = p_value(distance, [(1.0, 40.0)])
+        assert alone == pytest.approx(2 * stats.t.sf(distance, 40))
+        for tiny in (1e-33, 1e-25):
+            assert p_value(distance, [(1.0, 40.0), (tiny, 2.0)]) == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_group_with_rows_of_two_sources_counts_once():
