@@ -1,7 +1,8 @@
 """Served as judged? The published adapter on each base format that is served, compared with how it was judged.
 
 Adapters are judged on the base as eval loads it, and served on others: 16-bit, 4-bit, an exported file of its own. Here rows are all
-that is random (it is one and the same adapter), so the interval is the paired bootstrap over rows.
+that is random (it is one and the same adapter), so the interval is the paired bootstrap over rows. What is concluded is
+corrected for all variants and formats; the interval printed is of one alone.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtr
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, ExportFormat, exported_stage
 from abctune.core.records import LOSS
-from abctune.study import statistics
+from abctune.study import recipes, statistics
 from abctune.study.inputs import Evaluated, Study
-from abctune.study.statistics import ALPHA
-from abctune.study.wording import interval, sorted_by_size
+from abctune.study.statistics import ALPHA, NO_SPREAD
+from abctune.study.verdicts import sentence
+from abctune.study.wording import adapter_of, interval, sorted_by_size
 
 Outcome = Literal["better", "worse", "equivalent", "undecided"]
 
@@ -36,31 +39,38 @@ class Served:
     value: float
     low: float | None
     high: float | None
-    p: float | None
+    se: float | None
+    df: float | None  # those with which Student's t gives the bootstrap's interval
+    p: float | None  # of "the format costs nothing"
     gain: float | None  # over base on the same format; None where base was not scored on it
     outcome: Outcome = "undecided"
+    margin: float = 0.0  # that it was judged by
+    p_corrected: float | None = None  # of what the interval alone would show and the correction does not
 
     @property
     def text(self) -> str:
-        """`equivalent: 0.001 [−0.001, 0.003]`."""
+        """`equivalent: 0.001 [−0.001, 0.003]`; where the correction left nothing of it, also its p."""
         if self.low is None or self.high is None:
             return "undecided: too few rows for an interval"
         if self.outcome in ("better", "worse"):
             return f"{self.outcome} by {interval(*sorted_by_size(self.value, self.low, self.high))}"
-        return f"{self.outcome}: {interval(self.value, self.low, self.high)}"
+        amount = f"{self.outcome}: {interval(self.value, self.low, self.high, self.margin)}"
+        return (
+            amount if self.p_corrected is None else f"{amount}, p = {self.p_corrected:.2g} after correction"
+        )
 
 
 def served_headlines(served: Sequence[Served]) -> list[str]:
     """A line per variant that was scored on other formats."""
     return [
-        f"{model} as served, compared with how it was judged (nats): "
+        sentence(f"{adapter_of(model)} as served, compared with how it was judged (nats): ")
         + "; ".join(f"{one.format} {one.text}" for one in served if one.model == model)
         for model in dict.fromkeys(one.model for one in served)
     ]
 
 
 def compare_served(study: Study) -> list[Served]:
-    """One entry per variant and format; equivalence and difference corrected for all of them.
+    """One entry per variant and format, each with its outcome after correction for all of them.
 
     Raises:
         UserError: a format was scored on other rows than the comparison's.
@@ -70,13 +80,34 @@ def compare_served(study: Study) -> list[Served]:
         for name in study.trained
         for form, rows in study.models[name].served.groupby("format", sort=False)
     ]
-    tested = [one for one in found if one.p is not None]
-    adjusted = iter(statistics.holm([one.p for one in tested if one.p is not None]))
-    margin = study.params.evaluation.margin
-    return [
-        one if one.p is None else replace(one, outcome=outcome_of(one, next(adjusted), margin))
-        for one in found
-    ]
+    return judged_together(found, study.params.evaluation.margin)
+
+
+def judged_together(found: Sequence[Served], margin: float) -> list[Served]:
+    """With outcomes. Two families, as for recipes: "it costs something", and "it costs the margin or more"."""
+    tested = [i for i, one in enumerate(found) if one.p is not None]
+    p_differs = statistics.holm([one.p for one in found if one.p is not None])
+    p_margins = recipes.holm_of_margins(
+        np.array([margin_p(found[i], margin) for i in tested], dtype=np.float64).reshape(-1, 2)
+    )
+    result = list(found)
+    for i, p, both in zip(tested, p_differs, p_margins.tolist(), strict=True):
+        result[i] = concluded(replace(found[i], margin=margin), p, max(both))
+    return result
+
+
+def margin_p(one: Served, margin: float) -> tuple[float, float]:
+    """The p-values of "it costs the margin or more" and of "it gains the margin or more".
+
+    Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
+    """
+    if one.se is None or one.df is None:
+        return 1.0, 1.0
+    if one.se < NO_SPREAD:
+        return float(one.value >= margin), float(one.value <= -margin)
+    one_sided = stdtr(one.df, -np.array([margin - one.value, margin + one.value]) / one.se)
+    p_costs, p_gains = np.minimum(1.0, 2 * one_sided).tolist()
+    return p_costs, p_gains
 
 
 def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
@@ -98,10 +129,12 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
         of = (rows["source"] == source).to_numpy()
         strata.append(statistics.cluster_sums(rows["group"].to_numpy(str)[of], tokens[of], gap[of, None]))
     e = statistics.bootstrap(strata, np.random.default_rng([study.params.seed, len(form)]))
-    low, high, p = (float(x[0]) if np.isfinite(x[0]) else None for x in (e.low, e.high, e.p))
+    low, high, se, p = (float(x[0]) if np.isfinite(x[0]) else None for x in (e.low, e.high, e.se, e.p))
+    df = float(statistics.t_df(e)[0])  # infinite where the normal distribution holds
     losses = judged["nll"].sum() / tokens.sum(), rows["nll"].sum() / tokens.sum()
     gain = gain_on(study, form, rows)
-    return Served(name, form, len(rows), *losses, float(e.value[0]), low, high, p, gain)
+    value = float(e.value[0])
+    return Served(name, form, len(rows), *losses, value, low, high, se, None if np.isnan(df) else df, p, gain)
 
 
 def own_rows(study: Study, model: Evaluated) -> pd.DataFrame:
@@ -130,12 +163,18 @@ def gain_on(study: Study, form: str, rows: pd.DataFrame) -> float | None:
     return float((base[LOSS.sum].sum() - rows[LOSS.sum].sum()) / rows[LOSS.weight].sum())
 
 
-def outcome_of(one: Served, p_holm: float, margin: float) -> Outcome:
-    """Equivalent within the margin comes first: a small difference that is shown costs nothing that counts."""
+def concluded(one: Served, p_differs: float, p_margin: float) -> Served:
+    """With the outcome that holds after correction, or the corrected p of what the interval alone would show.
+
+    Equivalent within the margin comes first: a small difference that is shown costs nothing that counts.
+    """
     if one.low is None or one.high is None:
-        return "undecided"
-    if -margin < one.low and one.high < margin:
-        return "equivalent"
-    if p_holm < ALPHA and not one.low <= 0 <= one.high:
-        return "better" if one.value < 0 else "worse"
-    return "undecided"
+        return one
+    is_inside, is_apart = -one.margin < one.low and one.high < one.margin, not one.low <= 0 <= one.high
+    if is_inside and p_margin < ALPHA:
+        return replace(one, outcome="equivalent")
+    if is_apart and p_differs < ALPHA:
+        return replace(one, outcome="better" if one.value < 0 else "worse")
+    if is_inside or is_apart:
+        return replace(one, p_corrected=p_margin if is_inside else p_differs)
+    return one

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
+from abctune.core.params import BASE
 from abctune.core.records import GENERAL, LOSS, OVERALL, Metric
 
 
 def on_set(on: str) -> str:
     """A set of test rows as it stands in a sentence: `overall`, `on general text`, `on chat`."""
     return {OVERALL: "overall", GENERAL: "on general text"}.get(on, f"on {on}")
+
+
+def adapter_of(model: str) -> str:
+    """A model in a sentence about what one adapter did: its replicates did not take part."""
+    return model if model == BASE else f"this adapter of {model}"
 
 
 def sorted_by_size(value: float, low: float, high: float) -> tuple[float, float, float]:
