@@ -13,9 +13,11 @@ from abctune.study import statistics
 from abctune.study.comparison import pairs_of
 from abctune.study.inputs import Study
 from abctune.study.statistics import ALPHA
-from abctune.study.wording import interval, sorted_by_size
+from abctune.study.verdicts import sentence
+from abctune.study.wording import adapter_of, interval, sorted_by_size
 
 TaskOutcome = Literal["better", "worse", "not shown"]
+ONE_ADAPTER = "One adapter of each variant answered the tasks: nothing is said about the recipes."
 KINDS = {"instructions": "instruction", "code": "code repair"}  # as eval names them, and one in words
 
 
@@ -74,14 +76,15 @@ class TaskDifference:
 
     @property
     def short(self) -> str:
-        """For `dvc exp show`: "better by 0.25 [0.05, 0.43]"."""
+        """For `dvc exp show`: "one run: better by 0.25 [0.05, 0.43]"."""
         if self.outcome == "not shown":
-            return f"not shown {interval(self.value, self.low, self.high)}"
-        return f"{self.outcome} by {interval(*sorted_by_size(self.value, self.low, self.high))}"
+            return f"one run: not shown {interval(self.value, self.low, self.high)}"
+        return f"one run: {self.outcome} by {interval(*sorted_by_size(self.value, self.low, self.high))}"
 
     @property
     def text(self) -> str:
-        """The verdict as a sentence."""
+        """The verdict as a sentence about the two adapters that answered."""
+        model, reference = adapter_of(self.model), adapter_of(self.reference)
         what, size = self.on.words(self.n), f"n = {self.n:,}"
         counts = (
             f"{self.model_only} passed by {self.model} only, {self.reference_only} by {self.reference} only"
@@ -89,12 +92,16 @@ class TaskDifference:
         if self.outcome != "not shown":
             more = "more" if self.outcome == "better" else "fewer"
             amount = interval(*sorted_by_size(self.value, self.low, self.high))
-            return f"{self.model} passes {more} {what} than {self.reference}: the share differs by {amount}, {size} ({counts})."
+            return sentence(
+                f"{model} passes {more} {what} than {reference}: the share differs by {amount}, {size} ({counts})."
+            )
         amount = f"{self.model} − {self.reference} = {interval(self.value, self.low, self.high)}"
         reason = "the interval contains 0"
         if not self.low <= 0 <= self.high:
             reason = f"p = {self.p_holm:.2g} after correction, though the interval alone leaves out 0"
-        return f"{self.model} against {self.reference} on {what}: not shown: {reason} ({amount}, {size}; {counts})."
+        return sentence(
+            f"{model} against {reference} on {what}: not shown: {reason} ({amount}, {size}; {counts})."
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def difference(
 
 
 def task_headlines(comparison: TaskComparison) -> list[str]:
-    """One line for all that is shown, or that nothing is, per set of tasks."""
+    """A line for each difference that is shown, or one that none is, per set of tasks."""
     lines = []
     for on in comparison.sets:
         of = [d for d in comparison.differences if d.on == on]
@@ -161,5 +168,7 @@ def task_headlines(comparison: TaskComparison) -> list[str]:
         if shown:
             lines += shown
         elif of:
-            lines.append(f"On {what}, no model is shown to pass more than another.")
-    return lines
+            lines.append(
+                f"On {what}, no published adapter is shown to pass more or fewer than base or another."
+            )
+    return [*lines, ONE_ADAPTER] if any(d.outcome != "not shown" for d in comparison.differences) else lines

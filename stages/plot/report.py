@@ -60,6 +60,7 @@ def report_of(
         "headlines": all_headlines(study, verdicts, comparison, tasks, served),
         "tasks": tasks,
         "own_checks": own_rows(study),
+        "one_adapter": of_one_adapter(study, tasks, served),
         "task_rows": task_rows(study),
         "preferences": preferences_of(study),
         "served": served,
@@ -78,6 +79,16 @@ def report_of(
         "dark": {"ink": DARK[INK], "muted": DARK[MUTED], "line": DARK[FAINT], "paper": DARK[PAPER]},
         "level": LEVEL,
     }
+
+
+def of_one_adapter(study: Study, tasks: TaskComparison, served: list[Served]) -> list[str]:
+    """What of the report the published adapters alone made, in words: replicates did not answer, nor were they served."""
+    parts = {
+        "tasks": bool(tasks.sets),
+        "people's votes": bool(preferences_of(study).strengths),
+        "results as served": bool(served),
+    }
+    return [name for name, there in parts.items() if there]
 
 
 def render_html(report: Report) -> str:

@@ -13,7 +13,8 @@ from abctune.study.exposure import Confound
 from abctune.study.inputs import OVERALL, Study
 from abctune.study.own import Flip, SourceCheck, source_checks
 from abctune.study.rendering import readable
-from abctune.study.verdicts import Verdict
+from abctune.study.verdicts import Verdict, sentence
+from abctune.study.wording import adapter_of
 from stages.plot.figures.bars import first_seconds, peak_gib, throughput
 
 REPORTED = Path(__file__).with_name("reported.yaml")
@@ -158,6 +159,9 @@ def own_rows(study: Study) -> list[Row]:
                 {
                     "model": flips.model,
                     "reference": flips.reference,
+                    "pair": sentence(
+                        f"{adapter_of(flips.model)} compared with {adapter_of(flips.reference)}"
+                    ),
                     "won": len(flips.won),
                     "lost": len(flips.lost),
                     "rows": [

@@ -55,7 +55,7 @@ def checked(fake_run):
 def test_summary_counts_what_was_won_and_lost(checked):
     b = checked["B"]["checks"]["chat"]
     assert (b["n"], b["passed"], b["won"], b["lost"]) == (40, 38, 19, 1)
-    assert b["vs_base"].startswith("better by")
+    assert b["vs_base"].startswith("one run: better by")
     assert "won" not in checked["base"]["checks"]["chat"]
     assert checked["C"]["checks"]["chat"]["macro_f1"] == 1.0
     # Of 10 ham rows base gets 5, of 30 spam rows 15: F1 = 10 / (10 + 20) and 30 / (30 + 20).
@@ -65,8 +65,8 @@ def test_summary_counts_what_was_won_and_lost(checked):
 def test_the_report_lists_the_rows_won_and_lost_and_no_answer_is_markup(checked):
     page = Path("plots/report/report.html")
     text = (page if page.exists() else next(Path("plots").rglob("report.html"))).read_text()
-    assert "B compared with base: 19 rows won, 1 lost" in text
-    assert "B passes more rows of the check on chat than base" in text
+    assert "This adapter of B compared with base: 19 rows won, 1 lost" in text
+    assert "This adapter of B passes more rows of the check on chat than base" in text
     assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
     assert '<td class="wrap">ham</td><td class="n">5 of 10 <small>given 20</small></td>' in text
     # Of 40 rows base gets 20 labels; what one answer was not asked for counts as not held.
@@ -80,7 +80,7 @@ def test_the_card_counts_each_label(checked):
     assert "Labels of the check on chat" in card
     assert "| ham | 5 of 10 | 20 | 9 of 10 | 10 |" in card  # base, then B
     assert "| macro-F1 | 0.467 | | " in card
-    assert "B passes more rows of the check on chat than base" in card
+    assert "This adapter of B passes more rows of the check on chat than base" in card
 
 
 def test_without_checks_nothing_is_said_of_them(plotted):

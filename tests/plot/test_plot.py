@@ -85,7 +85,9 @@ def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted, u
     assert summary["C"]["served"]["16bit"].startswith("equivalent: ")
     assert summary["C"]["served"]["q4_k_m.gguf"].startswith("worse by 0.0")
     text = Path("plots/report.md").read_text()
-    assert re.search(r"^- C as served, .*: 16bit equivalent: .*; q4_k_m.gguf worse by 0\.0", text, re.M)
+    assert re.search(
+        r"^- This adapter of C as served, .*: 16bit equivalent: .*; q4_k_m.gguf worse by 0\.0", text, re.M
+    )
     assert re.search(r"\| C \| 16bit \| .* \| equivalent: ", text)
     assert re.search(r"\| C \| q4_k_m.gguf \| .* \| worse by 0\.0(49|5)", text)
 
@@ -111,6 +113,11 @@ def test_another_metric_is_compared_as_the_loss_is(fake_run, undrawn):
     main()
     text = Path("plots/report.md").read_text()
     assert re.search(r"C is better than base overall in accuracy by 0\.2\d* share", text)
+    # 18 differences of each metric, and each metric has a correction of its own.
+    for page in (text, Path("plots/report.html").read_text()):
+        assert "for all 18 comparisons of a metric" in page and "comparisons on this page" not in page
+        assert "Better means a lower test loss, in nats per supervised token; in accuracy, higher." in page
+        assert "Equivalent and not worse are about the loss, by the margin of 0.02 nats" in page
 
 
 def test_models_with_equal_results_are_called_the_same(fake_run):

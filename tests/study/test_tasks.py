@@ -54,13 +54,30 @@ def test_a_model_that_passes_many_more_tasks_is_called_better(plotted, undrawn):
     summary = plotted(passed={"base": HALF, "A": HALF, "B": HALF, "C": better})
     assert summary["C"]["tasks"] == {"pass": 0.75} and summary["base"]["tasks"] == {"pass": 0.5}
     found = compare_tasks(read_study(load_params()))
-    assert found.difference("C", "base", "instructions").short.startswith("better by 0.25 [0.1")
-    assert found.difference("B", "base", "instructions").short.startswith("not shown")
+    assert found.difference("C", "base", "instructions").short.startswith("one run: better by 0.25 [0.1")
+    assert found.difference("B", "base", "instructions").short.startswith("one run: not shown")
     text = Path("plots/report.md").read_text()
     assert re.search(
-        r"C passes more instructions than B: the share differs by 0\.25 \[0\.1\d, 0\.3\d\], n = 60", text
+        r"This adapter of C passes more instructions than this adapter of B: the share differs by 0\.25 \[0\.1\d, 0\.3\d\], n = 60",
+        text,
     )
     assert "15 passed by C only, 0 by B only" in text
+
+
+def test_a_result_of_one_adapter_is_never_stated_about_the_variant(plotted, undrawn, capsys):
+    """The published adapter alone answers the tasks, however many replicates the losses are averaged over."""
+    plotted(passed={"base": [False] * 20, "A": [False] * 20, "B": [True] * 20, "C": [False] * 20})
+    wanted = "This adapter of B passes more instructions than base: the share differs by 1.00"
+    against = "This adapter of C passes fewer instructions than this adapter of B"
+    nothing = "nothing is said about the recipes"
+    for text in (
+        capsys.readouterr().out,
+        *(Path("plots", f).read_text() for f in ("report.md", "cards/B.md")),
+    ):
+        assert wanted in text and against in text and nothing in text
+        assert not re.search(r"(?<!of )\b[ABC] passes|than [ABC]\b:", text)
+    page = Path("plots/report.html").read_text()
+    assert wanted in page and "tasks are of one adapter per variant, the published one" in page.lower()
 
 
 def test_a_difference_on_few_tasks_is_not_shown(fake_run):
