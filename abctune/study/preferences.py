@@ -24,7 +24,7 @@ from abctune.study.comparison import pairs_of
 from abctune.study.inputs import Study
 from abctune.study.statistics import ALPHA
 from abctune.study.votes import VoteRecord, training_id
-from abctune.study.wording import number
+from abctune.study.wording import adapter_of, number
 
 # The standard deviation of a normal prior on strengths. It keeps them finite where one model won every vote; a few votes
 # outweigh it, since two standard deviations let a model win 99.7 % of all rounds.
@@ -50,12 +50,16 @@ class Strength:
 
 @dataclass(frozen=True)
 class Preference:
-    """How often `model` is preferred where both are shown; by chance alone, half the time."""
+    """How often `model` is preferred in the votes that one of the two won; by chance alone, half the time.
+
+    A vote that a third answer won says nothing about the other two.
+    """
 
     model: str
     reference: str
-    n: int  # votes in which both were shown
-    value: float  # that share
+    shown: int  # votes in which both were shown
+    n: int  # of them, those that one of the two won, and ties
+    value: float  # that share of these
     low: float
     high: float
     p: float  # two-sided, of "the share is one half"
@@ -70,13 +74,20 @@ class Preference:
 
     @property
     def text(self) -> str:
-        """As a sentence: `B is preferred to A in 71 % of votes [55, 83], n = 31.`."""
-        amount = f"{_percent(self.value)} % of votes [{_percent(self.low)}, {_percent(self.high)}]"
+        """What people say, as a clause: `this adapter of B is preferred to base in 71 % of votes [55, 83], n = 31.`.
+
+        Where third answers won some votes: `... of the votes that one of the two won [55, 83], n = 31 of 90 with both.`.
+        """
+        model, reference = adapter_of(self.model), adapter_of(self.reference)
+        some = self.n < self.shown
+        votes = "the votes that one of the two won" if some else "votes"
+        share = f"{_percent(self.value)} % of {votes} [{_percent(self.low)}, {_percent(self.high)}]"
+        size = f"n = {self.n:,}" + (f" of {self.shown:,} with both" if some else "")
         if self.outcome == "undecided":
-            return f"{self.model} and {self.reference}: undecided, {self.model} is preferred in {amount}, n = {self.n:,}."
+            return f"{model} and {reference}: undecided, {self.model} is preferred in {share}, {size}."
         if self.outcome == "preferred":
-            return f"{self.model} is preferred to {self.reference} in {amount}, n = {self.n:,}."
-        return f"{self.reference} is preferred to {self.model}, which wins {amount}, n = {self.n:,}."
+            return f"{model} is preferred to {reference} in {share}, {size}."
+        return f"{reference} is preferred to {model}, which wins {share}, {size}."
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Preferences:
     pairs: tuple[Preference, ...] = ()
 
     def pair(self, model: str, reference: str) -> Preference | None:
-        """One pair's preference; None where the two were never shown together."""
+        """One pair's preference; None where no vote is between the two."""
         return next((p for p in self.pairs if (p.model, p.reference) == (model, reference)), None)
 
 
@@ -195,12 +206,13 @@ def _preference(
     value: Floats,
     covariance: Floats,
 ) -> Preference:
-    n = sum(model in vote.shown and reference in vote.shown for vote in votes)
+    both = [vote.preferred for vote in votes if model in vote.shown and reference in vote.shown]
+    n = sum(preferred in (model, reference, None) for preferred in both)
     middle, low, high = _difference(seen, model, reference, value, covariance)
     sd = (high - low) / 2 / NormalDist().inv_cdf((1 + statistics.LEVEL) / 2)
     p = 2 * NormalDist().cdf(-abs(middle) / sd)
     share, low, high = (float(expit(x)) for x in (middle, low, high))
-    return Preference(model, reference, n, share, low, high, p)
+    return Preference(model, reference, len(both), n, share, low, high, p)
 
 
 def preference_headlines(found: Preferences) -> list[str]:
@@ -208,7 +220,9 @@ def preference_headlines(found: Preferences) -> list[str]:
     if not found.pairs:
         return []
     decided = [f"People: {pair.text}" for pair in found.pairs if pair.outcome != "undecided"]
-    return decided or [f"In {found.votes:,} blind votes, no model is shown to be preferred to another."]
+    return decided or [
+        f"In {found.votes:,} blind votes, no published adapter is shown to be preferred to base or another."
+    ]
 
 
 def _percent(share: float) -> str:

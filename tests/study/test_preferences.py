@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -54,10 +56,29 @@ def test_intervals_hold_the_true_share_in_about_95_of_100_studies(k):
 def test_a_model_that_wins_every_vote_has_finite_strength_and_few_votes_decide_nothing():
     found = preferences_between([vote("base", "B", preferred="B")] * 3, MODELS, {})
     assert found.pairs[0].outcome == "undecided" and found.strengths[1].high < 20
-    assert preference_headlines(found) == ["In 3 blind votes, no model is shown to be preferred to another."]
+    assert preference_headlines(found) == [
+        "In 3 blind votes, no published adapter is shown to be preferred to base or another."
+    ]
     found = preferences_between([vote("base", "B", preferred="B")] * 30, MODELS, {})
     assert found.pairs[0].outcome == "preferred"
-    assert preference_headlines(found)[0].startswith("People: B is preferred to base in 9")
+    assert preference_headlines(found)[0].startswith("People: this adapter of B is preferred to base in 9")
+
+
+def test_a_share_is_of_the_votes_that_one_of_the_two_won_and_says_how_many_these_are():
+    """Most people prefer a third answer; what they think of the other two, nobody knows."""
+    votes = [vote("A", "B", "C", preferred="C")] * 160
+    votes += [vote("A", "B", "C", preferred="B")] * 32 + [vote("A", "B", "C", preferred="A")] * 8
+    found = preferences_between(votes, MODELS, {}).pair("B", "A")
+    assert (found.n, found.shown) == (40, 200) and found.value == pytest.approx(0.8, abs=0.01)
+    assert re.fullmatch(
+        r"this adapter of B is preferred to this adapter of A in 80 % of the votes that one of the two won "
+        r"\[\d\d, \d\d\], n = 40 of 200 with both\.",
+        found.text,
+    )
+    # A tie among all three is a vote on every pair; a pair that no vote is between has no share.
+    tied = [*votes, *[vote("A", "B", "C", preferred=None)] * 10]
+    assert preferences_between(tied, MODELS, {}).pair("B", "A").n == 50
+    assert preferences_between(votes[:160], MODELS, {}).pair("B", "A") is None
 
 
 def test_ties_draw_together_and_who_was_not_shown_is_not_compared():

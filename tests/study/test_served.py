@@ -18,7 +18,7 @@ def served(cost: float, se: float, df: float = 60, form: str = "4bit") -> Served
     return Served("B", form, 80, 3.0, 3.0 + cost, cost, cost - half, cost + half, se, df, p, None)
 
 
-def false_verdicts(true_cost: float, false: set[str], pairs: int = 6, studies: int = 1_000) -> float:
+def false_verdicts(true_cost: float, false: set[str], pairs: int = 6, studies: int = 700) -> float:
     """In what share of studies of so many adapters and formats, all of which cost the same, any verdict is false."""
     rng, found = np.random.default_rng(1), 0
     for _ in range(studies):

@@ -66,7 +66,7 @@ def test_blind_votes_on_todays_adapters_stand_in_the_report_next_to_the_losses(
         json.loads(Path("metrics/study.json").read_text()),
     )
     assert "What people prefer" in report and "42 blind votes" in report
-    assert "People: B is preferred to base in 9" in report
+    assert "People: this adapter of B is preferred to base in 9" in report
     assert any("B is preferred to base" in line for line in headlines["headlines"])
     assert headlines["abctune"] == abctune.__version__
-    assert "| B – base | 42 | 0.9" in Path("plots/report.md").read_text()
+    assert "| B – base | 42 of 42 | 0.9" in Path("plots/report.md").read_text()
