@@ -13,6 +13,8 @@ from abctune.study.wording import listed
 
 Facts = dict[str, Any]
 
+# What a variant was trained with, which no setting of a variant decides.
+MACHINE = ("software", "hardware")
 # What a difference can be due to, and the resolved arguments that make it up. "data" and "batch" are computed.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "learning rate": ("learning_rate",),
@@ -68,6 +70,11 @@ class Confound:
         )
 
     def _remedy(self) -> str:
+        """How to find the cause. Where the machines differ, every control that is trained today would differ in them too."""
+        if machine := [cause for cause in self.differs if cause in MACHINE]:
+            rest = [cause for cause in self.differs if cause not in MACHINE]
+            left = f"in {listed(rest)} only" if rest else "in nothing"
+            return f"Trained again with the same {listed(machine)}, they would differ {left}."
         there = [
             f"{control.cause} ({' and '.join(control.pair)})" for control in self.controls if control.pair
         ]
@@ -99,6 +106,12 @@ def recipe(trained: Trained) -> dict[str, Facts]:
         "adapter choice": {"kept by": record.published_replicate.kept.by},
         "seed": {"seed": record.arguments.get("seed")},
         "base model": {"name": base.name, "pin": base.pin},
+        # Without abctune's own version: DVC trains again where the code that trains has changed.
+        "software": {
+            **{name: version for name, version in record.versions.items() if name != "abctune"},
+            "kernels": record.kernels,
+        },
+        "hardware": {**record.hardware, "processes": record.processes},
     }
 
 

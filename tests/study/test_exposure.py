@@ -56,6 +56,24 @@ def test_adapters_of_different_steps_are_pointed_out(fake_run):
     )
 
 
+def test_another_version_or_machine_is_a_cause_like_any_other(fake_run):
+    """A variant trained a month ago, on another computer: nobody can say that its data made the difference."""
+    fake_run()
+    record = training_record("C")
+    rewrite("C", record | {"versions": record["versions"] | {"torch": "1.0"}})
+    found = confound("C", "B")
+    assert found.differs["software"] == ({"torch": "1.0"}, {"torch": "2.14.1"})
+    assert "what a difference is due to" not in found.sentence
+    assert found.sentence.startswith(
+        "They differ in data and software: the cause of a difference is not identified. "
+        "Trained again with the same software, they would differ in data only."
+    )
+    rewrite("C", record | {"hardware": record["hardware"] | {"gpu": "a card"}})
+    assert list(confound("C", "B").differs) == ["data", "hardware"]
+    rewrite("C", record | {"versions": record["versions"] | {"abctune": "9.9"}})
+    assert list(confound("C", "B").differs) == ["data"]
+
+
 def test_several_differences_leave_the_cause_open_and_name_the_controls(fake_run):
     fake_run()
     found = confound("B", "A")
