@@ -18,8 +18,8 @@ from app.service import Service
 
 PLOTS = Path("plots")
 FIGURES = {
-    "forest": "Paired differences in test loss with 95 % intervals. Filled: shown after correction.",
-    "curves": "Train loss, held-out loss and learning rate, by optimizer step.",
+    "forest": "Paired differences in test loss with 95 % intervals; right, the same near 0. Filled: better or worse is shown after correction.",
+    "curves": "Train loss, validation loss and learning rate, by optimizer step. Compare the losses of variants with the same data only.",
     "test_loss": "Test loss of every model, with each replicate's as a small dot.",
 }
 NONE = "No results here: `dvc repro` makes them, `dvc pull` brings them."

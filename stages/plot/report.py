@@ -10,6 +10,7 @@ from abctune.study.comparison import Comparison
 from abctune.study.exposure import Confound
 from abctune.study.inputs import Study
 from abctune.study.origins import data_origins, made_with
+from abctune.study.own_loss import own_rows_note
 from abctune.study.preferences import preferences_of
 from abctune.study.results import all_headlines
 from abctune.study.served import Served
@@ -68,6 +69,7 @@ def report_of(
         "trained": {name: trained.record for name, trained in study.trained.items()},
         "confounds": confounds,
         "training": training_rows(study),
+        "own_loss": own_rows_note(study),
         "formatted": quarantine_rows(study),
         "generation": {name: model.record.generation for name, model in study.models.items()},
         "samples": samples(study),

@@ -104,6 +104,26 @@ def collect(root: Path = Path(), *variants: str) -> None:
             main(variant)
 
 
+def add_accuracy() -> None:
+    """A second metric in the run of the current folder, by which C is better than all others by 0.2."""
+    accuracy = {
+        "name": "accuracy",
+        "sum": "n_correct",
+        "weight": "n_supervised",
+        "unit": "share",
+        "lower_is_better": False,
+    }
+    for model in ("base", *RECIPES):
+        folder = Path("metrics/eval") / model
+        rows = pd.read_parquet(folder / "conversations.parquet")
+        share = 0.4 + 0.2 * (model == "C") + 0.01 * (rows["replicate"] % 3) + 0.02 * (rows["nll"] % 1)
+        rows.assign(n_correct=share * rows["n_supervised"]).to_parquet(folder / "conversations.parquet")
+        record = json.loads((folder / "metrics.json").read_text())
+        loss = {"name": "loss", "sum": "nll", "weight": "n_supervised", "unit": "nats per supervised token"}
+        (folder / "metrics.json").write_text(json.dumps(record | {"metrics": [loss, accuracy]}))
+    collect()
+
+
 def source_of(name: str) -> dict[str, Any]:
     """A source's source.json."""
     return {

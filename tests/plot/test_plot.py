@@ -18,7 +18,7 @@ from abctune.study.comparison import compare
 from abctune.study.inputs import read_study
 from abctune.study.verdicts import verdicts_of
 from stages.plot.__main__ import main
-from tests.plot.fake_run import RECIPES, ROOT, collect, effect
+from tests.plot.fake_run import RECIPES, ROOT, add_accuracy, collect, effect
 
 CONVERSATIONS = "metrics/eval/{}/conversations.parquet"
 
@@ -94,22 +94,7 @@ def test_each_base_format_is_compared_with_how_the_adapter_was_judged(plotted, u
 
 def test_another_metric_is_compared_as_the_loss_is(fake_run, undrawn):
     fake_run()
-    accuracy = {
-        "name": "accuracy",
-        "sum": "n_correct",
-        "weight": "n_supervised",
-        "unit": "share",
-        "lower_is_better": False,
-    }
-    for model in ("base", *RECIPES):
-        folder = Path("metrics/eval") / model
-        rows = pd.read_parquet(folder / "conversations.parquet")
-        share = 0.4 + 0.2 * (model == "C") + 0.01 * (rows["replicate"] % 3) + 0.02 * (rows["nll"] % 1)
-        rows.assign(n_correct=share * rows["n_supervised"]).to_parquet(folder / "conversations.parquet")
-        record = json.loads((folder / "metrics.json").read_text())
-        loss = {"name": "loss", "sum": "nll", "weight": "n_supervised", "unit": "nats per supervised token"}
-        (folder / "metrics.json").write_text(json.dumps(record | {"metrics": [loss, accuracy]}))
-    collect()
+    add_accuracy()
     main()
     text = Path("plots/report.md").read_text()
     assert re.search(r"C is better than base overall in accuracy by 0\.2\d* share", text)

@@ -6,7 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from abctune.study.inputs import CURVES, Study
+from abctune.study.own_loss import are_on_same_rows, own_rows_note
 from abctune.study.summary import mean_curve
+from stages.plot.colors import MUTED
 from stages.plot.figures.style import Style, Styles, drawn_step, panels, rounded_to
 
 TITLES = {
@@ -14,9 +16,14 @@ TITLES = {
     "eval_loss": ("validation loss during training", "nats per token"),
     "learning_rate": ("learning rate", "per step, log scale"),
 }
+OWN_ROWS = {  # where the variants have different data
+    "train_loss": "train loss, each variant on its own rows",
+    "eval_loss": "validation loss, each variant on its own rows",
+}
 FEW_POINTS = 12  # up to this many, a curve's points are marked
 LABEL_POINTS = 11  # height of a label, in points
 POINTS_PER_INCH = 72
+LEADER = (0, (1, 3))  # from a curve's end to its name
 
 
 def curves(study: Study, styles: Styles) -> Figure:
@@ -36,7 +43,7 @@ def curves(study: Study, styles: Styles) -> Figure:
             if end := draw_curve(axis, study, variant, name, styles[variant], step):
                 ends[variant] = end
         title, unit = TITLES[name]
-        axis.set_title(title)
+        axis.set_title(title if are_on_same_rows(study) else OWN_ROWS.get(name, title))
         axis.set_ylabel(unit)
         axis.grid(axis="y")
         label_ends(axis, ends, styles, height)
@@ -82,6 +89,8 @@ def draw_curve(
 def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], styles: Styles, height: float) -> None:
     """Write each curve's name in the right margin, level with its end, pushed apart where they would overlap.
 
+    The line from the one to the other is grey and dotted: in the curve's color it would look as if the curve went on.
+
     Args:
         height: of the panel, in inches.
     """
@@ -92,7 +101,14 @@ def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], styles: Styles,
     scale = axis.transScale.transform
     (_, bottom), (_, top) = scale((1, low)), scale((1, high))
     wanted = {name: (scale((1, y))[1] - bottom) / (top - bottom) for name, (_, y) in ends.items()}
-    line = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2}
+    line = {
+        "arrowstyle": "-",
+        "linewidth": 0.7,
+        "linestyle": LEADER,
+        "color": MUTED,
+        "shrinkA": 1,
+        "shrinkB": 4,
+    }
     for name, at in spread(wanted, LABEL_POINTS / POINTS_PER_INCH / height).items():
         color = styles[name].color
         axis.annotate(
@@ -104,7 +120,7 @@ def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], styles: Styles,
             fontweight="bold",
             va="center",
             annotation_clip=False,
-            arrowprops=line | {"color": color},
+            arrowprops=line,
         )
 
 
@@ -129,6 +145,7 @@ def curves_alt(study: Study) -> str:
         if len(curve):
             first, last = curve["train_loss"].iloc[0], curve["train_loss"].iloc[-1]
             ends.append(f"{variant} from {first:.2f} to {last:.2f} in {int(curve['step'].iloc[-1])} steps")
-    return (
+    text = (
         f"Train loss, validation loss and learning rate over optimizer steps. Train loss: {', '.join(ends)}."
     )
+    return f"{text} {own_rows_note(study)}".rstrip()

@@ -124,10 +124,18 @@ def dark_rules() -> str:
 
 def panels(heights: list[float], **kwargs: Any) -> tuple[Figure, list[Axes]]:
     """Panels above one another, `heights` inches each, plus room for titles and labels."""
+    figure, axes = panel_rows(heights, [1], **kwargs)
+    return figure, [axis for (axis,) in axes]
+
+
+def panel_rows(heights: list[float], widths: list[float], **kwargs: Any) -> tuple[Figure, list[list[Axes]]]:
+    """The same with several panels in a row, whose widths are in these proportions."""
     layout = ConstrainedLayoutEngine(h_pad=0.06, hspace=0.04)
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.55 * len(heights)), layout=layout)
-    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights, **kwargs)
-    return figure, list(axes[:, 0])
+    axes = figure.subplots(
+        len(heights), len(widths), squeeze=False, height_ratios=heights, width_ratios=widths, **kwargs
+    )
+    return figure, [list(row) for row in axes]
 
 
 def drawn(value: float) -> float:
