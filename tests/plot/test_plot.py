@@ -102,6 +102,7 @@ def test_another_metric_is_compared_as_the_loss_is(fake_run, undrawn):
     for page in (text, Path("plots/report.html").read_text()):
         assert "for all 18 comparisons of a metric" in page and "comparisons on this page" not in page
         assert "Better means a lower test loss, in nats per supervised token; in accuracy, higher." in page
+        assert "The verdicts by loss and accuracy are on recipes" in page
         assert "Equivalent and not worse are about the loss, by the margin of 0.02 nats" in page
 
 
