@@ -428,10 +428,8 @@ def _rows_factor(d: RecipeDifference, k: int, margin: float | None, comparisons:
         components = _future_components(d, k, factor)
         decided = margin_of_error(components, ALPHA / comparisons)
         missed = 1 - POWER
-        shown = decided + margin_of_error(components, 2 * missed) <= abs(
-            d.value
-        )  # one end must stay outside 0
-        # Both ends must stay inside: half of the misses on each side.
+        # To be shown, one end must stay clear of 0. To be within, both must stay inside: half of the misses on each side.
+        shown = decided + margin_of_error(components, 2 * missed) <= abs(d.value)
         within = margin is not None and decided + margin_of_error(components, missed) <= margin - abs(d.value)
         return bool(shown or within)
 
