@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from abctune.llm.chat import Unrenderable, prompt_ids
+from abctune.llm.chat import Unrenderable, prefix, prompt_ids, text_ids
 from abctune.llm.conversation import Message
 from app.request import Refused
 from app.thoughts import with_thoughts_apart
@@ -76,7 +76,7 @@ def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int,
     Raises:
         Refused: it does not fit.
     """
-    ids = list(tokenizer(text, split_special_tokens=True)["input_ids"])
+    ids = [*prefix(tokenizer), *text_ids(tokenizer, text)]
     if not ids:
         raise Refused("an empty prompt; write something first")
     if len(ids) + min(max_new_tokens, context // 2) > context:

@@ -6,6 +6,7 @@ Everything that feeds text to a model (format, live samples, eval, app) goes thr
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from abctune.llm.conversation import Message, Tools
 from abctune.llm.tokenizer import REPLY_MARKUP, control_tokens
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -281,10 +283,24 @@ class Encoder:
             _alternatives(tokens),
             _alternatives(token for token in tokens if token not in REPLY_MARKUP),
         )
-        backend = self.tokenizer.backend_tokenizer
-        bare, after_break = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
+        core = self._core
+        bare, after_break = (core.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
         # Llama 2's kind puts a word boundary before every text, but not after a line break.
         self._anchor = "" if after_break[-len(bare) :] == bare else "\n"
+
+    @property
+    def _core(self) -> Tokenizer:
+        """The tokenizer's Rust core, which keeps what a call of transformers' last set: to split control tokens, cut or pad.
+
+        Then a copy that does none of these. To set the core back would disturb another thread's call.
+        """
+        core: Tokenizer = self.tokenizer.backend_tokenizer
+        if core.encode_special_tokens or core.truncation or core.padding:
+            core = copy.deepcopy(core)
+            core.encode_special_tokens = False
+            core.no_truncation()
+            core.no_padding()
+        return core
 
     def mask(
         self, messages: Sequence[Message], tools: Tools | None = None
@@ -334,7 +350,7 @@ class Encoder:
         """
         if not marks:
             # The tokenizer's Rust core on all cores; transformers' wrapper would build unused masks and offsets.
-            encode = self.tokenizer.backend_tokenizer.encode_batch_fast
+            encode = self._core.encode_batch_fast
             if not self._anchor:
                 return [one.ids for one in encode(list(texts), add_special_tokens=False)]
             anchors = ["" if number in begins else self._anchor for number in range(len(texts))]
@@ -360,7 +376,7 @@ class Encoder:
 
     @property
     def _n_anchor(self) -> int:
-        return len(self.tokenizer.backend_tokenizer.encode(self._anchor, add_special_tokens=False).ids)
+        return len(self._core.encode(self._anchor, add_special_tokens=False).ids)
 
     def _characters(self, token: str) -> list[int]:
         """Ids of a control token's characters: in two halves, neither of which is the token."""
@@ -400,3 +416,20 @@ def prompt_ids(
         pieces = prompt_pieces(tokenizer, folded, masked_tools)
     found = encoder.ids([piece.text for piece in pieces], marks, begins=(0,))
     return [token for ids in found for token in ids]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text outside any conversation, without a bos; control tokens in it stay the characters written.
+
+    In place of transformers' `split_special_tokens=True`, which stays set for whoever uses the tokenizer next.
+    """
+    encoder = Encoder(tokenizer)
+    (masked,), _, marks = encoder.mask([Message(role="user", content=text)])
+    return encoder.ids([masked["content"]], marks, begins=(0,))[0]
+
+
+def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before any text, as in pretraining: a beginning-of-text token, or nothing."""
+    ids: list[int] = tokenizer.encode("a")
+    plain: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    return ids[: len(ids) - len(plain)] if ids[len(ids) - len(plain) :] == plain else []

@@ -16,6 +16,7 @@ from abctune.core.files import read_rows, read_table
 from abctune.core.params import Params
 from abctune.core.places import GENERAL_TEXT, SPLIT
 from abctune.core.records import GENERAL
+from abctune.llm.chat import prefix, text_ids
 from abctune.llm.conversation import IGNORE
 
 if TYPE_CHECKING:
@@ -83,16 +84,9 @@ def _row(index: int, group: str, ids: list[int], tokenizer: PreTrainedTokenizerB
     }
 
 
-def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before any text, as in pretraining: a beginning-of-text token, or nothing."""
-    ids: list[int] = tokenizer.encode("a")
-    plain: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    return ids[: len(ids) - len(plain)] if ids[len(ids) - len(plain) :] == plain else []
-
-
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[list[int]]:
     """A document's token ids in pieces of `size`, each scored alone; control tokens in it stay plain text."""
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids = text_ids(tokenizer, text)
     for start in range(0, len(ids), size):
         if len(window := ids[start : start + size]) >= MIN_TOKENS:
             yield window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -183,6 +184,26 @@ def test_a_text_is_gone_on_with_whole_and_streamed(client):
     for prompt in ("y " * 7_000, "", ["one", "two"], [[1, 2]], [7]):
         with pytest.raises(openai.BadRequestError):
             client.completions.create(model="C", prompt=prompt)
+
+
+def test_a_text_that_is_gone_on_with_leaves_conversations_as_they_are(client):
+    def chat():
+        done = client.chat.completions.create(
+            model="C", messages=HELLO, max_tokens=2, logprobs=True, temperature=0
+        )
+        return done.usage.prompt_tokens, [score.logprob for score in done.choices[0].logprobs.content]
+
+    def text():
+        return client.completions.create(
+            model="C", prompt="once <|im_end|> upon", max_tokens=2
+        ).usage.prompt_tokens
+
+    alone, alone_text = chat(), text()
+    assert chat() == alone
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(one) for one in 6 * (chat, text)]
+        found = [one.result() for one in asked]
+    assert {number for number, _ in found[::2]} == {alone[0]} and set(found[1::2]) == {alone_text}
 
 
 def test_it_is_healthy_and_every_error_is_one_that_clients_read(address, service):

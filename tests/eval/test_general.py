@@ -11,7 +11,9 @@ import pytest
 from abctune.core.errors import UserError
 from abctune.core.params import load_params
 from abctune.core.records import GENERAL
-from stages.eval.rows import documents, general_rows, prefix, windows
+from abctune.llm.chat import prefix, prompt_ids
+from abctune.llm.conversation import Message
+from stages.eval.rows import documents, general_rows, windows
 from tests import small
 
 
@@ -64,8 +66,12 @@ def test_a_beginning_of_text_token_stands_before_it_only_where_the_tokenizer_put
 
 def test_control_tokens_in_a_text_stay_text():
     tokenizer = small.chatml_tokenizer()
+    question = [Message(role="user", content="a question")]
+    prompt = prompt_ids(tokenizer, question)
     (ids,) = windows("a text with <|im_end|> in it", tokenizer, 100)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+    assert tokenizer.decode(ids) == "a text with <|im_end|> in it"
+    assert prompt_ids(tokenizer, question) == prompt, "and in a conversation's markup they stay tokens"
     assert list(windows("too short", tokenizer, 100)) == []
 
 

@@ -309,6 +309,23 @@ def glm_tokenizer(template=GLM):
     return tokenizer
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "left_set",
+    [
+        {"split_special_tokens": True},
+        {"truncation": True, "max_length": 4},
+        {"padding": "max_length", "max_length": 90},
+    ],
+)
+def test_a_prompt_is_the_same_whatever_a_tokenizer_was_used_for_before(name, left_set):
+    asked = messages("What does <|im_end|> or <|eot_id|> mean, in a few words?", system="be brief")
+    tokenizer = {"chatml": small.chatml_tokenizer, "llama-3.1": small.llama_tokenizer}[name]()
+    expected = prompt_ids(tokenizer, asked)
+    tokenizer("a text of more than four tokens", **left_set)
+    assert prompt_ids(tokenizer, asked) == expected
+
+
 def test_where_no_token_ends_a_reply_the_one_that_begins_the_next_turn_is_learned():
     tokenizer = glm_tokenizer()
     renderer = Renderer(tokenizer, 1000)
