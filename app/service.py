@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from app.context import Prompt, fit, fit_text
 from app.engines import Engine, Job, Piece, TokenScore
 from app.engines.loading import LoadingEngine
+from app.grammar import Follower
 from app.models import Models
 from app.request import MAX_LIKELIEST, Refused, Request, draw_seeds
 
@@ -270,10 +271,12 @@ def _stream(replies: list[Reply], pieces: Iterator[Piece]) -> Iterator[list[Repl
     # Whose first words were shown. Those are not held back: the next piece may take seconds.
     speaking: set[int] = set()
     begun: dict[int, float] = {}  # an engine announces each job with an empty piece when it begins it
+    followers = {place: Follower(reply.request.grammar) for place, reply in enumerate(replies)}
     for piece in pieces:
         now, reply = time.perf_counter(), replies[piece.index]
         if reply.finish == "stop":  # at a stop string, of which the engine does not know
             continue
+        followers[piece.index].read(piece.text, ended=piece.finish == "stop")
         reply.add(piece.text)
         reply.n_tokens, reply.seconds = piece.n_tokens, now - begun.setdefault(piece.index, now)
         if reply.finish != "stop":  # what follows a stop string is no part of the answer

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 REQUIREMENTS = (
     "gradio",
     "jinja2",
+    "llguidance",
     "markdown-it-py",
     "nh3",
     "numpy",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
@@ -274,6 +276,82 @@ def test_a_response_format_and_a_grammar_are_kept_to(client):
     assert re.fullmatch(r'\{\s*"n"\s*:\s*-?\d+\s*\}', said.message.content)
     letters = ask(model="B", messages=HELLO, extra_body={"grammar": 'root ::= "ca" "b"+ "."'}, max_tokens=9)
     assert letters.choices[0].message.content == "ca" + "b" * 7
+
+
+def of_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf constraints are not supported"),
+        ({"not": {"type": "string"}}, r'Unimplemented keys: \["not"\]'),
+        ({"properties": {"a": {"if": {"type": "string"}}}}, r'Unimplemented keys: \["if"\]'),
+        ({"type": "string", "pattern": "^(?=a)"}, "look-ahead and look-behind, is not supported"),
+        ({"$ref": "#/$defs/missing"}, "Pointer '/\\$defs/missing' does not exist"),
+        ({"$ref": "http://example.com/schema"}, "Resource 'http://example.com/schema' is not present"),
+        ({"type": "int"}, "Invalid type: int"),
+        ({"type": "object", "required": "n"}, "Expected array for 'required'"),
+        # These are found while llama.cpp writes: its llguidance takes no `uri`, and gives up among 500 keys.
+        ({"type": "string", "format": "uri"}, "could not keep to this schema; give one with fewer optional"),
+        (
+            {"properties": {f"k{i}": {} for i in range(500)}, "type": "object"},
+            "could not keep to this schema",
+        ),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_to_is_refused_with_the_reason_on_one_line(client, schema, reason):
+    asked = {"model": "B", "messages": HELLO, "max_tokens": 9, "response_format": of_schema(schema)}
+    with pytest.raises(openai.BadRequestError, match=f"response_format: .*{reason}") as refused:
+        client.chat.completions.create(**asked)
+    assert "\n" not in refused.value.message and "%json" not in refused.value.message
+    with pytest.raises(openai.APIError, match=reason):  # a stream may have begun
+        list(client.chat.completions.create(**asked, stream=True))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"type": "integer"}, {"type": "boolean"}]},
+        {"type": "array", "items": {"type": "string", "pattern": "^é+/$"}, "minItems": 2, "maxItems": 3},
+        {"$defs": {"a": {"enum": ["one", 2, None]}}, "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"],
+         "type": "object", "additionalProperties": False},
+    ],
+)  # fmt: skip
+def test_a_schema_that_can_be_kept_to_is(client, schema):
+    ask = {
+        "model": "B",
+        "messages": HELLO,
+        "max_tokens": 300,
+        "response_format": of_schema(schema),
+        "seed": 3,
+    }
+    done = client.chat.completions.create(**ask)
+    assert done.choices[0].finish_reason == "stop"
+    jsonschema.validate(json.loads(done.choices[0].message.content), schema)
+    cut = client.chat.completions.create(**ask, stop=done.choices[0].message.content[-1:])
+    assert cut.choices[0].finish_reason == "stop", "a stop string may end an answer before it is whole"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"grammar": "%llguidance {}\nstart: %json {}"}, "grammar must be GBNF"),
+        ({"grammar": []}, "grammar must be a text"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "array"}}},
+            "response_format must be",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "shema": 1}}},
+            "json_schema.shema",
+        ),
+    ],
+)
+def test_a_format_with_a_part_that_is_not_known_is_refused(client, wrong, says):
+    with pytest.raises(openai.BadRequestError, match=says):
+        client.chat.completions.create(model="B", messages=HELLO, extra_body=wrong)
 
 
 def test_another_engine_refuses_a_grammar_by_name(models, engines, tokenizer):
