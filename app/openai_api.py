@@ -25,6 +25,7 @@ from app.request import (
     NoSuchModel,
     Refused,
     Request,
+    Sampling,
     read_request,
     read_sampling,
     read_stop,
@@ -50,18 +51,21 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "modalities": (None, ["text"]),
 }
+# Fields of the other route.
+ONLY_CHAT: dict[str, tuple[Any, ...]] = {"prompt": (None,)}
+ONLY_TEXT: dict[str, tuple[Any, ...]] = {"messages": (None,), "top_logprobs": (None, 0)}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "adapter_strength")
+LIMITS = ("max_tokens", "max_completion_tokens")  # one, by its old and its new name
 # Fields that change no answer, and fields that are read elsewhere in this module. Any other field is refused, so that
 # none is ignored silently.
 KNOWN = {
     *ONLY,
     *SAMPLING,
+    *LIMITS,
     *(
         "model",
         "messages",
         "prompt",
-        "max_tokens",
-        "max_completion_tokens",
         "stop",
         "stream",
         "stream_options",
@@ -172,6 +176,7 @@ async def _complete(service: Service, http: HttpRequest, form: Form) -> Response
     try:
         body = await _read_body(http)
         request = _read(service, body, form)
+        with_usage = _read_stream(body)
     except Refused as refusal:
         return _refused(refusal)
     answer = _answer(service, request, http)
@@ -183,8 +188,6 @@ async def _complete(service: Service, http: HttpRequest, form: Form) -> Response
         return _refused(refusal)
     head = {"id": f"{form.id}-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
     if body.get("stream"):
-        options = body.get("stream_options")
-        with_usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
         return StreamingResponse(
             _events(form, head, first, answer, with_usage), media_type="text/event-stream"
         )
@@ -213,16 +216,11 @@ async def _read_body(http: HttpRequest) -> dict[str, Any]:
 
 
 def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
+    only = ONLY | (ONLY_CHAT if form.chat else ONLY_TEXT)
     for key, value in body.items():
-        if key not in KNOWN or (key in ONLY and value not in ONLY[key]):
-            raise Refused(f"{key} is not supported here")
-    given = {key: body[key] for key in SAMPLING if body.get(key) is not None}
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if isinstance(limit, int) and limit > MAX_NEW_TOKENS:  # the answer then ends with `length`
-        limit = MAX_NEW_TOKENS
-    if limit is not None:
-        given["max_new_tokens"] = limit
-    sampling = read_sampling(**given)
+        if key not in KNOWN or (key in only and value not in only[key]):
+            raise Refused(f"{key} is not supported here; leave it out")
+    sampling = _read_sampling(body)
     more: dict[str, Any] = {
         "stop": read_stop(body.get("stop")),
         "likeliest": _read_likeliest(body, form),
@@ -249,10 +247,41 @@ def _read(service: Service, body: dict[str, Any], form: Form) -> Request:
     return replace(read_request(names, model, messages, sampling), **more)
 
 
+def _read_sampling(body: dict[str, Any]) -> Sampling:
+    given = {key: body[key] for key in SAMPLING if body.get(key) is not None}
+    limits = {key: body[key] for key in LIMITS if body.get(key) is not None}
+    if not limits:
+        return read_sampling(**given)
+    if len(set(map(str, limits.values()))) > 1:
+        raise Refused("max_tokens and max_completion_tokens differ; give one of them")
+    name, limit = limits.popitem()
+    if isinstance(limit, int) and limit > MAX_NEW_TOKENS:  # the answer then ends with `length`
+        limit = MAX_NEW_TOKENS
+    return read_sampling(name, **given, max_new_tokens=limit)
+
+
+def _read_stream(body: dict[str, Any]) -> bool:
+    """Whether a stream ends with its usage; `stream` and `stream_options` are checked."""
+    stream, options = body.get("stream"), body.get("stream_options")
+    if not isinstance(stream, bool | None):
+        raise Refused("stream must be true or false")
+    if options is None:
+        return False
+    if not stream:
+        raise Refused("stream_options needs stream: true")
+    if not isinstance(options, dict) or not all(isinstance(value, bool | None) for value in options.values()):
+        raise Refused('stream_options must be an object, as {"include_usage": true}')
+    if further := [key for key, value in options.items() if value and key != "include_usage"]:
+        raise Refused(f"stream_options.{further[0]} is not supported here; leave it out")
+    return bool(options.get("include_usage"))
+
+
 def _read_likeliest(body: dict[str, Any], form: Form) -> int | None:
     """How many alternatives to report per token; None: no scores at all. The two forms ask for it differently."""
     asked, top = body.get("logprobs"), body.get("top_logprobs") or 0
-    if form.chat and isinstance(asked, bool | None):
+    if form.chat:
+        if not isinstance(asked, bool | None):
+            raise Refused("logprobs must be true or false; top_logprobs says how many alternatives")
         if top and not asked:
             raise Refused("top_logprobs needs logprobs: true")
         asked = top if asked else None

@@ -79,13 +79,18 @@ def draw_seeds(requests: Sequence[Request]) -> list[Request]:
     ]
 
 
-def read_sampling(**values: Any) -> Sampling:
-    """Sampling settings from what a caller gave, checked."""
+def read_sampling(limit: str = "max_new_tokens", **values: Any) -> Sampling:
+    """Sampling settings from what a caller gave, checked.
+
+    Args:
+        limit: what the caller calls `max_new_tokens`.
+    """
     try:
         return Sampling.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"])) or "settings"
+        name = limit if name == "max_new_tokens" else name
         raise Refused(f"{name}: {problem['msg'].lower()}") from None
 
 
@@ -125,6 +130,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
 def _message(message: Any) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise Refused(f"each message needs a role ({', '.join(ROLES)}) and content")
+    _check_known(message, ("role", "content"), "messages")
     content = message.get("content")
     # The API itself gives an empty answer where the model ends its turn at once; clients send it back.
     if message["role"] != "user" and content in (None, "", []):
@@ -132,12 +138,25 @@ def _message(message: Any) -> Message:
     return {"role": message["role"], "content": read_text(content)}
 
 
+def _check_known(given: dict[str, Any], known: Sequence[str], name: str) -> None:
+    """Refuse what is not read. Clients send back the fields of an answer without a value (`tool_calls`: null)."""
+    for key, value in given.items():
+        if key not in known and value not in (None, "", [], {}):
+            raise Refused(f"{name}: {str(key)[:40]} is not supported here; leave it out")
+
+
 def read_text(content: Any) -> str:
-    """A message's text: a string, or a list of `text` parts as Gradio and the OpenAI API also write it."""
+    """A message's text as it was written: a string, or a list of `text` parts as Gradio and the OpenAI API also write it.
+
+    White space at its ends stays, and parts follow one another without a break, as in training.
+    """
     if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
     ):
-        content = "\n".join(str(part.get("text", "")) for part in content)
+        for part in content:
+            _check_known(part, ("type", "text", "cache_control"), "a message's content")
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise Refused("a message's content must be text; files and images are not read")
     if len(content) > MAX_CHARACTERS:
@@ -145,7 +164,7 @@ def read_text(content: Any) -> str:
             f"a message of {len(content):,} characters is too long; at most {MAX_CHARACTERS:,} are read"
         )
     # A lone surrogate is valid in JSON and in a Python string, but has no UTF-8 and so no tokens.
-    content = content.encode("utf-8", "replace").decode("utf-8").strip()
-    if not content:
+    content = content.encode("utf-8", "replace").decode("utf-8")
+    if not content.strip():
         raise Refused("an empty message; write something first")
     return content

@@ -21,6 +21,8 @@ from tests.app.planted import LETTERS
 
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
 
+CALL = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+
 
 @pytest.fixture
 def client(address):
@@ -95,7 +97,17 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
     ("wrong", "says"),
     [
         ({"temperature": 3}, "temperature"),
-        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": 0}, "max_tokens: input should be"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens: input should be"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens and max_completion_tokens differ"),
+        ({"extra_body": {"stream": "false"}}, "stream must be true or false"),
+        ({"extra_body": {"stream": 0}}, "stream must be true or false"),
+        ({"extra_body": {"stream": True, "stream_options": 5}}, "stream_options must be an object"),
+        ({"stream": True, "stream_options": {"include_usage": "no"}}, "stream_options must be an object"),
+        ({"stream": True, "stream_options": {"typo": True}}, "stream_options.typo is not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),
+        ({"extra_body": {"prompt": "once"}}, "prompt is not supported here; leave it out"),
+        ({"logprobs": 3}, "logprobs must be true or false"),
         ({"n": 2}, "n is not supported"),
         ({"stop": ["x"] * 5}, "stop must be"),
         ({"stop": 7}, "stop must be"),
@@ -111,11 +123,46 @@ def test_an_answer_streams_and_ends_with_its_usage(client):
         ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "200,000 characters is too long"),
         ({"messages": [{"role": "user", "content": "y " * 7_000}]}, "your message is too long"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "each message needs a role"),
+        ({"messages": [{"role": "user", "content": "hi", "image": "x"}]}, "messages: image is not supported"),
+        (
+            {"messages": [HELLO[1], {"role": "assistant", "content": None, "tool_calls": [CALL]}, HELLO[1]]},
+            "messages: tool_calls is not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+            "content must be text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "bold": True}]}]},
+            "a message's content: bold is not supported",
+        ),
+        ({"messages": [{"role": "user", "content": " \n"}]}, "empty message"),
     ],
 )
 def test_a_wrong_request_is_refused_with_its_reason(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.chat.completions.create(**{"model": "A", "messages": HELLO} | wrong)
+
+
+def test_a_conversation_is_read_as_in_training_without_a_space_taken_or_a_break_added(client, tokenizer):
+    texts = [" be brief\n", "\n  hello ", "  yes\n", "two parts"]
+    roles = ["system", "user", "assistant", "user"]
+    asked = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    expected = len(prompt_ids(tokenizer, asked))
+    parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
+    for last in ("two parts", parts):
+        done = client.chat.completions.create(
+            model="A", messages=[*asked[:-1], {"role": "user", "content": last}], max_tokens=1
+        )
+        assert done.usage.prompt_tokens == expected
+
+
+def test_an_answer_can_be_sent_back_as_the_client_has_it(client):
+    answer = client.chat.completions.create(model="A", messages=HELLO, max_tokens=3).choices[0].message
+    further = [*HELLO, answer.model_dump(), HELLO[1]]
+    assert (
+        client.chat.completions.create(model="A", messages=further, max_tokens=2).choices[0].message.content
+    )
 
 
 @pytest.mark.parametrize("model", ["D", "../../etc/passwd", ""])
@@ -186,6 +233,9 @@ def test_a_text_is_gone_on_with_whole_and_streamed(client):
     for prompt in ("y " * 7_000, "", ["one", "two"], [[1, 2]], [7]):
         with pytest.raises(openai.BadRequestError):
             client.completions.create(model="C", prompt=prompt)
+    for field, value in (("top_logprobs", 2), ("messages", HELLO)):
+        with pytest.raises(openai.BadRequestError, match=f"{field} is not supported"):
+            client.completions.create(model="C", prompt="once", extra_body={field: value})
 
 
 def test_a_text_that_is_gone_on_with_leaves_conversations_as_they_are(client):
