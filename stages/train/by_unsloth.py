@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from abctune.core.params import LoraParams, TrainParams
+from abctune.llm.auto_class import require_all_weights
 from abctune.llm.device import capability, resolve_dtype
 from abctune.llm.kernels import adapter_first
 from stages.train.memory import supports_packing
@@ -41,12 +42,14 @@ def load(path: Path, recipe: TrainParams, max_length: int, checkpointing: str) -
     dtype = resolve_dtype(recipe.dtype)
     if supports_packing(capability(), dtype):
         _lend_kernels()
+    require_all_weights(path)
     model: PreTrainedModel
     model, _ = FastLanguageModel.from_pretrained(
         str(path),
         max_seq_length=max_length,
         dtype=dtype,
         load_in_4bit=recipe.load_in_4bit,
+        trust_remote_code=False,
         use_gradient_checkpointing=CHECKPOINTING.get(checkpointing, "unsloth"),
     )
     if not torch.cuda.is_available():
