@@ -33,7 +33,7 @@ from abctune.core.params import HubModel, HubSource
 from abctune.core.provenance import sha256_of
 from stages.fetch import cache
 from stages.fetch.hub_files import named_files, split_files
-from stages.fetch.model_files import INDEX, needed_files
+from stages.fetch.model_files import INDEX, needed_files, require_usable
 from stages.fetch.records import DataFile, Record, check_suffix, read_files
 from stages.fetch.retry import Transient, with_retries
 from stages.fetch.splits import CARD
@@ -101,7 +101,7 @@ def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:
     """Download what `from_pretrained` needs into `folder`; return what `source.json` says about it.
 
     Raises:
-        UserError: as for `source`, or the repository has no safetensors, config or tokenizer.
+        UserError: as for `source`, needed_files or require_usable.
     """
     repository = Repository(origin, "model", key)
     listed = repository.files()
@@ -110,8 +110,12 @@ def model(origin: HubModel, key: str, folder: Path) -> dict[str, Any]:
         repository.fetch({index: listed[INDEX]})
     where = f"{origin.repo} at revision {origin.revision}"
     names = needed_files(listed, where, f"{key}.repo", index)
-    files = repository.fetch({folder / name: listed[name] for name in names})
-    return {"repo": origin.repo, "revision": origin.revision, "files": files}
+    weights = [name for name in names if name.endswith(".safetensors")]
+    small = [name for name in names if name not in weights]
+    files = repository.fetch({folder / name: listed[name] for name in small})
+    require_usable(folder, where, f"{key}.repo")  # before the weights, which take hours
+    files |= repository.fetch({folder / name: listed[name] for name in weights})
+    return {"repo": origin.repo, "revision": origin.revision, "files": {name: files[name] for name in names}}
 
 
 class HubFile(NamedTuple):
@@ -162,6 +166,7 @@ class Repository:
         with cache.locked(self.name):
             entries = {target: self._entry(file) for target, file in wanted.items()}
             for target, entry in entries.items():
+                target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(entry, target)
         return {
             file.name: {"sha256": file.sha256 or sha256_of(path), "bytes": path.stat().st_size}

@@ -11,7 +11,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import LocalModel, LocalSource
 from abctune.core.provenance import hash_of
 from stages.fetch.data_files import data_files
-from stages.fetch.model_files import INDEX, needed_files
+from stages.fetch.model_files import INDEX, needed_files, require_usable
 from stages.fetch.records import DataFile, Record, read_files
 
 
@@ -45,12 +45,14 @@ def model(origin: LocalModel, key: str, folder: Path) -> dict[str, Any]:
     """Copy what `from_pretrained` needs into `folder`; return what `source.json` says about it.
 
     Raises:
-        UserError: the folder is missing, or has no safetensors, config or tokenizer.
+        UserError: as model_files.
     """
     files = {}
     for path in model_files(origin, key):
-        shutil.copyfile(path, folder / path.name)
-        files[path.name] = hash_of(folder / path.name)
+        name = path.relative_to(origin.path).as_posix()
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        files[name] = hash_of(folder / name)
     return {"path": origin.path, "files": files}
 
 
@@ -58,11 +60,13 @@ def model_files(origin: LocalModel, key: str) -> list[Path]:
     """The files of a model folder that `from_pretrained` needs, sorted.
 
     Raises:
-        UserError: the folder is missing, or has no safetensors, config or tokenizer.
+        UserError: the folder is missing, as needed_files, or as require_usable.
     """
     path = Path(origin.path)
     if not path.is_dir():
         raise UserError(f"params.yaml: {key}.path: folder {origin.path} not found; correct the path")
-    names = (entry.name for entry in path.iterdir() if entry.is_file())
+    names = (entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
     index = path / INDEX if (path / INDEX).is_file() else None
-    return [path / name for name in needed_files(names, origin.path, f"{key}.path", index)]
+    needed = needed_files(names, origin.path, f"{key}.path", index)
+    require_usable(path, origin.path, f"{key}.path")
+    return [path / name for name in needed]

@@ -15,7 +15,7 @@ from abctune.core.errors import UserError
 from abctune.core.files import atomic_output, write_json, write_rows
 from abctune.core.params import ModelOrigin, SourceOrigin
 from abctune.core.records import SourceRecord
-from stages.fetch.model_files import count_parameters
+from stages.fetch.model_files import TEMPLATES, count_parameters
 from stages.fetch.origins import open_model, open_source
 from stages.fetch.records import count_rows
 
@@ -70,6 +70,7 @@ def put_own_template(chat_template: str, key: str, folder: Path) -> None:
         return
     if not Path(chat_template).is_file():
         raise UserError(f"params.yaml: {key}.chat_template: there is no file {chat_template}")
+    shutil.rmtree(folder / TEMPLATES, ignore_errors=True)  # else the model's `tool_use` would still be taken
     shutil.copy(chat_template, folder / "chat_template.jinja")
 
 

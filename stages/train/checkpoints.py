@@ -86,7 +86,7 @@ def identity(run: Run, params: Params, replicate: Replicate) -> dict[str, dict[s
         # Its weights were checked by hash when they were fetched.
         "base model": {
             "source.json": sha256_of(BASE_MODEL / "source.json"),
-            **{file.name: file.stat().st_size for file in sorted(BASE_MODEL.iterdir())},
+            **{file.name: file.stat().st_size for file in sorted(BASE_MODEL.rglob("*")) if file.is_file()},
         },
         "code": {f"{file.parent.name}/{file.name}": sha256_of(file) for file in sorted(code)},
         "libraries": versions(),

@@ -291,8 +291,25 @@ def test_a_model_of_pickles_alone_is_refused(project: Project, hub: Hub, model: 
     del model.files["model.safetensors"]
     line = project.refused("--model")
     assert "someone/small at revision" in line
-    assert "has no model*.safetensors (pytorch_model.bin is refused: loading a pickle runs code)" in line
+    assert "has no model.safetensors (pytorch_model.bin is refused: loading a pickle runs code)" in line
     assert hub.downloads() == []
+
+
+def test_a_quantized_model_is_refused_before_its_weights_are_downloaded(
+    project: Project, hub: Hub, model: Repository
+) -> None:
+    model.files["config.json"] = json.dumps({"quantization_config": {"quant_method": "gptq"}}).encode()
+    assert "has quantized weights (config.json: quant_method gptq)" in project.refused("--model")
+    assert not any("safetensors" in request.path for request in hub.downloads())
+
+
+def test_named_templates_arrive_in_their_folder(project: Project, model: Repository) -> None:
+    named = {"additional_chat_templates/tool_use.jinja": b"{{ tools }}", "deep/other.jinja": b"x"}
+    model.files |= named
+    project.fetched("--model")
+    assert (project.base / "additional_chat_templates/tool_use.jinja").read_bytes() == b"{{ tools }}"
+    assert not (project.base / "deep").exists()
+    assert "additional_chat_templates/tool_use.jinja" in project.about(project.base)["files"]
 
 
 def test_damaged_weights_are_refused(project: Project, model: Repository) -> None:

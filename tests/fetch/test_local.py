@@ -208,13 +208,13 @@ def test_a_model_folder_of_the_users_own_is_copied(here: ProjectHere) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("model.safetensors", "has no model*.safetensors"),
+        ("model.safetensors", "has no model.safetensors"),
         ("config.json", "has no config.json"),
-        ("tokenizer.json", "has no tokenizer files"),
+        ("tokenizer.json", "has no tokenizer.json (transformers writes it for most"),
     ],
 )
 def test_an_incomplete_model_folder_is_an_error(here: ProjectHere, missing: str, message: str) -> None:
-    files = model_files()
+    files = model_files(**{"vocab.json": b"{}", "merges.txt": b""})  # what a slow tokenizer is made of
     del files[missing]
     own_model(here, files)
     assert f"params.yaml: profiles.tiny.model.path: models/own/mine {message}" in here.refused("--model")
@@ -236,6 +236,56 @@ def test_the_index_says_which_files_the_shards_are(here: ProjectHere) -> None:
     )
     (folder / "model.safetensors.index.json").write_text("{")
     assert "model.safetensors.index.json of models/own/mine is damaged" in here.refused("--model")
+
+
+def test_shards_without_the_index_that_names_them_are_an_error(here: ProjectHere) -> None:
+    files = model_files()
+    files["model-00001-of-00001.safetensors"] = files.pop("model.safetensors")
+    own_model(here, files)
+    line = here.refused("--model")
+    assert "has no model.safetensors (model-00001-of-00001.safetensors is no such file" in line
+    assert "there is no model.safetensors.index.json that names it" in line
+
+
+@pytest.mark.parametrize("config", [{"quantization_config": {"quant_method": "bitsandbytes"}},
+                                    {"text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}}])  # fmt: skip
+def test_a_quantized_model_is_an_error_that_names_the_other_way(
+    here: ProjectHere, config: dict[str, Any]
+) -> None:
+    own_model(here, model_files(**{"config.json": json.dumps(config).encode()}))
+    line = here.refused("--model")
+    assert (
+        "models/own/mine has quantized weights (config.json: quant_method bitsandbytes)" in line
+        and "take the repository that has them in 16 or 32 bits (train.load_in_4bit: true" in line
+    )
+
+
+def test_weights_that_transformers_unpacks_are_taken(here: ProjectHere) -> None:
+    config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    own_model(here, model_files(**{"config.json": json.dumps(config).encode()}))
+    here.fetched("--model")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize("content", [b'{"eos_token_id": 2,}', b'{"cut": ', b"[]", b"\xff"])
+def test_a_models_file_that_is_no_json_object_is_named(here: ProjectHere, name: str, content: bytes) -> None:
+    own_model(here, model_files(**{name: content}))
+    assert f"profiles.tiny.model.path: {name} of models/own/mine cannot be read (" in here.refused("--model")
+
+
+def test_named_templates_are_copied_and_give_way_to_a_template_of_ones_own(here: ProjectHere) -> None:
+    folder = own_model(here, model_files(**{"chat_template.jinja": b"theirs"}))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_bytes(b"{{ tools }}")
+    here.fetched("--model")
+    copied = here.base / "additional_chat_templates/tool_use.jinja"
+    assert copied.read_bytes() == b"{{ tools }}"
+    (here.root / "models/own/mine.jinja").write_text("mine")
+    here.params["profiles"]["tiny"]["model"]["chat_template"] = "models/own/mine.jinja"
+    here.fetched("--model")
+    assert (here.base / "chat_template.jinja").read_text() == "mine" and not copied.exists()
 
 
 def test_an_unknown_source_is_an_error(here: ProjectHere) -> None:
