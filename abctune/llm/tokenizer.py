@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -17,6 +18,7 @@ from abctune.core.places import BASE_MODEL
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FILE = "tokenizer.json"
 # Some templates print the day's date unless given one: one date, so that a prompt is the same on every day.
 DATE = date(2024, 7, 26)
 DATE_STRING = "26 July 2024"  # as the report's prompt shows it
@@ -51,22 +53,22 @@ def load_tokenizer(
     Raises:
         UserError: no tokenizer in the folder, no template, or no token that could serve as padding.
     """
-    if not (path / "tokenizer.json").exists():
-        raise UserError(
-            f"{path}/tokenizer.json not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it"
-        )
+    if not (path / FILE).exists():
+        raise UserError(f"{path}/{FILE} not found; `dvc repro fetch-model` makes it, or `dvc pull` brings it")
     tokenizer = _as_written(path)
     if chat_template != "model" and "/" not in chat_template:
         tokenizer.chat_template = own_template(chat_template)
     if isinstance(tokenizer.chat_template, dict):  # several named ones, as Hermes 2 and Command-R publish
-        tokenizer.chat_template = _one_template(tokenizer.chat_template)
+        tokenizer.chat_template = _one_template(tokenizer.chat_template, path)
     if not tokenizer.chat_template:
         raise UserError(
             f"{path} has no chat template; name one with profiles.*.model.chat_template in params.yaml"
         )
     tokenizer.chat_template = self_contained(tokenizer.chat_template, template_args or {})
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in named_stops(tokenizer):
-        # Padding with eos makes collators mask the real eos, and the model never learns to stop.
+    pad = tokenizer.pad_token_id
+    # Padding with eos makes collators mask the real eos, and the model never learns to stop. One that was added behind
+    # the model's embeddings has none.
+    if pad is None or pad in named_stops(tokenizer) or pad >= _embeddings(path):
         tokenizer.pad_token = _pad_token(tokenizer, path)
     return tokenizer
 
@@ -85,8 +87,13 @@ def _as_written(path: Path) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    written = Tokenizer.from_file(str(path / "tokenizer.json"))
+    try:
+        written = Tokenizer.from_file(str(path / FILE))
+    except Exception as error:  # it raises nothing more special
+        raise UserError(
+            f"{path}/{FILE} is no tokenizer ({error}); take another revision of the model"
+        ) from None
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     expected = [written.encode(probe, add_special_tokens=False).ids for probe in PROBES]
 
     def differs() -> bool:
@@ -102,11 +109,19 @@ def _as_written(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _one_template(named: Mapping[str, str]) -> str:
+def _one_template(named: Mapping[str, str], path: Path) -> str:
     """A model's named templates as one: `tool_use` for conversations with tools, `default` for the others.
 
     The empty expressions keep Jinja from trimming a line break at which a template begins.
+
+    Raises:
+        UserError: none is called `default`.
     """
+    if "default" not in named:
+        raise UserError(
+            f"{path} has chat templates named {', '.join(named)} and none named default; write the one to use to"
+            " models/own/NAME.jinja and name that with profiles.*.model.chat_template in params.yaml"
+        )
     default, with_tools = named["default"].removesuffix("\n"), named.get("tool_use", "").removesuffix("\n")
     if not with_tools:
         return default
@@ -149,7 +164,10 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
     free = [
         token
         for token, number in special_tokens(tokenizer).items()
-        if number not in stops and token not in tokenizer.chat_template and token != tokenizer.bos_token
+        if number not in stops
+        and number < _embeddings(path)
+        and token not in tokenizer.chat_template
+        and token != tokenizer.bos_token
     ]
     ranks = (
         partial(re.search, r"(?i)\bpad\b|right_pad|▁pad▁"),
@@ -181,11 +199,29 @@ def named_stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def _configured_stops(folder: Path) -> set[int]:
     file = folder / "generation_config.json"
     # A tokenizer made in memory has no name, which would mean the working folder.
-    came_from_it = folder.name != "" and (folder / "tokenizer.json").is_file()
+    came_from_it = folder.name != "" and (folder / FILE).is_file()
     if not came_from_it or not file.is_file():
         return set()
-    eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    eos: Any = _json(file).get("eos_token_id")
     return set(eos) if isinstance(eos, list) else {eos} - {None}
+
+
+def _embeddings(folder: Path) -> float:
+    """How many tokens the model in a folder knows; inf where there is only a tokenizer."""
+    file = folder / "config.json"
+    config = _json(file) if file.is_file() else {}
+    size: float = config.get("text_config", config).get("vocab_size", math.inf)
+    return size
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}); mend it where the model comes from") from None
+    return found
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -101,6 +101,36 @@ def test_of_named_templates_the_one_with_tools_is_for_conversations_with_tools_a
     assert equipped == "weather<|im_start|>user\na<|im_end|>\n"
 
 
+def test_named_templates_without_a_default_are_told_with_the_remedy(tmp_path):
+    folder = save(tmp_path, small.chatml_tokenizer())
+    (folder / "chat_template.jinja").rename(folder / "other")
+    named = [{"name": name, "template": small.CHATML} for name in ("tool_use", "rag")]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": named}))
+    with pytest.raises(
+        UserError, match="templates named tool_use, rag and none named default; write the one"
+    ):
+        load_tokenizer(folder)
+    assert load_tokenizer(folder, "chatml-tools").chat_template
+
+
+@pytest.mark.parametrize(("name", "content"), [("generation_config.json", '{"eos_token_id": 2,}'), ("tokenizer.json", "{}")])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
+    folder = save(tmp_path, small.chatml_tokenizer())
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} (cannot be read|is no tokenizer)"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pad_token_that_the_model_has_no_embedding_for_is_not_used(tmp_path, wrapped):
+    """As Llama 2's descendants whose tokenizer got one and whose embeddings were not resized."""
+    folder = save(tmp_path, small.chatml_tokenizer())
+    size = {"vocab_size": small.CHATML_TOKENS.index("<pad>")}
+    (folder / "config.json").write_text(json.dumps({"text_config": size} if wrapped else size))
+    assert load_tokenizer(folder).pad_token_id < size["vocab_size"]
+
+
 def test_the_llama_template_needs_no_date_from_outside(tmp_path):
     shutil.rmtree(tmp_path)
     folder = save(tmp_path, small.llama_tokenizer())
