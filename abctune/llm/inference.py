@@ -20,6 +20,7 @@ from abctune.llm.chat import prompt_ids
 from abctune.llm.conversation import Message, Tools
 from abctune.llm.decoding import greedy, is_plain, is_whole
 from abctune.llm.device import device, free_bytes
+from abctune.llm.lookups import positions, require_entries
 from abctune.llm.stops import stop_token_ids
 from abctune.llm.thoughts import answer_ids
 from abctune.llm.weights import weight_bytes
@@ -185,12 +186,21 @@ def generate(
     max_new_tokens: int,
     tools: Sequence[Tools | None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers to a batch of conversations that each await a reply, with the tools that each may call."""
+    """Greedy answers to a batch of conversations that each await a reply, with the tools that each may call.
+
+    Where the model's positions end before `max_new_tokens`, so do its answers.
+
+    Raises:
+        UserError: as require_entries.
+    """
     prompts = [
         prompt_ids(tokenizer, messages, known)
         for messages, known in zip(conversations, tools or [None] * len(conversations), strict=True)
     ]
     width = max(map(len, prompts))
+    require_entries(model, max(map(max, prompts)), width + 1)
+    if (places := positions(model)) is not None:
+        max_new_tokens = min(max_new_tokens, places - width)
     # Padding goes in front, so that every prompt ends where generation begins.
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts])
     attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])

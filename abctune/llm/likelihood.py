@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from abctune.llm.conversation import IGNORE
 from abctune.llm.heads import Head, causal_of, head_of
+from abctune.llm.lookups import require_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +83,12 @@ def conversation_sums(
 
     Returns:
         One float per conversation for each name.
+
+    Raises:
+        UserError: as require_entries.
     """
+    if len(input_ids):
+        require_entries(model, max(max(ids, default=0) for ids in input_ids), max(map(len, input_ids)))
     head = head_of(model)
     if head is None:  # all logits of a batch are in memory at once
         batch_tokens = min(batch_tokens, HEAD_ROWS)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from dvclive import Live
 from transformers.utils.logging import disable_progress_bar
 
@@ -29,6 +30,7 @@ from abctune.core.records import (
     read_record,
     write_record,
 )
+from abctune.llm.lookups import require_entries
 from abctune.llm.tokenizer import template_hash
 from stages.train.callbacks import (
     DVCLiveLogger,
@@ -137,6 +139,9 @@ class Fit:
     def train(self, base: Model, rows: pa.Table, val: pa.Table) -> Path:
         """Train, and return the folder in the checkpoint store with the adapter, the metrics and the record."""
         model = base.with_adapter(self._run.lora, self._replicate.seed)
+        for table in (rows, val):
+            largest = pc.max(pc.list_flatten(table["input_ids"])).as_py()
+            require_entries(model, largest, self._run.max_length)
         with ExitStack() as stack:
             live = writing = None
             if self._main:
