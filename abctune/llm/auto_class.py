@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def _wrong_tensors(folder: Path) -> str:
     """What keeps a folder's tensors from being its config's model, for a message; empty where nothing does."""
     import torch
 
-    with _quiet(), torch.device("meta"):
+    with _quiet(), _unsharded(), torch.device("meta"):
         empty = auto_class(folder).from_config(_config(folder))
         try:
             _, found = type(empty).from_pretrained(
@@ -74,7 +75,10 @@ def _wrong_tensors(folder: Path) -> str:
                 ignore_mismatched_sizes=True,  # told by the caller
                 output_loading_info=True,
             )
-        except RuntimeError:  # it joins experts that are stored one by one, and tells no more than this
+        except RuntimeError as error:
+            if "conversion of the weights" not in str(error):
+                raise
+            # Experts that are stored one by one could not be joined; the error says no more.
             return "do not hold all tensors of its experts in the shapes that config.json says"
     if missing := found["missing_keys"]:
         return f"lack {_some(missing)}"
@@ -117,6 +121,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Outside FSDP's environment, in which all processes but the first make every tensor anew on the CPU."""
+    sharded = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if sharded is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = sharded
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
