@@ -30,20 +30,23 @@ VALUE = 16 * RECORD_CHARACTERS  # a row that is longer is a missing quote or bra
 ROW_KEYS = ("data", "rows")
 MAYBE_ROW_KEYS = ("conversations", "examples", "train", "instances", "samples", "records", "items", "dataset")
 SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
-# Names of a conversation's parts: an object that has one is a row, whatever lists it holds.
-PARTS = (
-    "messages",
-    "system",
-    "system_prompt",
-    "instruction",
-    "prompt",
-    "question",
-    "query",
-    "output",
-    "completion",
-    "response",
-    "answer",
+# Names of a conversation's parts, by which an item of a list is known as a row.
+REPLIES = frozenset(
+    ["messages", "conversations", "conversation", "output", "completion", "response", "answer"]
 )
+PARTS = REPLIES | {"system", "system_prompt", "instruction", "prompt", "question", "query"}
+# What published files say next to their rows about the file as a whole: `datasets` and its viewer, pandas, OpenAI's API.
+# fmt: off
+ABOUT_FILE = frozenset([
+    "id", "name", "title", "version", "license", "licenses", "citation", "homepage", "url", "urls", "author",
+    "authors", "contributors", "created", "created_at", "updated_at", "date", "timestamp", "generated_at", "exported_at",
+    "language", "lang", "source", "dataset_name", "type", "format", "object", "schema", "features", "info", "meta",
+    "metadata", "config", "split", "size", "length", "count", "total", "total_count", "num_rows", "num_examples",
+    "num_rows_total", "num_rows_per_page", "partial", "truncated", "page", "per_page", "page_size", "total_pages", "limit",
+    "offset", "next", "previous", "links", "has_more", "first_id", "last_id", "status", "success", "error",
+])
+# fmt: on
+ROW_ITEMS = 100  # a list of as many objects is no list of a row's own, and need not fit into memory
 TURN_KEYS = {"role", "from", "content", "value", "human", "assistant"}
 WHITE = re.compile(r"[ \t\r\n]*")
 Row = tuple[Any, str]  # a value, and the line it stood in where it is BROKEN
@@ -167,7 +170,7 @@ class JsonStream:
     def _object(self) -> Iterator[Any]:
         """An object: its rows if it keeps some under a key, else itself."""
         fields: dict[str, Any] = {}
-        holds_rows, first = False, None
+        streamed = None  # the key of the rows, where they are too many to look at what follows them first
         self._take("{")
         while not self._take("}"):
             key = self._value()
@@ -175,35 +178,25 @@ class JsonStream:
                 raise self._error("Expecting property name enclosed in double quotes", self._at)
             if key in fields:
                 raise self._error(str(RepeatedKey(key)), self._at)
-            if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not holds_rows and self._take("["):
+            if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not streamed and self._take("["):
                 items = self._items()
-                first = next(items, None)
-                if holds_rows := is_row(first, key):
-                    yield unwrapped(first)
-                    yield from map(unwrapped, items)
+                fields[key] = list(itertools.islice(items, ROW_ITEMS))
+                if len(fields[key]) == ROW_ITEMS and is_row(fields[key][0], key):
+                    streamed = key
+                    yield from map(unwrapped, itertools.chain(fields[key], items))
                 else:
-                    fields[key] = [] if first is None else [first, *items]
+                    fields[key] += items
             else:
                 fields[key] = self._value()
             if not self._take(",") and self._peek() != "}":
                 raise self._error("Expecting ',' delimiter", self._at)
-        if not holds_rows:
+        rows = streamed or next((key for key in fields if holds_rows(fields, key)), None)
+        if rows is None:
             yield fields
-        else:
-            self._refuse_lost(fields, first)
-
-    def _refuse_lost(self, others: dict[str, Any], row: Any) -> None:
-        """Refuse an object that keeps more than its rows: other rows, or what belongs to a conversation."""
-        for name, value in others.items():
-            if is_like(value, row, name):
-                raise UserError(
-                    f"{self._name} keeps rows under {name!r}, too; write those that belong to this source to a file of their own"
-                )
-            if name in PARTS and value not in (None, ""):
-                raise UserError(
-                    f"{self._name} has {name!r} next to a list of rows, and it would be lost; write one JSON object a line,"
-                    " with all that belongs to it"
-                )
+            return
+        refuse_lost(fields, rows, self._name)
+        if not streamed:
+            yield from map(unwrapped, fields[rows])
 
     def _peek(self) -> str:
         """The next character that is not white space; empty at the end."""
@@ -277,12 +270,63 @@ def is_row(item: Any, key: str) -> bool:
     return isinstance(item, dict) and not TURN_KEYS & item.keys()
 
 
+def holds_rows(fields: dict[str, Any], key: str) -> bool:
+    """Whether the list under `key` is of rows, and its object not itself a row that has a list of another kind.
+
+    An object with a reply is a row. Of another, a list under a key that may hold anything is of rows if its items name parts
+    of a conversation, or if nothing but lists of objects stands next to it.
+    """
+    if key not in (*ROW_KEYS, *MAYBE_ROW_KEYS) or not isinstance(fields[key], list):
+        return False
+    if not fields[key] or not is_row(fields[key][0], key):
+        return False
+    others = beside(fields, key)
+    if REPLIES & {name.lower() for name in others}:
+        return False
+    return key in ROW_KEYS or has_parts(fields[key][0]) or all(map(first_object, others.values()))
+
+
+def beside(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    """What an object says next to its list of rows, without what is about the file as a whole."""
+    row = first_object(fields[key])
+    return {
+        name: value
+        for name, value in fields.items()
+        if name != key
+        and not (value is None or (isinstance(value, str | list | dict) and not value))
+        and (name.lower() not in ABOUT_FILE or is_like(value, row, name))
+    }
+
+
+def refuse_lost(fields: dict[str, Any], key: str, name: str) -> None:
+    """Refuse an object that says more than its rows: other rows, or what may belong to each of them.
+
+    Raises:
+        UserError: naming it.
+    """
+    row = first_object(fields[key])
+    for other, value in beside(fields, key).items():
+        if is_like(value, row, other) or has_parts(first_object(value)):
+            raise UserError(
+                f"{name} keeps rows under {other!r}, too; write those that belong to this source to a file of their own"
+            )
+        raise UserError(
+            f"{name} has {other!r} next to a list of rows ({key!r}), and it would be lost; write one JSON object a line, with"
+            f" all that belongs to it, or take {other!r} out if it is no part of a conversation"
+        )
+
+
 def is_like(value: Any, row: Any, name: str) -> bool:
     """Whether a value is a list of rows as the given one is: by its keys, or by its own name, a split's."""
     first = first_object(value)
     if first is None or not isinstance(row, dict):
         return False
     return first.keys() == row.keys() or name in SPLITS
+
+
+def has_parts(item: Any) -> bool:
+    """Whether an item of a list names a part of a conversation."""
+    return isinstance(item, dict) and not PARTS.isdisjoint(map(str.lower, item))
 
 
 def first_object(value: Any) -> dict[str, Any] | None:

@@ -62,12 +62,24 @@ def test_json_of_any_layout_is_read_as_the_json_module_reads_it(
         "pretty list": lambda: json.dumps(rows, indent=2, ensure_ascii=False),
         "pretty": lambda: "\n".join(json.dumps(row, indent=1) for row in rows),
         "joined": lambda: "".join(map(json.dumps, rows)),
-        "under a key": lambda: json.dumps({"v": [1], "rows": rows, "end": {}}),
+        "under a key": lambda: json.dumps({"version": [1], "rows": rows, "end": {}}),
     }[layout]()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(json_files, "CHUNK", chunk)  # so that every value crosses the window's border
         read = list(JsonStream(io.StringIO(text), "x.json").rows())
-    assert read == (rows if rows or layout != "under a key" else [{"v": [1], "rows": [], "end": {}}])
+    assert read == (rows if rows or layout != "under a key" else [{"version": [1], "rows": [], "end": {}}])
+
+
+# Of fewer than 100 all that stands next to them is looked at first; more come one by one.
+@pytest.mark.parametrize("number", [99, 100, 250])
+def test_of_a_list_of_any_length_nothing_that_stands_next_to_it_is_lost(number: int) -> None:
+    rows = [{"text": "2+3?", "label": n} for n in range(number)]
+    for name, value in (("test", rows), ("more", [{"text": "1+1?"}]), ("persona", "A pirate.")):
+        for fields in ({"data": rows, name: value}, {name: value, "data": rows}):
+            with pytest.raises(UserError, match=f"'{name}'"):
+                list(JsonStream(io.StringIO(json.dumps(fields)), "x.json").rows())
+    about = {"version": 1, "data": rows, "num_rows_total": number, "system": ""}
+    assert list(JsonStream(io.StringIO(json.dumps(about)), "x.json").rows()) == rows
 
 
 def test_an_error_names_the_line_far_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
