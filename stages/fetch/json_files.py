@@ -49,7 +49,7 @@ ABOUT_FILE = frozenset([
 ROW_ITEMS = 100  # a list of as many objects is no list of a row's own, and need not fit into memory
 TURN_KEYS = {"role", "from", "content", "value", "human", "assistant"}
 WHITE = re.compile(r"[ \t\r\n]*")
-Row = tuple[Any, str]  # a value, and the line it stood in where it is BROKEN
+Row = tuple[Any, str]  # a value, and the line of a text file that it stood in
 
 
 def read_json(path: Path, name: str) -> Iterator[Row]:

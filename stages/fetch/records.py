@@ -24,6 +24,7 @@ READERS = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
+OTHER_BYTES = "\udcff"  # follows what is left of bytes that are not UTF-8; it is no text either
 
 
 class Record(NamedTuple):
@@ -141,6 +142,11 @@ def record_of(value: Any, line: str, group_by: str | None) -> Record:
     if value is not BROKEN and value is not UNEVEN:
         try:
             text, group = dumped(value), group_of(value, group_by)
+            if not is_unicode(text) and is_unicode(
+                json.dumps(value, ensure_ascii=False, default=lambda _: None)
+            ):
+                # Bytes of a binary table, perhaps an image's: `format` refuses the row if it is to learn them.
+                text = text.encode(errors="backslashreplace").decode()
         except RecursionError:  # what could be read may still be nested too deep to be written
             text = line
     problem = UNEVEN_ROW if value is UNEVEN else None
@@ -198,8 +204,17 @@ def _without_nan(value: Any) -> Any:
 def _as_json(value: Any) -> Any:
     """Values that Parquet has and JSON lacks: bytes, dates, decimals."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
+        return value.decode() if is_utf8(value) else value.decode(errors="replace") + OTHER_BYTES
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are UTF-8 text."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def count_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,8 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from stages.fetch.json_files import UNEVEN, Row
 from stages.fetch.text_files import open_text, refuse_tables
 
 SEPARATORS = (",", ";", "\t", "|")  # a spreadsheet writes `;` where the comma is the decimal point
+QUOTED = re.compile(r'"[^"]*("|$)')
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 SPLITS = "dataset_dict.json"
 SAVED = ("dataset_info.json", SPLITS)  # what a folder of `datasets` has
@@ -31,9 +33,10 @@ def read_parquet(path: Path, name: str) -> Iterator[Row]:
     """
     try:
         with pq.ParquetFile(path) as file:
+            refuse_same_names(file.schema_arrow, name)
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from ((value, "") for value in batch.to_pylist())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(name, "Parquet", error) from None
 
 
@@ -49,13 +52,15 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
             file.seek(0)
             if is_file:
                 reader = pa.ipc.open_file(file)
+                refuse_same_names(reader.schema, name)
                 batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
             else:
-                batches = iter(pa.ipc.open_stream(file))
+                batches = pa.ipc.open_stream(file)
+                refuse_same_names(batches.schema, name)
             for batch in batches:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield from ((value, "") for value in batch.slice(start, BATCH_ROWS).to_pylist())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(name, "Arrow", error) from None
 
 
@@ -76,7 +81,7 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
             raise UserError(f"{name} is JSON, not a table; name it .jsonl")
         if "\r" in header.rstrip("\r\n"):
             raise UserError(f"{name} has the line ends of old Macs (CR); save it with LF or CRLF")
-        separator = "\t" if ".tsv" in Path(name.lower()).suffixes else max(SEPARATORS, key=header.count)
+        separator = "\t" if ".tsv" in Path(name.lower()).suffixes else separator_of(header)
         if told := TOLD_SEPARATOR.fullmatch(header):
             skipped, separator, header = skipped + 1, told[1], text.readline()
         begins = skipped + 1
@@ -87,15 +92,19 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
             begins = skipped + reader.line_num + 1
             for cells in reader:
                 begins = skipped + reader.line_num + 1
-                if len(cells) == len(columns):
-                    yield dict(zip(columns, cells, strict=True)), ""
-                elif cells:
-                    yield UNEVEN, separator.join(cells)
+                if cells:
+                    whole = len(cells) == len(columns)
+                    yield dict(zip(columns, cells, strict=True)) if whole else UNEVEN, separator.join(cells)
         except csv.Error as error:
             raise UserError(
                 f"{name} cannot be read as CSV: {error} in the row that begins at line {begins}; is a quote missing? One"
                 ' inside a quoted cell is written twice, as ""'
             ) from None
+
+
+def separator_of(header: str) -> str:
+    """What stands most often between a table's column names, which may hold others between quotes."""
+    return max(SEPARATORS, key=QUOTED.sub("", header).count)
 
 
 def columns_of(cells: list[str], name: str) -> list[str]:
@@ -105,9 +114,34 @@ def columns_of(cells: list[str], name: str) -> list[str]:
         UserError: two have the same.
     """
     columns = [cell.strip() or f"Unnamed: {number}" for number, cell in enumerate(cells)]
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{name}: two columns have the same name; the first line must name each once")
+    if twice := repeated(columns):
+        raise UserError(
+            f"{name}: two columns have the same name ({twice}); the first line must name each once"
+        )
     return columns
+
+
+def refuse_same_names(columns: pa.Schema | pa.StructType, name: str) -> None:
+    """Refuse a binary table with two columns of the same name, of which a row would keep one.
+
+    Raises:
+        UserError: naming it.
+    """
+    if twice := repeated(column.name for column in columns):
+        raise UserError(
+            f"{name}: two columns have the same name ({twice}); write the file again with a name for each"
+        )
+    for column in columns:
+        kind = column.type
+        while pa.types.is_nested(kind) and not pa.types.is_struct(kind):  # a list's items, a map's values
+            kind = kind.field(kind.num_fields - 1).type
+        if pa.types.is_struct(kind):
+            refuse_same_names(kind, name)
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of the names that comes again."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 def saved_splits(folder: Path) -> list[str]:
@@ -147,5 +181,9 @@ def read_saved_dataset(folder: Path, name: str, split: str | None) -> Iterator[R
 def _unreadable(name: str, what: str, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
         return error  # the disk's trouble, not the file's
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(
+            f"{name} has a column of text that is not UTF-8; write it again with all text as UTF-8"
+        )
     detail = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{name} cannot be read as {what}: {detail}")

@@ -9,6 +9,7 @@ from abctune.core.errors import UserError
 from abctune.core.params import PARAMS_FILE, Params
 from abctune.core.plural import counted
 from abctune.core.records import FormatRecord, FormattedRows
+from abctune.core.schemas import NOT_UTF8
 from abctune.llm.stops import NO_STOP
 from stages.format.formatter import BY_TEMPLATE, NOTHING_LEFT, TOO_LONG, Formatter
 from stages.format.render import REWRITES
@@ -31,6 +32,7 @@ REMEDIES = (
     ("an answer to avoid", "write the answer that is right in its place, and true"),
     ("marked not to be learned", "set the weight to 1"),
     ("no reply is marked", "mark in each row a reply that is to be learned, as weight: 1"),
+    (NOT_UTF8, "save the file as UTF-8 (if all of it is Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`), a Parquet file's column of bytes as text, and leave out halves of characters (such as \\ud83d alone)"),
     ("content is not text", "leave the rows with images and other such parts out of the file, or write their content as text"),
     ("no list of turns", "check sources.{source}.schema"),
     ("no 'instruction'", "check sources.{source}.schema and sources.{source}.columns"),

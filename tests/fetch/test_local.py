@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from abctune.core.errors import UserError
 from stages.fetch.records import read_records, serialise
 from tests.fetch.conftest import ProjectHere, jsonl
 from tests.fetch.test_hub import model_files, parquet
@@ -165,8 +166,15 @@ def test_what_json_lacks_does_not_sink_a_source(tmp_path: Path) -> None:
     )
     read = read_records(tmp_path / "a.parquet", "a.parquet")
     assert [record.text for record in read] == [
-        '{"day": "2024-07-26", "raw": "\N{REPLACEMENT CHARACTER}", "x": null}'
+        '{"day": "2024-07-26", "raw": "\N{REPLACEMENT CHARACTER}\\udcff", "x": null}'
     ]
+
+
+def test_parquet_whose_text_is_not_utf8_is_told_in_one_line(tmp_path: Path) -> None:
+    text = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())  # as other programs write it
+    pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has a column of text that is not UTF-8; write it again"):
+        list(read_records(tmp_path / "a.parquet", "a.parquet"))
 
 
 def test_a_second_fetch_writes_the_same_bytes(here: ProjectHere) -> None:

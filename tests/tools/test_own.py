@@ -270,7 +270,26 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_helps(project, capsys):
 
 def test_bytes_that_are_no_text_count_as_refused(project, capsys):
     Path("mixed.csv").write_bytes(tickets(3).encode() + "caf\xe9,billing,9\n".encode("latin-1"))
-    assert "1 of 4 rows of mixed.csv cannot be used" in refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
+    line = refusal(capsys, "mixed.csv", **TEXT_AND_LABEL)
+    assert "1 of 4 rows of mixed.csv cannot be used" in line
+    assert "save the file as UTF-8 (if all of it is Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8" in line
+
+
+def test_bytes_of_a_parquet_file_are_learned_as_text_or_refused_and_left_out_where_they_are_no_part(
+    project, capsys
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    answers = [f"Réponse {n}.".encode("latin-1" if n % 2 else "utf-8") for n in range(20)]
+    rows = {"question": [f"Question {n}?" for n in range(20)], "answer": pa.array(answers, pa.binary())}
+    pq.write_table(pa.table(rows), "bytes.parquet")
+    assert "10 of 20 rows of bytes.parquet cannot be used" in refusal(capsys, "bytes.parquet")
+    rows |= {"answer": ["Blue."] * 20, "image": answers}
+    pq.write_table(pa.table(rows), "image.parquet")
+    assert "`--ignore image`" in refusal(capsys, "image.parquet")
+    own("image.parquet", ignore=["image"])
+    assert "20 rows, 100.0% usable" in capsys.readouterr().out
 
 
 def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys):
