@@ -98,7 +98,9 @@ def main(
     check_names(params, source, variant)
     options = options_of(column, ignore)
     columns: Counter[str] = Counter()
-    files, split, notes = data_files([file.as_posix()], "FILE", split)
+    files, split, notes, left_out = data_files([file.as_posix()], "FILE", split)
+    for line in left_out:
+        print(line)
     for note in notes:
         print(f"{note}. Another one: `--split NAME` (make: ARGS='--split NAME')")
     found = examine(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from abctune.core.errors import UserError
-from abctune.core.suffixes import SUFFIXES, suffix_of
+from abctune.core.suffixes import SUFFIX_LIST, SUFFIXES, suffix_of
 from stages.fetch.records import DataFile, check_suffix
 from stages.fetch.splits import CARD, NoSplits, splits_of
 from stages.fetch.tables import is_saved_dataset, saved_splits
 
 # What says something about the data in folders that `datasets` saved and in repositories of data sets.
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+# Files that say something about a folder or a file.
+ABOUT = re.compile(r"^(readme|licen[cs]e|notice|copying|citation|changelog|authors)\b|\.dvc$", re.IGNORECASE)
+NAMED = 10  # files in a line
 TRAIN = "train"
 
 
@@ -24,6 +28,7 @@ class Found(NamedTuple):
     files: list[DataFile]
     split: str | None  # which is read, where a folder holds several
     notes: list[str]  # a line for each folder of which more than is read is there
+    left_out: list[str]  # a line for each folder with files of kinds that are not read
 
 
 class Folder(NamedTuple):
@@ -32,6 +37,7 @@ class Folder(NamedTuple):
     files: list[DataFile]
     splits: dict[str, list[DataFile]]
     others: list[str]
+    left_out: list[str]  # files of kinds that are not read
 
 
 def data_files(paths: Iterable[str], key: str, split: str | None = None) -> Found:
@@ -48,13 +54,15 @@ def data_files(paths: Iterable[str], key: str, split: str | None = None) -> Foun
     """
     found: dict[Path, DataFile] = {}
     notes: list[str] = []
+    left_out: list[str] = []
     paths, chosen = list(paths), None
     for path in (path for given in paths for path in matching(given, key)):
         if path.is_file():
             check_suffix(path.as_posix(), key)
             files = [DataFile(path, path.as_posix())]
         else:
-            files, splits, others = folder_of(path, key)
+            files, splits, others, unread = folder_of(path, key)
+            left_out += [named(path, unread)] if unread else []
             if splits:
                 chosen = split or (TRAIN if len(splits) > 1 else next(iter(splits)))
                 if chosen not in splits:
@@ -68,7 +76,7 @@ def data_files(paths: Iterable[str], key: str, split: str | None = None) -> Foun
         found.update({file.path: file for file in files})
     if split and not chosen:
         raise UserError(f"{key}: {', '.join(paths)} has no splits; leave `split` out")
-    return Found(list(found.values()), chosen, notes)
+    return Found(list(found.values()), chosen, notes, left_out)
 
 
 def matching(given: str, key: str) -> list[Path]:
@@ -91,21 +99,29 @@ def folder_of(folder: Path, key: str) -> Folder:
     """
     if is_saved_dataset(folder):
         whole = DataFile(folder, folder.as_posix())
-        return Folder([whole], {split: [whole] for split in saved_splits(folder)}, [])
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if suffix_of(path.name) and not _is_hidden(path) and path.name not in NOT_ROWS
-    )
+        return Folder([whole], {split: [whole] for split in saved_splits(folder)}, [], [])
+    there = sorted(path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder)))
+    paths = [path for path in there if suffix_of(path.name) and path.name not in NOT_ROWS]
+    unread = [
+        path.relative_to(folder).as_posix()
+        for path in there
+        if path.is_file() and not suffix_of(path.name) and not ABOUT.search(path.name)
+    ]
     if not paths:
         raise UserError(f"{key}: no file in {folder} ends in {', '.join(SUFFIXES)}; put one there")
     files = [DataFile(path, path.as_posix()) for path in paths]
     by_split = splits_in(folder, paths, key)
     if len(by_split) < 2:  # nothing says that a part is held back
-        return Folder(files, {}, [])
+        return Folder(files, {}, [], unread)
     splits = {split: [file for file in files if file.path in some] for split, some in by_split.items()}
     used = set().union(*by_split.values())
-    return Folder(files, splits, [path.name for path in paths if path not in used])
+    return Folder(files, splits, [path.name for path in paths if path not in used], unread)
+
+
+def named(folder: Path, unread: Sequence[str]) -> str:
+    """A line that names a folder's files that are not read, of very many some."""
+    more = f" and {len(unread) - NAMED:,} more" if len(unread) > NAMED else ""
+    return f"{folder}: {', '.join(unread[:NAMED])}{more} left out: no name that ends in {SUFFIX_LIST}"
 
 
 def splits_in(folder: Path, paths: Sequence[Path], key: str) -> dict[str, set[Path]]:

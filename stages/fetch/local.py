@@ -25,6 +25,8 @@ def source(origin: LocalSource, key: str) -> tuple[Iterator[Record], dict[str, A
     found = data_files(origin.paths, f"params.yaml: {key}.path", origin.split)
     for note in found.notes:
         print(f"{note}. Another one: {key}.split in params.yaml")
+    for line in found.left_out:
+        print(line)
     records = read_files(found.files, origin.group_by)
     about = {"path": ", ".join(origin.paths)} | ({"split": found.split} if found.split else {})
     return records, {**about, "files": hashes(found.files)}

@@ -93,13 +93,18 @@ def test_files_folders_and_globs_become_one_source_in_order(here: ProjectHere) -
     for name, content in (
         ("b/2.csv", b"n\n3\n"),
         ("b/1.jsonl", jsonl({"n": 1}, {"n": 2})),
-        ("b/notes.txt", b"no data"),
+        *(
+            (f"b/{name}", b"no data")
+            for name in ("notes.txt", "README.md", "LICENSE", "1.jsonl.dvc", ".cache/x.txt")
+        ),
+        ("b/sub/more.xlsx", b"PK"),
         ("c-1.json", b'[{"n": 4}]'),
         ("c-2.json", b'[{"n": 5}]'),
     ):
         here.own(name, content)
     here.source(origin="local", path=["data/own/b", "data/own/c-*.json"])
-    here.fetched("chat")
+    told = here.fetched("chat").stdout
+    assert "data/own/b: notes.txt, sub/more.xlsx left out: no name that ends in .jsonl, .json, .csv," in told
     assert here.records() == [{"n": 1}, {"n": 2}, {"n": "3"}, {"n": 4}, {"n": 5}]
     about = here.about(here.raw / "chat")
     assert list(about["files"]) == ["b/1.jsonl", "b/2.csv", "c-1.json", "c-2.json"]

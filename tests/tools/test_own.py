@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,24 @@ def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys
     out = capsys.readouterr().out
     assert "mine: the split 'train' is read, and not 'test'. Another one: `--split NAME`" in out
     assert out.count("\n30 rows") == 1 and load_params().active.sources["mine"].split == "train"
+
+
+def test_a_folder_anywhere_is_read_and_what_is_left_out_of_it_is_named(project, capsys, monkeypatch):
+    folder = Path(".hidden/mine")
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text(calls())
+    for number in range(12):
+        (folder / f"{number:02}.jsonl.bz2").write_text("BZh")
+    Path("work").mkdir()
+    shutil.copytree("models", "work/models")
+    shutil.copy(PARAMS_FILE, "work")
+    monkeypatch.chdir("work")
+    own("../.hidden/mine", dry_run=True)
+    out = capsys.readouterr().out
+    assert "30 rows, 100.0% usable" in out
+    assert (
+        "../.hidden/mine: 00.jsonl.bz2, 01.jsonl.bz2," in out and "09.jsonl.bz2 and 2 more left out:" in out
+    )
 
 
 def test_the_readmes_example_prints_what_the_readme_shows(project, capsys):
