@@ -14,6 +14,7 @@ from abctune.llm.stops import NO_STOP
 from stages.format.formatter import BY_TEMPLATE, NOTHING_LEFT, TOO_LONG, Formatter
 from stages.format.render import REWRITES
 from stages.format.trials import helpful_setting
+from stages.format.turns import NUMBER
 
 UNREAD = "unread field: "
 # What helps, by how the reason begins; the first that fits.
@@ -29,10 +30,11 @@ REMEDIES = (
     ("Python's notation", "write them with json.dumps, not as str() does"),
     ("unknown role", "name each turn's role system, user, assistant or tool"),
     ("no assistant turn", "say under sources.{source}.columns which column holds the answers, as {{user: messages, assistant: COLUMN}}, or write each as the last turn"),
-    ("an answer to avoid", "write the answer that is right in its place, and true"),
-    ("marked not to be learned", "set the weight to 1"),
-    ("no reply is marked", "mark in each row a reply that is to be learned, as weight: 1"),
+    ("an answer to avoid", "leave the rows out of the file, or write the answer that is right in its place, and true"),
+    ("marked not to be learned", "leave the rows out of the file, or set the weight to 1 if they are to be learned"),
+    ("no reply is marked", "leave the rows out of the file, or mark in each a reply that is to be learned, as weight: 1"),
     (NOT_UTF8, "save the file as UTF-8 (if all of it is Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`), a Parquet file's column of bytes as text, and leave out halves of characters (such as \\ud83d alone)"),
+    (NUMBER, "write each as the text that is to be learned, as \"1\" or the label's name"),
     ("content is not text", "leave the rows with images and other such parts out of the file, or write their content as text"),
     ("no list of turns", "check sources.{source}.schema"),
     ("no 'instruction'", "check sources.{source}.schema and sources.{source}.columns"),

@@ -23,6 +23,7 @@ from stages.format.repairs import Conversation, repaired, without_nulls
 from stages.format.turns import (
     NAME_CHARACTERS,
     REJECTED_NOTE,
+    SAID,
     Rejected,
     Turn,
     from_json,
@@ -31,6 +32,7 @@ from stages.format.turns import (
     read_tools,
     read_turns,
     text_of,
+    told_turns,
 )
 
 # More turns than any real dialogue has; a record beyond it is an accident, and costs a rendering a turn.
@@ -155,8 +157,9 @@ class Reader:
 
     def _flat(self, fields: Fields) -> list[Turn]:
         names = self._names
-        request, context = fields.take(*names["user"]), fields.take(*names["context"])
-        reply = fields.take(*names["assistant"])
+        request, context, reply = (
+            told_turns(fields.take(*names[part])) for part in ("user", "context", "assistant")
+        )
         if reply is None or (request is None and context is None):
             known = self._options.schema_ == "alpaca" or fields.has("instruction")
             raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
@@ -240,7 +243,12 @@ class Reader:
 
 
 def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and not value[0].keys().isdisjoint(SAID)
+    )
 
 
 def _repeats(value: Any, messages: Sequence[Message]) -> bool:

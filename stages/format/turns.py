@@ -23,14 +23,16 @@ NAMES: dict[Role, tuple[str, ...]] = {
     "tool": ("tool", "function", "observation", "tool_response", "tool_result", "ipython"),
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names}
-# Marks of what to learn; `masked` means the contrary of the others. 1 and 0 equal True and False here.
+# Marks of what to learn; `masked` means the contrary of the others. 1, 1.0, 0 and 0.0 equal True and False here.
 LEARN_MARKS = ("weight", "loss", "train", "trainable", "training", "loss_mask", "loss_weight", "masked")
-MARK_VALUES = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+MARK_VALUES = {True: True, False: False, "true": True, "false": False}
 # Fields of content parts, tool calls and tools that a model neither reads nor writes.
 NOT_TEXT = (
     *("type", "id", "index", "cache_control", "is_error", "strict"),
     *("signature", "thoughtSignature", "thought_signature"),
 )
+# The keys of who says something, and of what is said.
+SAID = {"role": ("content", "parts", "tool_calls", "function_call"), "from": ("value",)}
 # Where the parts of a turn stand once it is a message: a template prints thoughts, text and calls in this order.
 PLACES = {"thinking": 0, "tool_result": 0, "tool_use": 2}
 REJECTED_NOTE, ORDER_NOTE = "rejected answer left out", "parts of a turn put in the template's order"
@@ -41,6 +43,7 @@ PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("q
 # Of a name that a reason shows. A spreadsheet's column may be a whole question, and a remedy has to name all of it.
 NAME_CHARACTERS = 200
 NO_TEXT = "content is not text"
+NUMBER = f"{NO_TEXT}, but a number or true or false"
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")  # as str() writes a list of objects, and pandas a CSV's cell
 
 
@@ -106,6 +109,37 @@ def parsed(text: str) -> Any:
         return json.loads(text, object_pairs_hook=each_key_once)
     except RepeatedKey as error:
         raise Rejected(f"the same key twice: {error.key[:60]}") from None
+
+
+def told_turns(value: Any) -> Any:
+    """The turns that a text in JSON holds, a list of them or one, as tables keep them; any other value as it is.
+
+    A text in JSON of another kind stays one: a reply may be meant to be JSON.
+
+    Raises:
+        Rejected: a key stands twice in a turn.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = [found] if isinstance(found, dict) else found
+    if not turns or not all(map(_is_turn, turns)):
+        return value
+    from_json(value)  # for its refusal
+    return turns
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a value is an object with a known role and what is said in it."""
+    return isinstance(value, dict) and any(
+        isinstance(name := value.get(who), str)
+        and name.strip().lower() in ROLES
+        and not value.keys().isdisjoint(said)
+        for who, said in SAID.items()
+    )
 
 
 def _plain(item: dict[str, Any]) -> list[Turn] | None:
@@ -206,6 +240,8 @@ def text_of(value: Any, ignore: Sequence[str] = ()) -> str:
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         value = "".join(_part(Fields(part), ignore) for part in value)
+    if isinstance(value, int | float) and not is_blank(value):
+        raise Rejected(NUMBER)
     if not isinstance(value, str):
         raise Rejected(NO_TEXT)
     try:
@@ -360,5 +396,9 @@ def _learn(fields: Fields, ignore: Sequence[str]) -> bool | None:
 
 def learn_mark(value: Any) -> bool | None:
     """What a mark says, true or false; None: neither."""
-    value = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(value, str):  # out of a CSV file
+        try:
+            value = float(value)
+        except ValueError:
+            value = value.strip().lower()
     return None if isinstance(value, list | dict) else MARK_VALUES.get(value)

@@ -86,7 +86,8 @@ def control(rng: random.Random) -> tuple[bytes, str]:
 
 def not_text(rng: random.Random) -> tuple[bytes, str]:
     content = rng.choice((None, 7, -0.5, True, [], ["a"], {}, {"text": "a"}, 10**30, float("nan")))
-    return line(chat("Hi", content)), "content is not text"
+    is_number = isinstance(content, int | float) and content == content
+    return line(chat("Hi", content)), f"content is not text{', but a number or true or false' * is_number}"
 
 
 def half_pair(rng: random.Random) -> tuple[bytes, str]:

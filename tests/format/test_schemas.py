@@ -65,7 +65,7 @@ def test_a_system_message_is_kept_in_front():
         ("unknown role: none given", {"messages": [{"role": None, "content": "Hi"}]}),
         ("empty message", sharegpt(("human", "Hi"), ("gpt", " \n"))),
         ("content is not text", sharegpt(("human", "Hi"), ("gpt", None))),
-        ("content is not text", sharegpt(("human", 7), ("gpt", "Hello."))),
+        ("content is not text, but a number or true or false", sharegpt(("human", 7), ("gpt", "Hello."))),
         ("no reply is marked to be learned", sharegpt(("gpt", "Hello."), ("human", "Hi"))),
         ("wrong turn order", sharegpt(("human", "Hi"), ("system", "Be brief."), ("gpt", "Hello."))),
         ("no assistant turn", sharegpt(("human", "Hi"))),

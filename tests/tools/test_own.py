@@ -293,6 +293,32 @@ def test_bytes_of_a_parquet_file_are_learned_as_text_or_refused_and_left_out_whe
     assert "20 rows, 100.0% usable" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("marks", [("1", "0"), ("1.0", "0.0")])
+def test_rows_marked_not_to_be_learned_are_to_be_left_out_and_no_option_trains_them(project, capsys, marks):
+    lines = [f"Sum {n}?,Answer {n},{marks[n % 2]}" for n in range(20)]
+    Path("rated.csv").write_text("\n".join(["prompt,completion,weight", *lines]))
+    for ignore in ([], ["weight"]):
+        line = refusal(capsys, "rated.csv", ignore=ignore)
+        assert (
+            "10 of 20 rows" in line
+            and "To use them, leave the rows out of the file, or set the weight to 1 if" in line
+        )
+    Path("rated.csv").write_text("\n".join(["prompt,completion,weight", *lines[::2]]))
+    own("rated.csv")
+    assert "10 rows, 100.0% usable" in capsys.readouterr().out
+
+
+def test_labels_that_are_numbers_are_to_be_written_as_text(project, capsys):
+    for label in (str, int, bool):
+        rows = [{"text": f"Ticket {n}", "label": label(n % 2)} for n in range(20)]
+        Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if label is str:
+            own("labels.jsonl", dry_run=True, **TEXT_AND_LABEL)
+        else:
+            line = refusal(capsys, "labels.jsonl", **TEXT_AND_LABEL)
+            assert 'To use them, write each as the text that is to be learned, as "1" or the label' in line
+
+
 def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys):
     for name in ("train", "test"):
         Path("mine").mkdir(exist_ok=True)
