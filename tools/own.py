@@ -36,6 +36,7 @@ from abctune.core.params import (
     ToolCallCheck,
     load_params,
 )
+from abctune.core.params.section import BASE, SOURCE_KEYS, VARIANT_KEYS
 from abctune.core.plural import counted
 from abctune.core.provenance import sha256_of
 from abctune.llm.tokenizer import load_tokenizer
@@ -49,6 +50,7 @@ from tools.examine import Examination, Record, examine
 from tools.tidy_params import as_dvc_writes
 
 OWN = Path("data/own")
+MOST_NAMED = 30  # columns in a message
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -112,6 +114,7 @@ def main(
         group_by,
     )
     print(description(found, columns, source, params), flush=True)
+    check_columns(options, columns)
     check_usable(found, source, file, params)
     fitting = fitting_check(found)
     for line in advice(found, group_by, fitting, check):
@@ -141,13 +144,17 @@ def check_names(params: Params, source: str, variant: str) -> None:
     Raises:
         UserError: with the option that gives another name.
     """
-    for kind, option, name, names in (
-        ("source", "--name", source, params.sources),
-        ("variant", "--variant", variant, params.variants),
+    for kind, option, name, names, taken in (
+        ("source", "--name", source, params.sources, SOURCE_KEYS),
+        ("variant", "--variant", variant, params.variants, (BASE, *VARIANT_KEYS)),
     ):
         by = f"`{option} NAME` (with make: ARGS='{option} NAME')"
         if not KEY.fullmatch(name):
             raise UserError(f"{name!r} is no name; give one of letters, digits, '_' and '-' by {by}")
+        if name in taken:
+            raise UserError(
+                f"{name!r} has a meaning of its own, so that no {kind} has it; give another name by {by}"
+            )
         if name in names:
             raise UserError(f"{PARAMS_FILE} has a {kind} {name!r} already; give another name by {by}")
 
@@ -156,9 +163,14 @@ def options_of(columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
     """The source's entry under `sources`.
 
     Raises:
-        UserError: a column is given otherwise than as PART=COLUMN, or there is no such part.
+        UserError: a column is given otherwise than as PART=COLUMN, there is no such part, or it is given twice.
     """
     pairs = [one.partition("=") for one in columns]
+    for part, times in Counter(part for part, _, _ in pairs).items():
+        if times > 1:
+            raise UserError(
+                f"--column {' '.join(columns)}: {part!r} is given {times} times; name one column for it"
+            )
     mapped: dict[str, Any] = {"columns": {part: column for part, _, column in pairs}} if pairs else {}
     # A list last would be in the way: DVC drops a comment that follows one, and the next section's heading would.
     options: dict[str, Any] = {**mapped, **({"ignore": list(ignore)} if ignore else {}), "schema": "auto"}
@@ -207,6 +219,20 @@ def description(found: Examination, columns: Counter[str], source: str, params: 
             f"=== {shown.rstrip()}\n",
         ]
     return "\n".join(told)
+
+
+def check_columns(options: dict[str, Any], columns: Counter[str]) -> None:
+    """Refuse a column that no row has.
+
+    Raises:
+        UserError: with the columns that rows have.
+    """
+    for part, column in options.get("columns", {}).items():
+        if column not in columns:
+            there = ", ".join(map(repr, list(columns)[:MOST_NAMED]))
+            raise UserError(
+                f"--column {part}={column}: no row has a column {column!r}; nothing was changed. Name one of {there}"
+            )
 
 
 def check_usable(found: Examination, source: str, file: Path, params: Params) -> None:
@@ -298,12 +324,14 @@ def add(new: New, file: Path, params: Params) -> str:
             shutil.copyfile(file, new.target)
     write_text(PARAMS_FILE, text)
     checked = f" Answers are checked ({new.check['kind']})." if new.check else ""
+    data, tracked = (shlex.quote(f"{new.target}{suffix}") for suffix in ("", ".dvc"))
     mix = ", ".join(f"{name} {rows:,}" for name, rows in after.variants[new.variant].mix.items())
     return (
         f"Added to {PARAMS_FILE}: source {new.source!r} ({new.target}) and variant {new.variant!r}: the recipe of"
         f" {params.evaluation.test_of!r} on {mix} rows (times rows_scale, {params.active.data.rows_scale:g} in profile"
         f" {params.profile}). All models are scored on the test rows of {new.variant}, which hold every source"
-        f" (evaluation.test_of).{checked}{seen(after, new.variant)} Next: `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
+        f" (evaluation.test_of).{checked}{seen(after, new.variant)} Next: `dvc add {data}` and `git add {tracked}`,"
+        f" without which `dvc exp run --temp` and `--queue` do not find it; then `dvc repro`. To undo it: `git checkout {PARAMS_FILE}`."
     )
 
 

@@ -87,7 +87,10 @@ def matching(given: str, key: str) -> list[Path]:
     """
     matches = [Path(given)] if Path(given).exists() else sorted(Path().glob(given))
     if not matches:
-        raise UserError(f"{key}: {given} not found; put the file there, or correct the path")
+        raise UserError(
+            f"{key}: {given} not found; put the file there, or correct the path. If it is there: experiments with --temp or"
+            f" --queue have only the files that Git or DVC track; `dvc add {given}`, then `git add {given}.dvc`"
+        )
     return matches
 
 

@@ -180,6 +180,7 @@ def test_a_folder_or_glob_without_data_is_an_error(here: ProjectHere) -> None:
     ):
         here.source(origin="local", path=path)
         assert f"profiles.tiny.sources.chat.path: {told}" in here.refused("chat")
+    assert "`dvc add data/own/c-*.jsonl`, then `git add data/own/c-*.jsonl.dvc`" in here.refused("chat")
 
 
 def test_rows_may_be_grouped_by_a_nested_column(here: ProjectHere) -> None:

@@ -319,6 +319,39 @@ def test_labels_that_are_numbers_are_to_be_written_as_text(project, capsys):
             assert 'To use them, write each as the text that is to be learned, as "1" or the label' in line
 
 
+def test_a_column_that_no_row_has_or_that_is_named_twice_is_told_with_those_that_there_are(project, capsys):
+    Path("asked.jsonl").write_text("".join(f'{{"Question": "{n}?", "Answer": "{n}"}}\n' for n in range(20)))
+    given = ["user=question", "assistant=Answer"]
+    line = refusal(capsys, "asked.jsonl", column=given)
+    assert "--column user=question: no row has a column 'question'" in line
+    assert "Name one of 'Question', 'Answer'" in line
+    line = refusal(capsys, "asked.jsonl", column=[*given, "user=Question"])
+    assert "'user' is given 2 times; name one column for it" in line
+    own("asked.jsonl", column=["user=Question", "assistant=Answer"])
+    assert "20 rows, 100.0% usable" in capsys.readouterr().out
+
+
+def test_names_that_mean_something_else_are_refused_by_the_option(project, capsys):
+    Path("general.jsonl").write_text(calls())
+    line = refusal(capsys, "general.jsonl")
+    assert (
+        "'general' has a meaning of its own, so that no source has it; give another name by `--name NAME`"
+        in line
+    )
+    for variant in ("base", "loss"):
+        line = refusal(capsys, "general.jsonl", name="mine", variant=variant, dry_run=True)
+        assert f"{variant!r} has a meaning of its own" in line and "`--variant NAME`" in line
+    own("general.jsonl", name="mine", variant="mine")
+    assert "mine" in load_params().variants
+
+
+def test_a_new_file_is_named_with_what_makes_it_part_of_experiments_elsewhere(project, capsys):
+    Path("my calls.jsonl").write_text(calls())
+    own("my calls.jsonl")
+    tracked = "`dvc add 'data/own/my calls.jsonl'` and `git add 'data/own/my calls.jsonl.dvc'`"
+    assert f"Next: {tracked}, without which `dvc exp run --temp`" in capsys.readouterr().out
+
+
 def test_of_a_folder_with_splits_train_or_the_named_one_is_added(project, capsys):
     for name in ("train", "test"):
         Path("mine").mkdir(exist_ok=True)
