@@ -29,6 +29,8 @@ VALUE = 16 * RECORD_CHARACTERS  # a row that is longer is a missing quote or bra
 # Keys below which published files keep their rows: those whose list is always of rows, and those that may hold turns.
 ROW_KEYS = ("data", "rows")
 MAYBE_ROW_KEYS = ("conversations", "examples", "train", "instances", "samples", "records", "items", "dataset")
+# Those that a row may have of its own, with other things in them.
+OWN_LISTS = ("conversations", "examples", "samples", "records", "items")
 SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 # Names of a conversation's parts, by which an item of a list is known as a row.
 REPLIES = frozenset(
@@ -273,7 +275,7 @@ def is_row(item: Any, key: str) -> bool:
 def holds_rows(fields: dict[str, Any], key: str) -> bool:
     """Whether the list under `key` is of rows, and its object not itself a row that has a list of another kind.
 
-    An object with a reply is a row. Of another, a list under a key that may hold anything is of rows if its items name parts
+    An object with a reply is a row. Of another, a list that a row may have is of rows if its items name parts
     of a conversation, or if nothing but lists of objects stands next to it.
     """
     if key not in (*ROW_KEYS, *MAYBE_ROW_KEYS) or not isinstance(fields[key], list):
@@ -283,7 +285,7 @@ def holds_rows(fields: dict[str, Any], key: str) -> bool:
     others = beside(fields, key)
     if REPLIES & {name.lower() for name in others}:
         return False
-    return key in ROW_KEYS or has_parts(fields[key][0]) or all(map(first_object, others.values()))
+    return key not in OWN_LISTS or has_parts(fields[key][0]) or all(map(first_object, others.values()))
 
 
 def beside(fields: dict[str, Any], key: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from abctune.core.schemas import NOT_UTF8, UNEVEN_ROW
 from abctune.core.suffixes import SUFFIX_LIST, suffix_of
 from stages.fetch.json_files import BROKEN, UNEVEN, Row, read_json, refuse_other_objects
 from stages.fetch.tables import is_saved_dataset, read_arrow, read_csv, read_parquet, read_saved_dataset
-from stages.fetch.text_files import has_other_bytes, is_unicode, refuse_other_files
+from stages.fetch.text_files import OTHER_ENCODING, has_other_bytes, is_unicode, refuse_other_files
 
 READERS = {
     ".jsonl": read_json,
@@ -113,10 +113,7 @@ def read_records(
         uneven += value is UNEVEN
         yield record
     if rows and not_utf8 == rows:
-        raise UserError(
-            f"{name} is not UTF-8 text (Windows-1252 or Latin-1?); save it as UTF-8:"
-            " `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
-        )
+        raise UserError(f"{name} {OTHER_ENCODING}")
     if rows and uneven == rows:
         raise UserError(
             f"{name}: none of its rows ({rows:,}) has a cell for each column that the first line names; is the first line"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from abctune.core.errors import UserError
 from abctune.core.files import BATCH_ROWS, RECORD_CHARACTERS
 from stages.fetch.json_files import UNEVEN, Row
-from stages.fetch.text_files import open_text, refuse_tables
+from stages.fetch.text_files import OTHER_ENCODING, has_other_bytes, open_text, refuse_tables
 
 SEPARATORS = (",", ";", "\t", "|")  # a spreadsheet writes `;` where the comma is the decimal point
 QUOTED = re.compile(r'"[^"]*("|$)')
@@ -111,8 +111,10 @@ def columns_of(cells: list[str], name: str) -> list[str]:
     """The names of a table's columns.
 
     Raises:
-        UserError: two have the same.
+        UserError: two have the same, or one is not UTF-8.
     """
+    if has_other_bytes("".join(cells)):
+        raise UserError(f"{name} {OTHER_ENCODING}")
     columns = [cell.strip() or f"Unnamed: {number}" for number, cell in enumerate(cells)]
     if twice := repeated(columns):
         raise UserError(

@@ -28,6 +28,7 @@ OTHER_FILES = {
 }
 TABLES = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+OTHER_ENCODING = "is not UTF-8 text (Windows-1252 or Latin-1?); save it as UTF-8: `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
 OTHER_BYTE = re.compile("[\udc80-\udcff]")
 
 
