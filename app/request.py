@@ -130,7 +130,7 @@ def read_stop(value: Any) -> tuple[str, ...]:
 def _message(message: Any) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise Refused(f"each message needs a role ({', '.join(ROLES)}) and content")
-    _check_known(message, ("role", "content"), "messages")
+    _check_known(message, ("role", "content", "name", "id"), "messages")  # those two change no answer
     content = message.get("content")
     # The API itself gives an empty answer where the model ends its turn at once; clients send it back.
     if message["role"] != "user" and content in (None, "", []):
@@ -141,7 +141,7 @@ def _message(message: Any) -> Message:
 def _check_known(given: dict[str, Any], known: Sequence[str], name: str) -> None:
     """Refuse what is not read. Clients send back the fields of an answer without a value (`tool_calls`: null)."""
     for key, value in given.items():
-        if key not in known and value not in (None, "", [], {}):
+        if key not in known and value not in (None, False, "", [], {}):
             raise Refused(f"{name}: {str(key)[:40]} is not supported here; leave it out")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def require_entries(model: PreTrainedModel, largest_id: int, longest: int) -> None:
-    """Refuse rows that the model has no entry for. A tokenizer with more ids than the model is none, if they never occur.
+    """Refuse rows that the model has no entry for. A tokenizer may have more ids than the model, as long as they do not occur.
 
     Args:
         largest_id: of the tokens of all rows.

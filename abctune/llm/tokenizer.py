@@ -210,8 +210,8 @@ def _embeddings(folder: Path) -> float:
     """How many tokens the model in a folder knows; inf where there is only a tokenizer."""
     file = folder / "config.json"
     config = _json(file) if file.is_file() else {}
-    size: float = config.get("text_config", config).get("vocab_size", math.inf)
-    return size
+    size: float | None = (config.get("text_config") or config).get("vocab_size")
+    return math.inf if size is None else size
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Confound:
     def _causes(self) -> str:
         causes = list(self.differs)
         if not causes:
-            return "They differ in nothing that is recorded: a difference would be chance or the machine's."
+            return "They differ in nothing that is recorded: a difference would be chance."
         if len(causes) == 1:
             return f"They differ in {causes[0]} only, so that is what a difference is due to."
         return (
@@ -73,8 +73,8 @@ class Confound:
         """How to find the cause. Where the machines differ, every control that is trained today would differ in them too."""
         if machine := [cause for cause in self.differs if cause in MACHINE]:
             rest = [cause for cause in self.differs if cause not in MACHINE]
-            left = f"in {listed(rest)} only" if rest else "in nothing"
-            return f"Trained again with the same {listed(machine)}, they would differ {left}."
+            left = f"they would differ in {listed(rest)} only" if rest else "nothing would differ"
+            return f"Trained again with the same {listed(machine)}, {left}."
         there = [
             f"{control.cause} ({' and '.join(control.pair)})" for control in self.controls if control.pair
         ]

@@ -39,6 +39,7 @@ from abctune.study.variances import (
     Prior,
     from_replicates,
     margin_of_error,
+    margin_p,
     p_value,
     parts_of,
     priors_of,
@@ -131,7 +132,11 @@ class RecipeDifference(Estimate):
     @property
     def why_no_interval(self) -> str:
         """Where there is none, the reason, as it stands in a sentence."""
-        return "no row differs" if self.is_same else "too few independent conversations tell them apart"
+        if self.is_same:
+            return "no row differs"
+        if self.n_groups < statistics.MIN_CLUSTERS:
+            return "there are too few independent conversations"
+        return "too few of the conversations tell them apart"
 
     @property
     def is_within_margin(self) -> bool:
@@ -345,24 +350,13 @@ def with_verdicts(
     for i, p in zip(tested, p_holm, strict=True):
         result[i] = replace(result[i], p_holm=p)
     if margin is not None:
-        p_margins = np.array([_margin_p(result[i], margin, sign) for i in tested]).reshape(-1, 2)
+        p_margins = np.array(
+            [margin_p(sign * result[i].value, result[i].components, margin) for i in tested]
+        ).reshape(-1, 2)
         for i, (not_worse, not_better) in zip(tested, holm_of_margins(p_margins).tolist(), strict=True):
             result[i] = replace(result[i], p_not_worse=not_worse, p_not_better=not_better)
         result = [replace(d, p_not_worse=0.0, p_not_better=0.0) if d.is_same else d for d in result]
     return [replace(d, outcome=outcome_of(d, sign)) for d in result]
-
-
-def _margin_p(d: RecipeDifference, margin: float, sign: int) -> tuple[float, float]:
-    """The p-values of "worse by the margin or more" and of "better by the margin or more".
-
-    Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
-    """
-    worse = sign * d.value
-    p_worse, p_better = (
-        p_value(distance, d.components) if distance > 0 else 1.0
-        for distance in (margin - worse, margin + worse)
-    )
-    return p_worse, p_better
 
 
 def holm_of_margins(p: Floats) -> Floats:

@@ -13,12 +13,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr
 
 from abctune.core.errors import UserError
 from abctune.core.params import BASE, ExportFormat, exported_stage
 from abctune.core.records import LOSS
-from abctune.study import recipes, statistics
+from abctune.study import recipes, statistics, variances
 from abctune.study.inputs import Evaluated, Study
 from abctune.study.statistics import ALPHA, NO_SPREAD
 from abctune.study.verdicts import sentence
@@ -97,17 +96,12 @@ def judged_together(found: Sequence[Served], margin: float) -> list[Served]:
 
 
 def margin_p(one: Served, margin: float) -> tuple[float, float]:
-    """The p-values of "it costs the margin or more" and of "it gains the margin or more".
-
-    Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
-    """
+    """The p-values of "it costs the margin or more" and of "it gains the margin or more"."""
     if one.se is None or one.df is None:
         return 1.0, 1.0
     if one.se < NO_SPREAD:
         return float(one.value >= margin), float(one.value <= -margin)
-    one_sided = stdtr(one.df, -np.array([margin - one.value, margin + one.value]) / one.se)
-    p_costs, p_gains = np.minimum(1.0, 2 * one_sided).tolist()
-    return p_costs, p_gains
+    return variances.margin_p(one.value, [(one.se**2, one.df)], margin)
 
 
 def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
@@ -124,10 +118,11 @@ def served_on(study: Study, name: str, form: str, rows: pd.DataFrame) -> Served:
         )
     tokens = rows["n_supervised"].to_numpy(float)
     gap = (rows["nll"] - judged["nll"]).to_numpy(float)
-    strata = []
-    for source in study.sources:
-        of = (rows["source"] == source).to_numpy()
-        strata.append(statistics.cluster_sums(rows["group"].to_numpy(str)[of], tokens[of], gap[of, None]))
+    groups, sources = rows["group"].to_numpy(str), rows["source"].to_numpy(str)
+    strata = [
+        statistics.cluster_sums(groups[m], tokens[m], gap[m, None])
+        for m in statistics.strata_of_sources(groups, sources, study.sources)
+    ]
     e = statistics.bootstrap(strata, np.random.default_rng([study.params.seed, len(form)]))
     low, high, se, p = (float(x[0]) if np.isfinite(x[0]) else None for x in (e.low, e.high, e.se, e.p))
     df = float(statistics.t_df(e)[0])  # infinite where the normal distribution holds

@@ -27,7 +27,7 @@ from abctune.study.statistics import NO_SPREAD
 MAX_PRIOR_DF = 3.0
 PRIOR_DF_SHARE = 1 / 3
 
-LEAST_P = 1e-300  # a smaller p-value is given as this one
+LEAST_P = 1e-150  # a smaller p-value is given as this one; its t can still be squared
 
 Floats = NDArray[np.float64]
 Component = tuple[float, float]  # a variance of the mean, and its degrees of freedom
@@ -207,3 +207,18 @@ def p_value(distance: float, components: Sequence[Component]) -> float:
     if excess(np.log(low)) <= 0:  # but for rounding: the others are nothing next to it
         return low
     return high if excess(np.log(high)) >= 0 else float(np.exp(brentq(excess, np.log(low), np.log(high))))
+
+
+def margin_p(worse: float, components: Sequence[Component], margin: float) -> tuple[float, float]:
+    """The p-values of "worse by the margin or more" and of "better by the margin or more".
+
+    Doubled one-sided p-values: below 0.05 just where the 95 % interval leaves that side out.
+
+    Args:
+        worse: the mean, in the direction that is worse.
+    """
+    p_worse, p_better = (
+        p_value(distance, components) if distance > 0 else 1.0
+        for distance in (margin - worse, margin + worse)
+    )
+    return p_worse, p_better

@@ -45,7 +45,7 @@ def verdict_of(d: Difference, comparison: Comparison) -> Verdict:
     model, reference = (named(name, d) for name in d.pair)
     margin = margin_words(comparison)
     size_of_study = d.on.size + common_replicates(d, comparison)
-    if d.is_same:
+    if d.is_same and d.outcome == "equivalent":
         text = f"{model} and {reference} are the same {where(d)}: no row of any replicate differs, {size_of_study}."
         return Verdict(d, "the same", sentence(text))
     if d.low is None or d.high is None:

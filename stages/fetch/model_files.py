@@ -88,7 +88,7 @@ def require_usable(folder: Path, where: str, key: str) -> None:
     read = {name: _json(folder / name, where, key) for name in READ if (folder / name).is_file()}
     config = read["config.json"]
     parts = (config, *(part for part in config.values() if isinstance(part, dict)))
-    quantized = [part["quantization_config"] for part in parts if part.get("quantization_config")]
+    quantized = [one for part in parts if isinstance(one := part.get("quantization_config"), dict) and one]
     method = quantized[0].get("quant_method", "unknown") if quantized else None
     if method not in (None, UNPACKED):
         raise UserError(

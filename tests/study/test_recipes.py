@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from abctune.study.recipes import (
     holm_of_margins,
     what_would_decide,
 )
+from abctune.study.statistics import strata_of_sources
 from abctune.study.variances import Prior, moderated, p_value, prior_of_variances, trigamma_inverse
 
 SETS = {"overall": ("chat", "instruct"), "chat": ("chat",), "instruct": ("instruct",)}
@@ -94,8 +96,23 @@ def test_a_source_of_chance_that_is_next_to_nothing_changes_no_p():
     for distance in (0.1, 2.0, 6.0):
         alone = p_value(distance, [(1.0, 40.0)])
         assert alone == pytest.approx(2 * stats.t.sf(distance, 40))
-        for tiny in (1e-33, 1e-25):
+        for tiny in (1e-33, 1e-25, 1e-17):
             assert p_value(distance, [(1.0, 40.0), (tiny, 2.0)]) == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_p_next_to_0_overflows_nowhere():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0 < p_value(1e3, [(1.0, np.inf), (1e-6, 1.0)]) < 1e-5
+
+
+def test_a_source_that_shared_groups_leave_one_of_its_own_still_has_an_interval():
+    """29 of 30 first questions of instruct are chat's too, each with more rows there."""
+    groups = np.concatenate([np.repeat(np.arange(30), 2), np.arange(1, 30), [99]])
+    sources = np.repeat(["chat", "instruct"], [60, 30])
+    members = strata_of_sources(groups, sources, ["chat", "instruct"])
+    assert sorted(np.concatenate(members).tolist()) == list(range(90))
+    assert all(len(np.unique(groups[m])) > 1 for m in members)
 
 
 def test_a_group_with_rows_of_two_sources_counts_once():

@@ -30,7 +30,7 @@ CLEAR = Difference(
     by_replicate=(-0.11, -0.12, -0.13),
     replicate_sd=0.01,
     is_same=False,
-    why_no_interval="too few independent conversations tell them apart",
+    why_no_interval="there are too few independent conversations",
     is_within_margin=False,
     outcome="better",
     plan=None,
@@ -79,7 +79,10 @@ def test_the_correction_can_take_a_winner_away_and_the_sentence_says_so():
 def test_no_winner_without_an_interval():
     found = verdict(replace(CLEAR, low=None, high=None, p=None, p_holm=None, outcome="undecided"))
     assert found.outcome == "undecided"
-    assert "too few independent conversations tell them apart, so there is no interval (n = 67)" in found.text
+    assert (
+        "undecided; there are too few independent conversations, so there is no interval (n = 67)"
+        in found.text
+    )
 
 
 def test_equal_models_are_called_the_same():
