@@ -24,11 +24,13 @@ BROKEN = object()  # the value of a line that is not JSON; the line is kept for 
 UNEVEN = object()  # the same of a table's line with more or fewer cells than there are columns
 LINE = RECORD_CHARACTERS + 1  # characters; one endless line must not fill the memory
 LINES_SEEN = 50  # by which the layout is known
+NAMED = 10  # keys in a line
 CHUNK = 1 << 18  # characters read at a time
 VALUE = 16 * RECORD_CHARACTERS  # a row that is longer is a missing quote or bracket
 # Keys below which published files keep their rows: those whose list is always of rows, and those that may hold turns.
 ROW_KEYS = ("data", "rows")
 MAYBE_ROW_KEYS = ("conversations", "examples", "train", "instances", "samples", "records", "items", "dataset")
+LIST_KEYS = (*ROW_KEYS, *MAYBE_ROW_KEYS)
 # Those that a row may have of its own, with other things in them.
 OWN_LISTS = ("conversations", "examples", "samples", "records", "items")
 SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
@@ -40,15 +42,19 @@ PARTS = REPLIES | {"system", "system_prompt", "instruction", "prompt", "question
 # What published files say next to their rows about the file as a whole: `datasets` and its viewer, pandas, OpenAI's API.
 # fmt: off
 ABOUT_FILE = frozenset([
-    "id", "name", "title", "version", "license", "licenses", "citation", "homepage", "url", "urls", "author",
-    "authors", "contributors", "created", "created_at", "updated_at", "date", "timestamp", "generated_at", "exported_at",
-    "language", "lang", "source", "dataset_name", "type", "format", "object", "schema", "features", "info", "meta",
-    "metadata", "config", "split", "size", "length", "count", "total", "total_count", "num_rows", "num_examples",
-    "num_rows_total", "num_rows_per_page", "partial", "truncated", "page", "per_page", "page_size", "total_pages", "limit",
-    "offset", "next", "previous", "links", "has_more", "first_id", "last_id", "status", "success", "error",
+    "id", "name", "title", "description", "dataset_description", "readme", "homepage", "url", "urls", "doi", "citation",
+    "license", "licenses", "author", "authors", "contributors", "creator", "creators", "publisher", "maintainer",
+    "maintainers", "project", "source", "generator", "version", "release", "revision", "seed", "year", "date", "timestamp",
+    "created", "updated", "last_updated", "modified", "language", "languages", "lang", "dataset", "dataset_name", "model",
+    "model_name", "task", "tasks", "task_type", "tags", "keywords", "categories", "type", "format", "object", "schema",
+    "features", "columns", "fields", "label_names", "info", "meta", "metadata", "config", "split", "splits", "stats",
+    "statistics", "size", "length", "count", "total", "page", "paging", "pagination", "per_page", "page_size", "limit", "offset",
+    "cursor", "next", "next_page_token", "previous", "links", "first_id", "last_id", "status", "success", "error", "message",
+    "code",
 ])
 # fmt: on
-ROW_ITEMS = 100  # a list of as many objects is no list of a row's own, and need not fit into memory
+# The same of names that publishers make up, as num_dialogs.
+ABOUT_KIND = re.compile(r"(num|total|date)_.*|.*_(version|at|date)")
 TURN_KEYS = {"role", "from", "content", "value", "human", "assistant"}
 WHITE = re.compile(r"[ \t\r\n]*")
 Row = tuple[Any, str]  # a value, and the line of a text file that it stood in
@@ -70,7 +76,9 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
         )
     else:
         with open_text(path, name) as text:
-            yield from ((value, "") for value in JsonStream(text, name).rows())
+            stream = JsonStream(text, name)
+            yield from ((value, "") for value in stream.rows())
+        tell_left_out(list(stream.left_out), name)
 
 
 def is_one_object_a_line(start: list[str]) -> bool:
@@ -84,7 +92,7 @@ def is_one_object_a_line(start: list[str]) -> bool:
     first = parsed(start[0])
     if len(start) == 1:
         if isinstance(first, dict):  # or rows under a key, all on one line
-            return not any(isinstance(first.get(key), list) for key in (*ROW_KEYS, *MAYBE_ROW_KEYS))
+            return not any(isinstance(first.get(key), list) for key in LIST_KEYS)
         return not start[0].startswith(("{", "["))
     objects = sum(isinstance(parsed(line), dict) for line in start if line.startswith("{"))
     if first is BROKEN and start[0] != "[" and objects >= min(3, len(start) / 2):
@@ -128,12 +136,23 @@ def looks_like_csv(start: list[str]) -> bool:
     return any(first.count(mark) == others[0].count(mark) > 0 for mark in ",;\t")
 
 
+def tell_left_out(keys: list[str], name: str) -> None:
+    """Print which keys next to a file's rows were not read, of very many some."""
+    more = f" and {len(keys) - NAMED:,} more" if len(keys) > NAMED else ""
+    if keys:
+        print(
+            f"{name}: {', '.join(keys[:NAMED])}{more} left out: next to the rows, and no part of a conversation"
+        )
+
+
 class JsonStream:
     """Rows of a JSON list, of objects one after another, or of a list under a key, with one row in memory at a time."""
 
     def __init__(self, text: io.TextIOBase, name: str) -> None:
         self._text, self._name, self._what = text, name, "JSON"
         self._buffer, self._at, self._line, self._column = "", 0, 1, 1
+        self._dropped = 0  # characters before the window
+        self.left_out: dict[str, None] = {}  # keys that stood next to the rows read so far, in order
         self._decode = json.JSONDecoder(object_pairs_hook=each_key_once).raw_decode
 
     def rows(self) -> Iterator[Any]:
@@ -146,6 +165,7 @@ class JsonStream:
             self._what = "a JSON list"
             yield from self._items()
         else:
+            yield from self._object(only=True)
             while self._peek() == "{":
                 yield from self._object()
         if self._peek() == ",":
@@ -169,21 +189,22 @@ class JsonStream:
             if self._peek() == "]":
                 raise self._error("Expecting value, found a comma before the closing bracket", self._at)
 
-    def _object(self) -> Iterator[Any]:
-        """An object: its rows if it keeps some under a key, else itself."""
+    def _object(self, only: bool = False) -> Iterator[Any]:
+        """An object: its rows if it keeps some under a key, else itself.
+
+        Args:
+            only: the file holds nothing else, unless another object follows.
+        """
         fields: dict[str, Any] = {}
         streamed = None  # the key of the rows, where they are too many to look at what follows them first
-        self._take("{")
+        if not self._take("{"):
+            return
         while not self._take("}"):
-            key = self._value()
-            if not isinstance(key, str) or not self._take(":"):
-                raise self._error("Expecting property name enclosed in double quotes", self._at)
-            if key in fields:
-                raise self._error(str(RepeatedKey(key)), self._at)
-            if key in (*ROW_KEYS, *MAYBE_ROW_KEYS) and not streamed and self._take("["):
+            key = self._key(fields)
+            if key in LIST_KEYS and not streamed and self._take("["):
                 items = self._items()
-                fields[key] = list(itertools.islice(items, ROW_ITEMS))
-                if len(fields[key]) == ROW_ITEMS and is_row(fields[key][0], key):
+                fields[key], is_all = self._held(items)
+                if not is_all and holds_rows(fields, key):
                     streamed = key
                     yield from map(unwrapped, itertools.chain(fields[key], items))
                 else:
@@ -194,11 +215,36 @@ class JsonStream:
                 raise self._error("Expecting ',' delimiter", self._at)
         rows = streamed or next((key for key in fields if holds_rows(fields, key)), None)
         if rows is None:
+            if only and self._peek() != "{":
+                refuse_unclear(fields, self._name)
             yield fields
             return
         refuse_lost(fields, rows, self._name)
+        self.left_out |= dict.fromkeys(key for key in fields if key != rows and not is_nothing(fields[key]))
         if not streamed:
             yield from map(unwrapped, fields[rows])
+
+    def _key(self, fields: dict[str, Any]) -> str:
+        """An object's next key, which none of its fields has, and the colon."""
+        key = self._value()
+        if not isinstance(key, str) or not self._take(":"):
+            raise self._error("Expecting property name enclosed in double quotes", self._at)
+        if key in fields:
+            raise self._error(str(RepeatedKey(key)), self._at)
+        return key
+
+    def _held(self, items: Iterator[Any]) -> tuple[list[Any], bool]:
+        """The first of a list's items, and whether these are all: not where they are more than a row can be used with.
+
+        So a list that is not whole in memory is of rows, or its row is too long anyway.
+        """
+        held: list[Any] = []
+        end = self._dropped + self._at + RECORD_CHARACTERS
+        for item in items:
+            held.append(item)
+            if self._dropped + self._at > end:
+                return held, False
+        return held, True
 
     def _peek(self) -> str:
         """The next character that is not white space; empty at the end."""
@@ -243,6 +289,7 @@ class JsonStream:
         if not more:
             return False
         self._line, self._column = self._place()
+        self._dropped += self._at
         self._buffer, self._at = self._buffer[self._at :] + more, 0
         return True
 
@@ -278,7 +325,7 @@ def holds_rows(fields: dict[str, Any], key: str) -> bool:
     An object with a reply is a row. Of another, a list that a row may have is of rows if its items name parts
     of a conversation, or if nothing but lists of objects stands next to it.
     """
-    if key not in (*ROW_KEYS, *MAYBE_ROW_KEYS) or not isinstance(fields[key], list):
+    if key not in LIST_KEYS or not isinstance(fields[key], list):
         return False
     if not fields[key] or not is_row(fields[key][0], key):
         return False
@@ -295,9 +342,55 @@ def beside(fields: dict[str, Any], key: str) -> dict[str, Any]:
         name: value
         for name, value in fields.items()
         if name != key
-        and not (value is None or (isinstance(value, str | list | dict) and not value))
-        and (name.lower() not in ABOUT_FILE or is_like(value, row, name))
+        and not is_nothing(value)
+        and (not is_about_file(name, value) or is_like(value, row, name))
     }
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value says nothing: null, an empty text, list or object."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def is_about_file(name: str, value: Any) -> bool:
+    """Whether a value next to rows says something about the file as a whole, and is no part of a conversation.
+
+    A number, true and false are none. Names are compared without case, and without `_`, `-` and `$`.
+    """
+    if isinstance(value, int | float):
+        return True
+    # Other rows, or a turn, whatever their name is.
+    item = first_object(value) or value
+    if has_parts(first_object(value)) or (isinstance(item, dict) and {"role", "content"} <= item.keys()):
+        return False
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", name).lower()
+    return bool(ABOUT_KIND.fullmatch(words)) or bare(name) in ABOUT_NAMES
+
+
+def bare(name: str) -> str:
+    """A name as names are compared."""
+    return re.sub("[_$-]", "", name).lower()
+
+
+ABOUT_NAMES = frozenset(map(bare, ABOUT_FILE))
+
+
+def refuse_unclear(fields: dict[str, Any], name: str) -> None:
+    """Refuse a file's only object if it may be a row with a list of its own as well as a list of rows.
+
+    Raises:
+        UserError: naming the list.
+    """
+    for key in OWN_LISTS:
+        row = first_object(fields.get(key))
+        if row is None or not is_row(row, key):
+            continue
+        others = beside(fields, key)
+        if not has_parts(others):
+            raise UserError(
+                f"{name} is one object with {next(iter(others))!r} and a list {key!r}, and may be one row or many; if the items of"
+                f" {key!r} are the rows, write that list alone, [ ... ]; if the object is one row, put it into a list, [{{ ... }}]"
+            )
 
 
 def refuse_lost(fields: dict[str, Any], key: str, name: str) -> None:

@@ -157,15 +157,17 @@ class Reader:
 
     def _flat(self, fields: Fields) -> list[Turn]:
         names = self._names
-        request, context, reply = (
-            told_turns(fields.take(*names[part])) for part in ("user", "context", "assistant")
-        )
+        request = told_turns(fields.take(*names["user"]))
+        context, reply = fields.take(*names["context"]), fields.take(*names["assistant"])
         if reply is None or (request is None and context is None):
             known = self._options.schema_ == "alpaca" or fields.has("instruction")
             raise Rejected("no 'instruction' or no 'output'" if known else "schema not recognised")
         turns = self._history(fields)
-        if request is None and _is_turns(context):
-            request, context = context, None
+        # Next to a request of its own a chat in JSON is a text, to be summed up perhaps.
+        if is_blank(request) and _is_turns(told := told_turns(context)):
+            request, context = told, None
+        # So is a reply to a request in plain text, which may have asked for JSON.
+        reply = told_turns(reply) if isinstance(request, list) else reply
         reply = [reply] if isinstance(reply, dict) else reply
         if isinstance(request, list):
             if not is_blank(context):  # it has no place among turns

@@ -70,16 +70,93 @@ def test_json_of_any_layout_is_read_as_the_json_module_reads_it(
     assert read == (rows if rows or layout != "under a key" else [{"version": [1], "rows": [], "end": {}}])
 
 
-# Of fewer than 100 all that stands next to them is looked at first; more come one by one.
-@pytest.mark.parametrize("number", [99, 100, 250])
-def test_of_a_list_of_any_length_nothing_that_stands_next_to_it_is_lost(number: int) -> None:
+def read_rows(value: Any, indent: int | None = 1) -> list[Any]:
+    return list(JsonStream(io.StringIO(json.dumps(value, indent=indent)), "x.json").rows())
+
+
+# What stands next to a list is looked at first, unless the list is longer than a row may be: then its items come one by one.
+@pytest.mark.parametrize(("number", "longest"), [(3, 1_000_000), (150, 1_000_000), (150, 100)])
+def test_of_a_list_of_any_length_nothing_that_stands_next_to_it_is_lost(
+    number: int, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "RECORD_CHARACTERS", longest)
+    monkeypatch.setattr(json_files, "CHUNK", 50)
     rows = [{"text": "2+3?", "label": n} for n in range(number)]
     for name, value in (("test", rows), ("more", [{"text": "1+1?"}]), ("persona", "A pirate.")):
         for fields in ({"data": rows, name: value}, {name: value, "data": rows}):
             with pytest.raises(UserError, match=f"'{name}'"):
-                list(JsonStream(io.StringIO(json.dumps(fields)), "x.json").rows())
+                read_rows(fields)
     about = {"version": 1, "data": rows, "num_rows_total": number, "system": ""}
-    assert list(JsonStream(io.StringIO(json.dumps(about)), "x.json").rows()) == rows
+    assert read_rows(about) == rows
+    assert read_rows({"description": "Sums.", "examples": rows}) == rows
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("number", [3, 150])
+def test_the_number_of_items_does_not_decide_what_a_file_means(number: int, indent: int | None) -> None:
+    pairs = [{"input": f"{n}+1?", "target": str(n + 1)} for n in range(number)]
+    shots = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(number)]
+    for row in (
+        {"question": "Which?", "items": pairs, "answer": "None."},
+        {"items": pairs, "answer": "None.", "question": "Which?"},
+        {"examples": shots, "instruction": "Add", "output": "5"},
+        {"instruction": "Add", "data": pairs, "output": "5"},
+        {"question": "Which?", "items": pairs},
+    ):
+        assert read_rows(row, indent) == [row]
+    for key, items in (("examples", pairs), ("records", shots), ("data", pairs)):
+        assert read_rows({"description": "Sums.", key: items}, indent) == items
+    with pytest.raises(UserError, match="has 'context' next to a list of rows"):
+        read_rows({"context": "Sums.", "examples": shots}, indent)
+
+
+@pytest.mark.parametrize("number", [3, 150])
+def test_an_object_that_may_be_one_row_or_many_is_refused_and_both_remedies_work(number: int) -> None:
+    examples = [{"input": f"{n}+1?", "target": str(n + 1)} for n in range(number)]
+    task = {"description": "Sums.", "metrics": ["bleu"], "examples": examples}
+    with pytest.raises(UserError) as refusal:
+        read_rows(task)
+    for told in ("x.json", "'metrics'", "'examples'", "write that list alone, [ ... ]", "[{ ... }]"):
+        assert told in str(refusal.value)
+    assert read_rows(examples) == examples
+    assert read_rows([task]) == [task]
+
+
+# fmt: off
+ABOUT = [
+    "description", "dataset", "model", "task", "$schema", "schema_version", "dataset_version", "createdAt", "updatedAt",
+    "exportDate", "date_created", "tags", "keywords", "categories", "stats", "splits", "columns", "fields", "label_names",
+    "task_type", "model_name", "Creator", "publisher", "release", "year", "generator", "pagination", "cursor", "message",
+    "code", "doi", "_meta",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("key", ["data", "records"])
+def test_what_is_about_the_file_is_left_out_and_told(key: str, here: ProjectHere) -> None:
+    rows = [{"prompt": "2+3?", "completion": "5"}]
+    for name in ABOUT:
+        assert read_rows({name: "2024", key: rows}) == rows
+        assert read_rows({key: rows, name: {"a": ["b"]}}) == rows
+    numbers = {"num_samples": 1, "numConversations": 1, "seed": 7, "shuffled": True, "mean_length": 2.5}
+    here.own("x.json", json.dumps({**numbers, "description": "Sums.", key: rows}, indent=1).encode())
+    here.source(origin="local", path="data/own/x.json")
+    told = here.fetched("chat").stdout
+    assert f"data/own/x.json: {', '.join(numbers)}, description left out: next to the rows" in told
+    assert here.records() == rows
+
+
+@pytest.mark.parametrize("key", ["data", "records"])
+def test_what_may_belong_to_each_row_is_never_left_out(key: str) -> None:
+    rows = [{"prompt": "2+3?", "completion": "5"}]
+    turn = {"role": "system", "content": "Be brief."}
+    names = ("context", "instructions", "system", "System-Prompt")
+    beside: dict[str, Any] = dict.fromkeys(names, "Be brief.")
+    beside |= {"persona": {"name": "Ann"}, "tools": [{"name": "add"}], "document": "Sums.", "prompt": "Add."}
+    beside |= {"chat": "Hi", "message": turn, "meta": [turn], "splits": [{"prompt": "1+1?", "answer": "2"}]}
+    for name, value in beside.items():
+        with pytest.raises(UserError, match=f"'{name}'"):
+            read_rows({name: value, key: rows})
 
 
 def test_an_error_names_the_line_far_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
