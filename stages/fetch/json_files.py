@@ -146,7 +146,10 @@ def tell_left_out(keys: list[str], name: str) -> None:
 
 
 class JsonStream:
-    """Rows of a JSON list, of objects one after another, or of a list under a key, with one row in memory at a time."""
+    """Rows of a JSON list, of objects one after another, or of a list under a key.
+
+    One row is in memory at a time; of a list under a key as much as a row may have.
+    """
 
     def __init__(self, text: io.TextIOBase, name: str) -> None:
         self._text, self._name, self._what = text, name, "JSON"
