@@ -314,7 +314,7 @@ def _clear(turns: Conversation) -> Shown:
         turns.clear()  # the list itself: an answer that is being written looks at it
         turns.key = ""
         turns.begin_opening()  # one that is being opened does not come after this
-    return turns, display(turns), gr.update(value="", **SEND)
+    return turns, display(turns), gr.update(**SEND)  # what was typed meanwhile stays in the box
 
 
 def _undo(turns: Conversation) -> Shown:

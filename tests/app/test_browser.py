@@ -508,6 +508,26 @@ def test_a_view_of_an_answer_that_ends_late_does_not_cover_a_new_conversation(
         sync_api.expect(answers(page)).to_have_count(0)
 
 
+def test_what_is_typed_while_a_new_conversation_opens_is_kept(page, models, tokenizer, monkeypatch):
+    clear, typed = chat._clear, threading.Event()
+
+    def late(turns):
+        typed.wait(PATIENCE / 1000)
+        return clear(turns)
+
+    monkeypatch.setattr(chat, "_clear", late)
+    with serving(Service(models, Says(["fine"]), tokenizer)) as url:
+        visit(page, url)
+        send(page, "hello")
+        says(answers(page), "fine")
+        page.get_by_role("button", name="New conversation").click()
+        page.locator("#box textarea").fill("the next question")
+        typed.set()
+        visible(page.locator(".start"))
+        page.wait_for_timeout(500)  # until the box would have been emptied
+        sync_api.expect(page.locator("#box textarea")).to_have_value("the next question")
+
+
 def test_retry_that_comes_after_new_conversation_leaves_the_box_free(page, models, tokenizer, monkeypatch):
     retry, cleared, retried = chat._retry, threading.Event(), threading.Event()
 
@@ -573,12 +593,10 @@ def test_of_two_conversations_opened_quickly_the_second_is_shown(page, models, t
     with serving(Service(models, Says(["fine"]), tokenizer)) as url:
         visit(page, url)
         for question in ("the first", "the second"):
-            page.get_by_role("button", name="New conversation").click()
-            visible(page.locator(".start"))
             send(page, question)
             says(answers(page), "fine")
-        page.get_by_role("button", name="New conversation").click()
-        visible(page.locator(".start"))
+            page.get_by_role("button", name="New conversation").click()
+            visible(page.locator(".start"))
         monkeypatch.setattr(chat, "read_stored", slowly)
         chats = page.locator("#chats")
         with page.expect_request(re.compile("/gradio_api/queue/join")):
