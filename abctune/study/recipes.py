@@ -262,15 +262,20 @@ def _parts_of_set(
 ) -> dict[Quantity, Parts]:
     """Sources of variance of every quantity on the rows of one or more sources."""
     members = statistics.strata_of_sources(rows.groups, rows.sources, sources)
+    # Replicates of all quantities at once: finding a row's group costs more than adding it up.
+    stacked = np.concatenate(list(quantities.values()))
+    ends = np.cumsum([len(values) for values in quantities.values()])[:-1]
+    strata = [statistics.cluster_sums(rows.groups[m], rows.weights[m], stacked[:, m].T) for m in members]
+    split = [np.split(one.sums, ends, axis=1) for one in strata]
     by_quantity = {
-        quantity: [statistics.cluster_sums(rows.groups[m], rows.weights[m], values[:, m].T) for m in members]
-        for quantity, values in quantities.items()
+        quantity: [Stratum(one.tokens, parts[index]) for one, parts in zip(strata, split, strict=True)]
+        for index, quantity in enumerate(quantities)
     }
     # The bootstrap draws whole groups, of all quantities at once: of each the mean over replicates.
-    means = []
-    for index, one in enumerate(next(iter(by_quantity.values()))):
-        columns = [found[index].sums.mean(axis=1) for found in by_quantity.values()]
-        means.append(Stratum(one.tokens, np.column_stack(columns)))
+    means = [
+        Stratum(one.tokens, np.column_stack([part.mean(axis=1) for part in parts]))
+        for one, parts in zip(strata, split, strict=True)
+    ]
     rows_df = statistics.t_df(statistics.bootstrap(means, rng, resamples))
     weights = np.array([rows.weights[rows.sources == source].sum() for source in sources])
     share = float(((weights / weights.sum()) ** 2).sum())

@@ -314,7 +314,7 @@ def _clear(turns: Conversation) -> Shown:
         turns.clear()  # the list itself: an answer that is being written looks at it
         turns.key = ""
         turns.begin_opening()  # one that is being opened does not come after this
-    return turns, display(turns), gr.update(**SEND)  # what was typed meanwhile stays in the box
+    return _as_it_is(turns)  # with what was typed meanwhile
 
 
 def _undo(turns: Conversation) -> Shown:
